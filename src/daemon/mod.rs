@@ -1,0 +1,7 @@
+//! Wiring and life of the daemon.
+#![forbid(unsafe_code)]
+
+pub mod lifecycle;
+pub mod notify;
+pub mod state_file;
+pub mod subnet_env;

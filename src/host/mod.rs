@@ -1,0 +1,7 @@
+//! What this program does to the host, and puts back.
+#![forbid(unsafe_code)]
+
+pub mod interface;
+pub mod link;
+pub mod netlink;
+pub mod routes;

@@ -1,0 +1,12 @@
+//! uvxlan: a drop-in for flannel's vxlan backend that needs no vxlan in the kernel.
+
+pub mod cli;
+pub mod daemon;
+pub mod dataplane;
+pub mod host;
+pub mod offload;
+pub mod route;
+pub mod subnet;
+pub mod sys;
+pub mod testbed;
+pub mod wire;

@@ -1,0 +1,1 @@
+//! Many segments of a flow into one super-packet.

@@ -1,0 +1,1 @@
+//! One super-packet into the segments of its flow.

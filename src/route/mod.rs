@@ -1,0 +1,6 @@
+//! Who is where: the lock-free route table, pure.
+#![forbid(unsafe_code)]
+
+pub mod peer;
+pub mod publish;
+pub mod table;

@@ -1,0 +1,1 @@
+//! The one atomic pointer to the current snapshot.

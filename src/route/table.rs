@@ -1,0 +1,1 @@
+//! The immutable route snapshot and its lookup.

@@ -1,0 +1,6 @@
+//! The kernel edge: the only place with `unsafe`.
+
+pub mod netns;
+pub mod poll;
+pub mod tun;
+pub mod udp;

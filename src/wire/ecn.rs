@@ -1,0 +1,1 @@
+//! ECN over the tunnel (RFC 6040).

@@ -1,0 +1,1 @@
+//! Hash of an inner flow, the choice of the outer source port.
