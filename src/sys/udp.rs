@@ -265,6 +265,7 @@ impl ReceiveBatch {
             tos: 0,
             truncated: message.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
         };
+        #[allow(clippy::unnecessary_cast)] // another integer type with musl
         let used = (message.msg_hdr.msg_controllen as usize).min(CONTROL_LEN);
         for (level, kind, data) in control_messages(&self.controls[slot].0[..used]) {
             match (level, kind) {
