@@ -160,14 +160,38 @@ fn flag_without_command(argument: &str) -> String {
         format!("{NAME}: {flag} is a flag of the daemon; did you mean '{NAME} run {flag} …'?\n")
     } else {
         format!(
-            "{NAME}: expected a command before {flag}; did you mean '{NAME} run {flag} …'?\nFor the commands, see '{NAME} --help'.\n"
+            "{NAME}: expected a command before {flag}; did you mean '{NAME} run {flag} …'?\n\
+             For the commands, see '{NAME} --help'.\n"
         )
     }
 }
 
+fn unknown_command(command: &Command, word: &str) -> String {
+    // clap's own suggestion misses short words (rnu for run).
+    let nearest = command
+        .get_subcommands()
+        .map(|known| {
+            (
+                strsim::normalized_damerau_levenshtein(word, known.get_name()),
+                known,
+            )
+        })
+        .filter(|(similarity, _)| *similarity >= 0.4)
+        .max_by(|left, right| left.0.total_cmp(&right.0))
+        .map(|(_, known)| format!("; did you mean '{NAME} {}'?", known.get_name()))
+        .unwrap_or_default();
+    let shown: String = word.chars().take(60).flat_map(char::escape_debug).collect();
+    format!("{NAME}: unknown command {shown}{nearest}\nFor the commands, see '{NAME} --help'.\n")
+}
+
 fn parsed(first: OsString, rest: impl Iterator<Item = OsString>) -> Action {
+    let mut command = command();
+    command.build();
+    if command.find_subcommand(&first).is_none() {
+        return Action::Refuse(unknown_command(&command, &first.to_string_lossy()), USAGE);
+    }
     let words = [OsString::from(NAME), first].into_iter().chain(rest);
-    let matches = command().try_get_matches_from(words);
+    let matches = command.try_get_matches_from(words);
     match matches.and_then(|matches| Parsed::from_arg_matches(&matches)) {
         Ok(Parsed::DockerOpts(args)) => Action::DockerOpts(args),
         Ok(Parsed::Demo(args)) => Action::Demo(args),

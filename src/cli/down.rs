@@ -6,7 +6,12 @@ use std::process::ExitCode;
 #[derive(clap::Args, Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DownArgs {
     /// VXLAN network identifier: the device is flannel.N
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=0xff_ffff))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(0..=0xff_ffff)
+    )]
     pub vni: u32,
 }
 
