@@ -6,6 +6,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::cli::flags::FLAGS;
 
+mod environment;
+mod notices;
+
 fn parse_with(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Invocation, ArgsError> {
     parse(
         arguments.iter().map(OsString::from),
@@ -362,125 +365,6 @@ fn an_option_taken_as_a_value_is_noted() {
 }
 
 #[test]
-fn command_line_wins_over_environment_and_environment_over_default() {
-    let variables = [
-        ("FLANNELD_ETCD_PREFIX", "/env"),
-        ("FLANNELD_IFACE", "eth9"),
-        ("FLANNELD_IP_MASQ", "true"),
-        ("FLANNELD_V", "2"),
-        ("FLANNELD_SUBNET_FILE", ""),
-        ("UVXLAN_STATE_DIR", "/env/state"),
-        ("PATH", "/bin"),
-    ];
-    let options = options_with(&["--iface=eth0", "--ip-masq=false"], &variables);
-    assert_eq!(options.etcd_prefix, "/env");
-    assert_eq!(
-        options.iface,
-        ["eth0"],
-        "environment does not add to the command line"
-    );
-    assert!(!options.ip_masq);
-    assert_eq!(options.verbosity, 2);
-    assert_eq!(options.subnet_file, Path::new("/run/flannel/subnet.env"));
-    assert_eq!(options.state_dir, Path::new("/env/state"));
-    let origins = [
-        ("etcd-prefix", Origin::Environment),
-        ("iface", Origin::CommandLine),
-        ("ip-masq", Origin::CommandLine),
-        ("subnet-file", Origin::Default),
-        ("state-dir", Origin::Environment),
-    ];
-    for (name, origin) in origins {
-        assert_eq!(options.origin(name), Some(origin), "{name}");
-    }
-    let setting = options
-        .settings
-        .iter()
-        .find(|setting| setting.name == "etcd-prefix");
-    assert_eq!(
-        setting.unwrap().to_string(),
-        "etcd-prefix=/env (environment)"
-    );
-}
-
-#[test]
-fn every_flag_has_a_variable() {
-    let values = |name: &str| match name {
-        "public-ip" | "iface-can-reach" => "10.0.0.9",
-        "store" => "dir:/env",
-        "backend-default" => "vxlan",
-        "receive-on" => "public",
-        "log-format" => "json",
-        "etcd-endpoints" => "http://env:1",
-        "kube-subnet-mgr" => "false",
-        _ => "1",
-    };
-    for flag in FLAGS.iter().filter(|flag| flag.name != "version") {
-        let variable = flag.variable(flag.name);
-        let options = options_with(&[], &[(&variable, values(flag.name))]);
-        assert_eq!(
-            options.origin(flag.name),
-            Some(Origin::Environment),
-            "{variable}"
-        );
-    }
-    let aliased = options_with(&[], &[("FLANNELD_ETCD_CA_FILE", "/ca")]);
-    assert_eq!(aliased.etcd_ca_file.as_deref(), Some(Path::new("/ca")));
-    let version = options_with(&[], &[("FLANNELD_VERSION", "true")]);
-    assert!(version.notices.is_empty());
-}
-
-#[test]
-fn a_malformed_variable_is_noted_and_start_up_goes_on() {
-    let variables = [
-        ("FLANNELD_IP_MASQ", "maybe"),
-        ("FLANNELD_IPTABLES_RESYNC", "soon"),
-    ];
-    let options = options_with(&[], &variables);
-    assert!(!options.ip_masq);
-    assert_eq!(options.iptables_resync, Duration::from_secs(5));
-    assert_eq!(options.origin("ip-masq"), Some(Origin::Default));
-    let errors = options
-        .notices
-        .iter()
-        .filter(|notice| notice.level == NoticeLevel::Error);
-    assert_eq!(errors.count(), 2, "{:?}", options.notices);
-}
-
-#[test]
-fn a_variable_that_would_change_what_is_reached_is_refused() {
-    let table = [
-        ("FLANNELD_PUBLIC_IP", "10.0.0"),
-        ("FLANNELD_ETCD_ENDPOINTS", "ftp://a"),
-        ("FLANNELD_SUBNET_LEASE_RENEW_MARGIN", "1440"),
-        ("UVXLAN_STORE", "redis"),
-    ];
-    for (variable, value) in table {
-        let error = parse_with(&[], &[(variable, value)]).expect_err(variable);
-        assert_eq!(error.exit_code(), 2, "{variable}");
-        assert!(error.to_string().contains(variable), "{error}");
-    }
-}
-
-#[test]
-fn a_mistyped_variable_is_noted_and_a_strange_one_left_alone() {
-    let variables = [
-        ("FLANNELD_ETCD_ENDPOINT", "http://a"),
-        ("FLANNELD_STORE", "etcd"),
-        ("FLANNELD_PORT_8080_TCP_ADDR", "10.0.0.1"),
-        ("ETCD_ENDPOINT", "http://a"),
-    ];
-    let options = options_with(&[], &variables);
-    let warnings = warnings(&options);
-    assert_eq!(warnings.len(), 2, "{warnings:?}");
-    assert!(
-        warnings[0].contains("FLANNELD_ETCD_ENDPOINTS?"),
-        "{warnings:?}"
-    );
-    assert!(warnings[1].contains("UVXLAN_STORE?"), "{warnings:?}");
-}
-
-#[test]
 fn unknown_flags_name_the_nearest() {
     let table = [
         ("--etcd-endpoint=http://a", Some("etcd-endpoints")),
@@ -565,96 +449,6 @@ fn an_argument_that_is_not_utf8_is_refused_with_its_place() {
         Ok(Invocation::Run(options)) => assert!(warnings(&options)[0].contains("FLANNELD_IFACE")),
         other => panic!("{other:?}"),
     }
-}
-
-#[test]
-fn flags_without_effect_are_accepted_with_one_warning_each() {
-    let names = [
-        "kube-api-url=http://a",
-        "kube-annotation-prefix=a",
-        "kubeconfig-file=/a",
-        "net-config-path=/a",
-        "set-node-network-unavailable=true",
-        "healthz-ip=127.0.0.1",
-        "healthz-port=8080",
-        "iptables-resync=5",
-        "iptables-forward-rules=true",
-        "ip-masq-fully-random-disable",
-        "ip-blackhole-route",
-        "public-ipv6=::1",
-        "vmodule=a=1",
-        "log_backtrace_at=a:1",
-        "control-socket=/a",
-        "ip-masq",
-    ];
-    for name in names {
-        let argument = format!("--{name}");
-        let twice = options(&[&argument, &argument]);
-        let warnings = warnings(&twice);
-        assert_eq!(warnings.len(), 1, "{name}: {warnings:?}");
-        let flag = argument.split('=').next().unwrap();
-        assert!(warnings[0].starts_with(flag), "{name}: {warnings:?}");
-    }
-    for off in [
-        "--ip-masq=false",
-        "--healthz-port=0",
-        "--ip-blackhole-route=F",
-        "--vmodule=",
-    ] {
-        assert!(options(&[off]).notices.is_empty(), "{off} asks for nothing");
-    }
-    let by_environment = options_with(&[], &[("FLANNELD_IP_MASQ", "1")]);
-    assert!(by_environment.ip_masq);
-    assert!(warnings(&by_environment)[0].starts_with("FLANNELD_IP_MASQ"));
-}
-
-#[test]
-fn kubernetes_mode_is_refused_as_configuration() {
-    for error in [
-        error(&["--kube-subnet-mgr"]),
-        parse_with(&[], &[("FLANNELD_KUBE_SUBNET_MGR", "true")]).expect_err("refused"),
-    ] {
-        assert_eq!(error.exit_code(), 78);
-        assert!(error.to_string().contains("not supported yet"), "{error}");
-    }
-    assert!(options(&["--kube-subnet-mgr=false"]).notices.is_empty());
-}
-
-#[test]
-fn a_password_shows_nowhere() {
-    let arguments = [
-        "--etcd-password=hunter2",
-        "hunter2",
-        "--etcd-endpoints=http://u:hunter2@a:1",
-    ];
-    let mut options = options(&arguments);
-    assert_eq!(
-        options.etcd_password.as_ref().map(Secret::expose),
-        Some("hunter2")
-    );
-    let told = format!("{:?} {:?}", options.settings, options.notices);
-    assert!(!told.contains("hunter2"), "{told}");
-    options.etcd_endpoints.clear();
-    assert!(!format!("{options:?}").contains("hunter2"));
-    let split = options_with(&[" --etcd-password=x hunter2 --ip-masq"], &[]);
-    assert!(
-        !format!("{:?}", split.notices).contains("hunter2"),
-        "{:?}",
-        split.notices
-    );
-    let refused = error(&["--etcd-endpoints=ftp://u:hunter2@a"]);
-    assert!(!refused.to_string().contains("hunter2"), "{refused}");
-}
-
-#[test]
-fn etcd_flags_beside_a_directory_are_noted() {
-    let options = options(&["--store=dir:/a", "--etcd-prefix=/b"]);
-    assert!(
-        options
-            .notices
-            .iter()
-            .any(|notice| notice.text.starts_with("--etcd-prefix has no"))
-    );
 }
 
 #[test]
