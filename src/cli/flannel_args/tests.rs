@@ -333,6 +333,8 @@ fn blanks_at_the_edges_do_no_harm() {
         (split.iface, split.iface_regex),
         (vec!["eth0".into()], vec!["a b".into()])
     );
+    let quoted = options(&[" --ip-masq=false --iface='a --b' "]);
+    assert_eq!(quoted.iface, ["a --b"], "split once only");
 }
 
 #[test]
