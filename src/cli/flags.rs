@@ -2,7 +2,7 @@
 //!
 //! Parsing, help, environment names and the log of settings are all made from one table.
 
-use super::options::{Invalid, RunOptions, boolean};
+use crate::daemon::options::{Invalid, RunOptions, boolean};
 
 mod table;
 

@@ -18,7 +18,7 @@ mod tests;
 use self::assign::{Assignment, Environment};
 use self::scan::Scan;
 use super::flags;
-pub use super::options::{
+pub use crate::daemon::options::{
     LogFormat, Notice, NoticeLevel, Origin, ReceiveOn, RunOptions, Secret, Setting, StoreChoice,
 };
 use super::{CONFIG, USAGE};

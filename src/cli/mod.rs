@@ -11,7 +11,6 @@ pub mod down;
 mod flags;
 pub mod flannel_args;
 mod help;
-mod options;
 pub mod run;
 mod words;
 

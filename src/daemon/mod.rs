@@ -3,5 +3,6 @@
 
 pub mod lifecycle;
 pub mod notify;
+pub mod options;
 pub mod state_file;
 pub mod subnet_env;

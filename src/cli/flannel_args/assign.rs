@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 
 use super::super::flags::{self, Effect, FLAGS, Flag, Kind, Known};
-use super::super::options::{Invalid, boolean};
+use crate::daemon::options::{Invalid, boolean};
 use super::scan::Given;
 use super::{ArgsError, Notice, NoticeLevel, Origin, RunOptions, Setting, StoreChoice};
 

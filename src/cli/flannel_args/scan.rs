@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::super::flags::{self, Flag, Kind};
-use super::super::options::boolean;
+use crate::daemon::options::boolean;
 use super::super::words::{self, Argument};
 use super::{ArgsError, Invocation, Notice, NoticeLevel};
 

@@ -1,6 +1,6 @@
 //! The settings of `uvxlan run`, typed, and how one text becomes one setting.
 //!
-//! The setters used by [`flags`](super::flags) live here, so that what a value must look
+//! The setters used by the flag table (`cli::flags`) live here, so that what a value must look
 //! like stands beside the field it fills.
 
 use std::fmt;
@@ -264,7 +264,7 @@ impl RunOptions {
 
 /// Why a text is not a value of its flag.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Invalid {
+pub(crate) enum Invalid {
     /// Not a boolean, or not a number; what was expected. Where it comes from the
     /// environment flannel goes on with the default, and so do we.
     Type(String),
@@ -280,7 +280,7 @@ fn expected<T>(what: &str) -> Result<T, Invalid> {
 }
 
 /// Go's `strconv.ParseBool`.
-pub(super) fn boolean(text: &str) -> Result<bool, Invalid> {
+pub(crate) fn boolean(text: &str) -> Result<bool, Invalid> {
     match text.trim_ascii() {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
@@ -290,7 +290,7 @@ pub(super) fn boolean(text: &str) -> Result<bool, Invalid> {
 
 /// Go's `strconv.ParseInt` with base 0 (decimal, `0x`, `0o`, `0b`, and a leading 0 for
 /// octal; no underscores), within `min..=max`.
-pub(super) fn integer(text: &str, min: i64, max: i64) -> Result<i64, Invalid> {
+pub(crate) fn integer(text: &str, min: i64, max: i64) -> Result<i64, Invalid> {
     let range = format!("a whole number from {min} to {max}");
     let Some(number) = go_integer(text.trim_ascii()) else {
         return Err(Invalid::Type(range));
@@ -323,24 +323,24 @@ fn go_integer(text: &str) -> Option<i64> {
 }
 
 /// A count within `min..=max`, both of which fit `u32`.
-pub(super) fn count(text: &str, min: u32, max: u32) -> Result<u32, Invalid> {
+pub(crate) fn count(text: &str, min: u32, max: u32) -> Result<u32, Invalid> {
     let number = integer(text, min.into(), max.into())?;
     u32::try_from(number).or_else(|_| expected(&format!("a whole number from {min} to {max}")))
 }
 
 /// A text, empty meaning "not given", as flannel's empty defaults.
-pub(super) fn optional(text: &str) -> Option<&str> {
+pub(crate) fn optional(text: &str) -> Option<&str> {
     let text = text.trim_ascii();
     (!text.is_empty()).then_some(text)
 }
 
 /// A text that must say something.
-pub(super) fn required(text: &str, what: &str) -> Result<String, Invalid> {
+pub(crate) fn required(text: &str, what: &str) -> Result<String, Invalid> {
     optional(text).map_or_else(|| expected(what), |text| Ok(text.to_owned()))
 }
 
 /// An address, empty meaning "not given".
-pub(super) fn address<T: std::str::FromStr>(text: &str, what: &str) -> Result<Option<T>, Invalid> {
+pub(crate) fn address<T: std::str::FromStr>(text: &str, what: &str) -> Result<Option<T>, Invalid> {
     match optional(text) {
         None => Ok(None),
         Some(text) => text.parse().map(Some).or_else(|_| expected(what)),
@@ -349,7 +349,7 @@ pub(super) fn address<T: std::str::FromStr>(text: &str, what: &str) -> Result<Op
 
 /// A comma list of etcd URLs. flannel splits without trimming and then fails on the blank;
 /// here blanks around an item are dropped, and so are empty items.
-pub(super) fn endpoints(text: &str) -> Result<Vec<String>, Invalid> {
+pub(crate) fn endpoints(text: &str) -> Result<Vec<String>, Invalid> {
     let items: Vec<String> = text
         .split(',')
         .filter_map(optional)
@@ -381,7 +381,7 @@ fn is_endpoint(text: &str) -> bool {
 }
 
 /// A regular expression over interface names and addresses.
-pub(super) fn expression(text: &str) -> Result<String, Invalid> {
+pub(crate) fn expression(text: &str) -> Result<String, Invalid> {
     match regex::Regex::new(text) {
         Ok(_) => Ok(text.to_owned()),
         Err(_) => expected("a regular expression such as ^eth[0-9]"),
@@ -389,7 +389,7 @@ pub(super) fn expression(text: &str) -> Result<String, Invalid> {
 }
 
 /// `etcd` or `dir:PATH`.
-pub(super) fn store(text: &str) -> Result<StoreChoice, Invalid> {
+pub(crate) fn store(text: &str) -> Result<StoreChoice, Invalid> {
     match text.trim_ascii() {
         "etcd" => Ok(StoreChoice::Etcd),
         other => match other.strip_prefix("dir:") {
@@ -400,7 +400,7 @@ pub(super) fn store(text: &str) -> Result<StoreChoice, Invalid> {
 }
 
 /// One of a few words.
-pub(super) fn choice<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, Invalid> {
+pub(crate) fn choice<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, Invalid> {
     let text = text.trim_ascii();
     if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {
         return Ok(*value);
