@@ -18,10 +18,10 @@ mod tests;
 use self::assign::{Assignment, Environment};
 use self::scan::Scan;
 use super::flags;
+use super::{CONFIG, USAGE};
 pub use crate::daemon::options::{
     LogFormat, Notice, NoticeLevel, Origin, ReceiveOn, RunOptions, Secret, Setting, StoreChoice,
 };
-use super::{CONFIG, USAGE};
 
 /// What a command line of `run` asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]

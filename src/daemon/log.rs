@@ -25,7 +25,11 @@ pub fn start(format: LogFormat, level: Level) {
 
 /// Logs what was noticed while arguments were read, and every setting that is not a default.
 pub fn announce(options: &RunOptions) {
-    tracing::info!(event = "start", version = env!("CARGO_PKG_VERSION"), pid = std::process::id());
+    tracing::info!(
+        event = "start",
+        version = env!("CARGO_PKG_VERSION"),
+        pid = std::process::id()
+    );
     for notice in &options.notices {
         match notice.level {
             NoticeLevel::Info => tracing::info!(event = "argument", "{}", notice.text),

@@ -6,12 +6,12 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use super::{Effect, Flag, Group};
 use crate::daemon::options::{
     DEFAULT_CONTROL_SOCKET, DEFAULT_ENDPOINTS, DEFAULT_PREFIX, DEFAULT_STATE_DIR,
     DEFAULT_SUBNET_FILE, Invalid, LogFormat, ReceiveOn, RunOptions, Secret, address, boolean,
     choice, count, endpoints, expression, integer, optional, required, store,
 };
-use super::{Effect, Flag, Group};
 
 const FILE: &str = "the path of a file";
 

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 
 use super::super::flags::{self, Effect, FLAGS, Flag, Kind, Known};
-use crate::daemon::options::{Invalid, boolean};
 use super::scan::Given;
 use super::{ArgsError, Notice, NoticeLevel, Origin, RunOptions, Setting, StoreChoice};
+use crate::daemon::options::{Invalid, boolean};
 
 /// The variables that concern us, by name.
 pub(super) struct Environment {

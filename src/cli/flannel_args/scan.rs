@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 
 use super::super::flags::{self, Flag, Kind};
-use crate::daemon::options::boolean;
 use super::super::words::{self, Argument};
 use super::{ArgsError, Invocation, Notice, NoticeLevel};
+use crate::daemon::options::boolean;
 
 /// A word still to be read.
 struct Word {
