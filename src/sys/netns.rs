@@ -162,7 +162,10 @@ mod tests {
 
     fn devices() -> Vec<String> {
         let table = fs::read_to_string("/proc/thread-self/net/dev").unwrap();
-        let names = table.lines().skip(2).filter_map(|line| line.split(':').next());
+        let names = table
+            .lines()
+            .skip(2)
+            .filter_map(|line| line.split(':').next());
         names.map(|name| name.trim().to_owned()).collect()
     }
 
