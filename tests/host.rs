@@ -73,7 +73,7 @@ fn a_kernel_vxlan_is_taken_over_with_its_mac() {
     let node = Node::new("host").unwrap();
     let mac = MacAddr([0xf6, 0xdf, 0xb4, 0xd0, 0x5d, 0x72]);
     in_node(&node, async |netlink| {
-        netlink.create_dummy("eth0").await.unwrap();
+        netlink.create_bridge("eth0").await.unwrap();
         let below = netlink.expect_link("eth0").await.unwrap().index;
         let vxlan = VxlanSettings {
             name: DEVICE.into(),
@@ -108,10 +108,10 @@ fn somebody_elses_device_is_not_taken() {
     need!(available());
     let node = Node::new("host").unwrap();
     in_node(&node, async |netlink| {
-        netlink.create_dummy(DEVICE).await.unwrap();
+        netlink.create_bridge(DEVICE).await.unwrap();
         let error = take_over_kernel_vxlan(&netlink, DEVICE).await.unwrap_err();
         assert!(
-            matches!(&error, LinkError::NameTaken { kind, .. } if kind == "dummy"),
+            matches!(&error, LinkError::NameTaken { kind, .. } if kind == "bridge"),
             "{error}"
         );
         assert!(
@@ -214,7 +214,7 @@ fn routes_follow_the_peers_and_foreign_ones_stay() {
 
 /// A route for a peer's very subnet, as a person would have typed it.
 async fn foreign_route(netlink: &Netlink) -> Result<Route, NetlinkError> {
-    netlink.create_dummy("eth0").await?;
+    netlink.create_bridge("eth0").await?;
     let index = netlink.expect_link("eth0").await?.index;
     netlink.set_up(index, true).await?;
     let route = Route {
@@ -280,7 +280,7 @@ fn the_interface_is_chosen_as_flannel_chooses_it() {
     let topology = Topology::two_hosts().unwrap();
     let (host, _) = topology.pair().unwrap();
     in_node(host.node(), async |netlink| {
-        netlink.create_dummy("dummy0").await.unwrap();
+        netlink.create_bridge("dummy0").await.unwrap();
         let dummy = netlink.expect_link("dummy0").await.unwrap().index;
         netlink.set_up(dummy, true).await.unwrap();
         for address in [
@@ -292,15 +292,8 @@ fn the_interface_is_chosen_as_flannel_chooses_it() {
             netlink.add_address(dummy, ip(address), 32).await.unwrap();
         }
         let far = Route {
-            onlink: true,
             protocol: PROTOCOL_BOOT,
-            ..Route::ours(net("172.16.32.254/32"), Some(ip("172.16.32.100")), dummy)
-        };
-        // The address is our own, which the kernel refuses as a gateway: by device it is.
-        let far = Route {
-            gateway: None,
-            onlink: false,
-            ..far
+            ..Route::ours(net("172.16.32.254/32"), None, dummy)
         };
         netlink.add_route(&far).await.unwrap();
 

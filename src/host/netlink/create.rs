@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_route::link::{InfoData, InfoVeth, LinkMessage};
-use rtnetlink::{LinkBridge, LinkDummy, LinkUnspec, LinkVeth, LinkVxlan};
+use rtnetlink::{LinkBridge, LinkUnspec, LinkVeth, LinkVxlan};
 
 use super::{Netlink, NetlinkError};
 use crate::wire::{MacAddr, Vni};
@@ -60,18 +60,6 @@ impl Netlink {
     pub async fn create_bridge(&self, name: &str) -> Result<(), NetlinkError> {
         self.create(LinkBridge::new(name).build(), || {
             format!("create bridge {name}")
-        })
-        .await
-    }
-
-    /// Makes a dummy device, which swallows what is sent to it.
-    ///
-    /// # Errors
-    ///
-    /// [`NetlinkError::Request`].
-    pub async fn create_dummy(&self, name: &str) -> Result<(), NetlinkError> {
-        self.create(LinkDummy::new(name).build(), || {
-            format!("create dummy device {name}")
         })
         .await
     }
