@@ -1,1 +1,261 @@
-//! link
+//! The overlay device `flannel.<VNI>`, which [`crate::sys::tun`] opens: what it takes over
+//! from flannel, and its MTU, address and state.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+
+use ipnet::Ipv4Net;
+
+use super::netlink::{AddressInfo, LinkInfo, Netlink, NetlinkError};
+use crate::wire::MacAddr;
+
+/// Per-device settings of IPv6, in the namespace of the calling thread.
+const IPV6_SETTINGS: &str = "/proc/sys/net/ipv6/conf";
+
+/// Why the overlay device could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// A netlink request failed.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// Somebody else's device has our name.
+    #[error(
+        "the device {name} exists and is of kind {kind}, neither a TUN device of ours nor \
+         flannel's vxlan; remove it (`ip link delete {name}`) or choose another VNI"
+    )]
+    NameTaken {
+        /// Name of the device.
+        name: String,
+        /// Its kind, as `ip -d link` shows it.
+        kind: String,
+    },
+}
+
+/// What the overlay device shall look like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceSettings {
+    /// MTU in bytes: that of the external interface less 50.
+    pub mtu: u32,
+    /// The lease's network address; it gets the prefix length 32, as flannel gives it.
+    pub address: Ipv4Addr,
+    /// The overlay network. Other addresses inside it are removed from the device, those
+    /// outside are left to whoever put them there.
+    pub network: Ipv4Net,
+    /// Transmit queue length in packets; `None` leaves the kernel's 500.
+    pub tx_queue_len: Option<u32>,
+}
+
+/// Makes way for a TUN device called `name` by deleting a kernel vxlan device of that name,
+/// and returns the MAC address it had, which the peers know.
+///
+/// flannel's device also holds the UDP port, so ours can't be bound while it is there.
+/// Routes over it go with it. A TUN device of that name is left as it is.
+///
+/// # Errors
+///
+/// [`LinkError::NameTaken`] for a device of any other kind, which is left alone.
+pub async fn take_over_kernel_vxlan(
+    netlink: &Netlink,
+    name: &str,
+) -> Result<Option<MacAddr>, LinkError> {
+    let Some(link) = netlink.link_by_name(name).await? else {
+        return Ok(None);
+    };
+    match occupant(&link) {
+        Occupant::Tun => Ok(None),
+        Occupant::KernelVxlan => {
+            netlink.delete_link(link.index).await?;
+            Ok(link.mac)
+        }
+        Occupant::Other(kind) => Err(LinkError::NameTaken {
+            name: link.name,
+            kind,
+        }),
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Occupant {
+    Tun,
+    KernelVxlan,
+    Other(String),
+}
+
+fn occupant(link: &LinkInfo) -> Occupant {
+    match (link.kind.as_deref(), link.mac) {
+        (Some("vxlan"), _) => Occupant::KernelVxlan,
+        // A TAP is of kind `tun` too, but has a link-layer address.
+        (Some("tun"), None) => Occupant::Tun,
+        (Some("tun"), Some(_)) => Occupant::Other("tap".into()),
+        (Some(kind), _) => Occupant::Other(kind.into()),
+        (None, _) => Occupant::Other("hardware".into()),
+    }
+}
+
+/// Gives the overlay device its MTU, its one address inside the network, and sets it up.
+///
+/// Run it on a thread in the network namespace of the device: besides netlink it writes two
+/// sysctls, without which the kernel sends router solicitations into the overlay.
+///
+/// # Errors
+///
+/// When the device is gone or a request is refused. Sysctls that can't be written are
+/// logged only: a host without IPv6 has none, and some containers mount them read-only.
+pub async fn configure(
+    netlink: &Netlink,
+    ifindex: u32,
+    settings: DeviceSettings,
+) -> Result<(), LinkError> {
+    let link = netlink.link_by_index(ifindex).await?;
+    let link = link.ok_or_else(|| NetlinkError::Missing(format!("network device {ifindex}")))?;
+    if link.mtu != settings.mtu {
+        netlink.set_mtu(ifindex, settings.mtu).await?;
+    }
+    if let Some(length) = settings.tx_queue_len
+        && length != link.tx_queue_len
+    {
+        netlink.set_tx_queue_len(ifindex, length).await?;
+    }
+    // Before the device comes up: that is when the kernel makes a link-local address.
+    quieten_ipv6(&link.name);
+    ensure_address(netlink, ifindex, settings).await?;
+    if !link.up {
+        netlink.set_up(ifindex, true).await?;
+    }
+    Ok(())
+}
+
+async fn ensure_address(
+    netlink: &Netlink,
+    ifindex: u32,
+    settings: DeviceSettings,
+) -> Result<(), NetlinkError> {
+    let present = netlink.addresses(Some(ifindex)).await?;
+    let (stale, has_it) = sort_addresses(&present, settings);
+    for (address, prefix_len) in stale {
+        match netlink.delete_address(ifindex, address, prefix_len).await {
+            // Gone since, or together with the address it was secondary to.
+            Err(error) if error.is_missing() => {}
+            other => other?,
+        }
+        tracing::info!(%address, prefix_len, ifindex, "removed an old address from the device");
+    }
+    if has_it {
+        return Ok(());
+    }
+    match netlink.add_address(ifindex, settings.address, 32).await {
+        Err(error) if error.is_exists() => Ok(()),
+        other => other,
+    }
+}
+
+/// Addresses to remove, and whether the wanted one is there (flannel's
+/// `EnsureV4AddressOnLink` since v0.14).
+fn sort_addresses(
+    present: &[AddressInfo],
+    settings: DeviceSettings,
+) -> (Vec<(Ipv4Addr, u8)>, bool) {
+    let mut stale = Vec::new();
+    let mut has_it = false;
+    for entry in present {
+        let IpAddr::V4(address) = entry.address else {
+            continue;
+        };
+        if address == settings.address && entry.prefix_len == 32 {
+            has_it = true;
+        } else if settings.network.contains(&address) {
+            stale.push((address, entry.prefix_len));
+        }
+    }
+    (stale, has_it)
+}
+
+/// No router advertisements taken (as flannel) and no link-local address made, whose
+/// solicitations and listener reports would go nowhere.
+fn quieten_ipv6(device: &str) {
+    for (setting, value) in [("accept_ra", "0"), ("addr_gen_mode", "1")] {
+        let path = Path::new(IPV6_SETTINGS).join(device).join(setting);
+        // A write to /proc doesn't wait for anything, so it may happen in async code.
+        match std::fs::write(&path, value) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(path = %path.display(), %error, "could not write a sysctl");
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(address: &str) -> DeviceSettings {
+        DeviceSettings {
+            mtu: 1450,
+            address: address.parse().unwrap(),
+            network: "10.3.0.0/16".parse().unwrap(),
+            tx_queue_len: None,
+        }
+    }
+
+    fn present(text: &str) -> AddressInfo {
+        let net: ipnet::IpNet = text.parse().unwrap();
+        AddressInfo {
+            ifindex: 7,
+            address: net.addr(),
+            prefix_len: net.prefix_len(),
+            scope: 0,
+            deprecated: false,
+            permanent: true,
+            temporary: false,
+        }
+    }
+
+    #[test]
+    fn only_other_addresses_inside_the_network_go() {
+        let present = [
+            "10.3.7.0/32",
+            "10.3.9.0/32",
+            "10.3.9.0/24",
+            "169.254.4.4/16",
+            "10.4.0.1/32",
+            "fe80::1/64",
+        ]
+        .map(present);
+        let (stale, has_it) = sort_addresses(&present, settings("10.3.9.0"));
+        let expected = [("10.3.7.0", 32), ("10.3.9.0", 24)];
+        assert_eq!(stale, expected.map(|(ip, len)| (ip.parse().unwrap(), len)));
+        assert!(has_it);
+    }
+
+    #[test]
+    fn an_empty_device_lacks_the_address() {
+        assert_eq!(sort_addresses(&[], settings("10.3.9.0")), (vec![], false));
+    }
+
+    #[test]
+    fn kinds_of_devices_are_told_apart() {
+        let link = |kind: Option<&str>, mac| LinkInfo {
+            index: 3,
+            name: "flannel.1".into(),
+            mtu: 1450,
+            kind: kind.map(Into::into),
+            mac,
+            up: true,
+            flags: 0,
+            master: None,
+            tx_queue_len: 500,
+        };
+        let mac = Some(MacAddr([2, 0, 0, 0, 0, 1]));
+        assert_eq!(occupant(&link(Some("vxlan"), mac)), Occupant::KernelVxlan);
+        assert_eq!(occupant(&link(Some("tun"), None)), Occupant::Tun);
+        for (kind, mac, named) in [
+            (Some("tun"), mac, "tap"),
+            (Some("dummy"), mac, "dummy"),
+            (None, mac, "hardware"),
+        ] {
+            assert_eq!(occupant(&link(kind, mac)), Occupant::Other(named.into()));
+        }
+    }
+}

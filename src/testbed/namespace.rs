@@ -1,1 +1,170 @@
-//! namespace
+//! A network namespace with a name for messages, and ways to change what is in it.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::host::netlink::{Netlink, NetlinkError};
+use crate::sys::netns::Namespace;
+
+/// Why something in the testbed could not be set up or carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum TestbedError {
+    /// A system call failed.
+    #[error("could not {what} in {place}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// Which host or container.
+        place: String,
+        /// What came back.
+        source: io::Error,
+    },
+    /// A netlink request failed.
+    #[error("in {place}: {source}")]
+    Netlink {
+        /// Which host or container.
+        place: String,
+        /// What was tried, and what came back.
+        source: NetlinkError,
+    },
+    /// The request makes no sense.
+    #[error("{0}")]
+    Request(String),
+    /// Time ran out.
+    #[error("{what} was not done after {after:?}")]
+    Deadline {
+        /// What took too long.
+        what: String,
+        /// The time it was given.
+        after: Duration,
+    },
+}
+
+/// A host, a container or a switch: a network namespace of its own.
+///
+/// It is gone, with all devices in it, when this value, its clones and everything that
+/// runs in it are gone.
+#[derive(Debug, Clone)]
+pub struct Node {
+    name: String,
+    namespace: Namespace,
+}
+
+impl Node {
+    /// Makes a node whose only device is `lo`, which is up.
+    ///
+    /// # Errors
+    ///
+    /// When namespaces can't be made; see [`available`].
+    pub fn new(name: impl Into<String>) -> Result<Self, TestbedError> {
+        let name = name.into();
+        let namespace = Namespace::new().map_err(|source| TestbedError::Io {
+            what: "make a network namespace".into(),
+            place: name.clone(),
+            source,
+        })?;
+        let node = Self { name, namespace };
+        node.netlink(async |netlink| {
+            let lo = netlink.expect_link("lo").await?;
+            netlink.set_up(lo.index, true).await
+        })?;
+        Ok(node)
+    }
+
+    /// The name, as it appears in messages; the kernel doesn't know it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The network namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// Runs `work` on a thread in the namespace, with a tokio runtime of that one thread.
+    ///
+    /// # Errors
+    ///
+    /// When the thread or the runtime can't be started. Its own result is handed through.
+    pub fn block_on<T, F>(&self, work: F) -> Result<T, TestbedError>
+    where
+        F: AsyncFnOnce() -> T + Send,
+        T: Send,
+    {
+        let outcome = self.namespace.run(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            Ok(runtime.block_on(work()))
+        });
+        outcome
+            .and_then(|inner| inner)
+            .map_err(|source| self.io_error("start a thread", source))
+    }
+
+    /// Runs `work` with a netlink connection of the namespace.
+    ///
+    /// # Errors
+    ///
+    /// Those of `work`, with this node's name.
+    pub fn netlink<T, F>(&self, work: F) -> Result<T, TestbedError>
+    where
+        F: AsyncFnOnce(&Netlink) -> Result<T, NetlinkError> + Send,
+        T: Send,
+    {
+        let outcome = self.block_on(async || {
+            let netlink = Netlink::connect()?;
+            work(&netlink).await
+        })?;
+        outcome.map_err(|source| TestbedError::Netlink {
+            place: self.name.clone(),
+            source,
+        })
+    }
+
+    /// Writes a sysctl of the namespace, named as under `/proc/sys`:
+    /// `net/ipv4/ip_forward`.
+    ///
+    /// # Errors
+    ///
+    /// When there is none of that name, or `/proc/sys` is mounted read-only.
+    pub fn sysctl(&self, name: &str, value: &str) -> Result<(), TestbedError> {
+        let path = Path::new("/proc/sys").join(name);
+        // Which namespace's value the file shows depends on the thread that opens it.
+        let outcome = self.namespace.run(|| fs::write(path, value));
+        outcome
+            .and_then(|inner| inner)
+            .map_err(|source| self.io_error(format!("write {value} to the sysctl {name}"), source))
+    }
+
+    pub(super) fn io_error(&self, what: impl Into<String>, source: io::Error) -> TestbedError {
+        TestbedError::Io {
+            what: what.into(),
+            place: self.name.clone(),
+            source,
+        }
+    }
+}
+
+/// Whether namespaces and devices can be made here, or why not and what to do.
+///
+/// # Errors
+///
+/// A sentence for a person.
+pub fn available() -> Result<(), String> {
+    const REMEDY: &str = "run it as root (it needs CAP_SYS_ADMIN and CAP_NET_ADMIN), or inside \
+                          a user namespace: unshare --user --map-root-user --net";
+    let describe = |error: TestbedError| format!("{error}; {REMEDY}");
+    let here = Node::new("testbed").map_err(describe)?;
+    let there = Node::new("testbed peer").map_err(describe)?;
+    here.netlink(async |netlink| {
+        use std::os::fd::AsFd;
+        let peer = there.namespace.as_fd();
+        netlink.create_veth("eth0", "eth0", peer).await
+    })
+    .map_err(describe)
+}

@@ -1,0 +1,210 @@
+//! Links: find, change, delete.
+
+use futures_util::TryStreamExt;
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::{LinkMessageBuilder, LinkUnspec};
+
+use super::{Netlink, NetlinkError};
+use crate::wire::MacAddr;
+
+/// A network device as the kernel describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkInfo {
+    /// Interface index, unique within the namespace.
+    pub index: u32,
+    /// Interface name.
+    pub name: String,
+    /// Largest packet in bytes, without the link-layer header.
+    pub mtu: u32,
+    /// Driver kind (`vxlan`, `tun`, `veth`, `bridge`, ...); none for hardware and `lo`.
+    pub kind: Option<String>,
+    /// Link-layer address; none where the device has none of six bytes, as a TUN.
+    pub mac: Option<MacAddr>,
+    /// Whether the device is set up (`IFF_UP`), which says nothing of its carrier.
+    pub up: bool,
+    /// `IFF_*` of `netdevice(7)`.
+    pub flags: u32,
+    /// Index of the bridge or bond the device belongs to.
+    pub master: Option<u32>,
+    /// Length of the transmit queue in packets.
+    pub tx_queue_len: u32,
+}
+
+impl LinkInfo {
+    fn read(message: LinkMessage) -> Self {
+        use netlink_packet_route::link::LinkInfo as Info;
+
+        let flags = message.header.flags;
+        let mut link = Self {
+            index: message.header.index,
+            name: String::new(),
+            mtu: 0,
+            kind: None,
+            mac: None,
+            up: flags.contains(LinkFlags::Up),
+            flags: flags.bits(),
+            master: None,
+            tx_queue_len: 0,
+        };
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(MacAddr),
+                LinkAttribute::Controller(index) => link.master = Some(index),
+                LinkAttribute::TxQueueLen(length) => link.tx_queue_len = length,
+                LinkAttribute::LinkInfo(infos) => {
+                    link.kind = infos.into_iter().find_map(|info| match info {
+                        Info::Kind(kind) => Some(kind.to_string()),
+                        _ => None,
+                    });
+                }
+                _ => {}
+            }
+        }
+        link
+    }
+}
+
+impl Netlink {
+    /// All links of the namespace, by index.
+    ///
+    /// # Errors
+    ///
+    /// [`NetlinkError::Request`].
+    pub async fn links(&self) -> Result<Vec<LinkInfo>, NetlinkError> {
+        let answer = self.handle.link().get().execute();
+        let mut links: Vec<LinkInfo> = answer
+            .map_ok(LinkInfo::read)
+            .try_collect()
+            .await
+            .map_err(|error| NetlinkError::request("list links".into(), error))?;
+        links.sort_by_key(|link| link.index);
+        Ok(links)
+    }
+
+    /// The link of that name, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`NetlinkError::Request`] for other failures than absence.
+    pub async fn link_by_name(&self, name: &str) -> Result<Option<LinkInfo>, NetlinkError> {
+        let request = self.handle.link().get().match_name(name);
+        let found = one_link(request, format!("find link {name}")).await?;
+        // The kernel also answers to alternative names (`ip link property add altname`).
+        Ok(found.filter(|link| link.name == name))
+    }
+
+    /// The link of that index, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`NetlinkError::Request`] for other failures than absence.
+    pub async fn link_by_index(&self, index: u32) -> Result<Option<LinkInfo>, NetlinkError> {
+        let request = self.handle.link().get().match_index(index);
+        one_link(request, format!("find link {index}")).await
+    }
+
+    /// The link of that name.
+    ///
+    /// # Errors
+    ///
+    /// [`NetlinkError::Missing`] when there is none, else as [`Self::link_by_name`].
+    pub async fn expect_link(&self, name: &str) -> Result<LinkInfo, NetlinkError> {
+        let found = self.link_by_name(name).await?;
+        found.ok_or_else(|| NetlinkError::Missing(format!("network device {name}")))
+    }
+
+    /// Deletes a link.
+    ///
+    /// # Errors
+    ///
+    /// [`NetlinkError::Request`], also when there is no such link.
+    pub async fn delete_link(&self, index: u32) -> Result<(), NetlinkError> {
+        let request = self.handle.link().del(index).execute();
+        request
+            .await
+            .map_err(|error| NetlinkError::request(format!("delete link {index}"), error))
+    }
+
+    /// Sets a link up or down.
+    ///
+    /// # Errors
+    ///
+    /// [`NetlinkError::Request`].
+    pub async fn set_up(&self, index: u32, up: bool) -> Result<(), NetlinkError> {
+        let link = LinkUnspec::new_with_index(index);
+        let (link, word) = if up {
+            (link.up(), "up")
+        } else {
+            (link.down(), "down")
+        };
+        self.change(link, || format!("set link {index} {word}"))
+            .await
+    }
+
+    /// Sets the MTU of a link, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`NetlinkError::Request`].
+    pub async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), NetlinkError> {
+        self.change(LinkUnspec::new_with_index(index).mtu(mtu), || {
+            format!("set the MTU of link {index} to {mtu}")
+        })
+        .await
+    }
+
+    /// Sets the length of a link's transmit queue, in packets.
+    ///
+    /// # Errors
+    ///
+    /// [`NetlinkError::Request`].
+    pub async fn set_tx_queue_len(&self, index: u32, length: u32) -> Result<(), NetlinkError> {
+        self.change(LinkUnspec::new_with_index(index).txqueuelen(length), || {
+            format!("set the transmit queue of link {index} to {length} packets")
+        })
+        .await
+    }
+
+    /// Makes a link a port of a bridge.
+    ///
+    /// # Errors
+    ///
+    /// [`NetlinkError::Request`].
+    pub async fn set_master(&self, index: u32, bridge: u32) -> Result<(), NetlinkError> {
+        self.change(LinkUnspec::new_with_index(index).controller(bridge), || {
+            format!("make link {index} a port of link {bridge}")
+        })
+        .await
+    }
+
+    async fn change(
+        &self,
+        link: LinkMessageBuilder<LinkUnspec>,
+        operation: impl FnOnce() -> String,
+    ) -> Result<(), NetlinkError> {
+        let request = self.handle.link().set(link.build()).execute();
+        request
+            .await
+            .map_err(|error| NetlinkError::request(operation(), error))
+    }
+}
+
+async fn one_link(
+    request: rtnetlink::LinkGetRequest,
+    operation: String,
+) -> Result<Option<LinkInfo>, NetlinkError> {
+    match request.execute().try_next().await {
+        Ok(found) => Ok(found.map(LinkInfo::read)),
+        Err(error) => {
+            let error = NetlinkError::request(operation, error);
+            // A name longer than the kernel allows (15 bytes) names no device either.
+            if error.is_missing() || error.errno() == Some(libc::ERANGE) {
+                Ok(None)
+            } else {
+                Err(error)
+            }
+        }
+    }
+}

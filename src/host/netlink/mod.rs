@@ -1,0 +1,54 @@
+//! Links, addresses, routes and neighbours of one network namespace, over rtnetlink.
+//!
+//! A thin layer: one method is one request of `rtnetlink(7)`, its answer in types that
+//! hold what this program needs, its failure with what was tried on what. Decisions live
+//! in the callers: [`super::link`], [`super::routes`], [`super::interface`].
+
+mod address;
+mod create;
+mod error;
+mod link;
+mod neighbour;
+mod route;
+
+pub use address::AddressInfo;
+pub use create::VxlanSettings;
+pub use error::NetlinkError;
+pub use link::LinkInfo;
+pub use route::{Route, RouteLookup};
+
+/// Protocol number of the routes this program installs, by which it knows them again.
+///
+/// 158 is assigned neither in the kernel's `include/uapi/linux/rtnetlink.h` nor in
+/// iproute2's `rt_protos`. flannel uses `boot` (3), which every `ip route add` typed by a
+/// person gets too, so it can't tell its own routes from theirs.
+pub const ROUTE_PROTOCOL: u8 = 158;
+
+/// A connection to rtnetlink. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Netlink {
+    handle: rtnetlink::Handle,
+}
+
+impl Netlink {
+    /// Opens a netlink socket and starts the task that serves it on the current tokio
+    /// runtime.
+    ///
+    /// The socket belongs for good to the network namespace of the calling thread. On a
+    /// runtime with several threads all of them must be in that namespace.
+    ///
+    /// # Errors
+    ///
+    /// [`NetlinkError::Open`] when the socket can't be made.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime, as [`tokio::spawn`] does.
+    pub fn connect() -> Result<Self, NetlinkError> {
+        let (connection, handle, _unsolicited) =
+            rtnetlink::new_connection().map_err(NetlinkError::Open)?;
+        // The task ends when the last clone of the handle is gone.
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+}

@@ -1,0 +1,20 @@
+//! The testbed without root: the process makes itself root in a user namespace first.
+//!
+//! Without the test harness, whose threads `unshare_user` would be refused for.
+
+use uvxlan::sys::netns::unshare_user;
+use uvxlan::testbed::traffic::{PingRequest, ping};
+use uvxlan::testbed::{Topology, available};
+
+fn main() {
+    if let Err(error) = unshare_user() {
+        println!("skipped: no user namespace here: {error}");
+        return;
+    }
+    available().expect("a process that is root in its user namespace can make a testbed");
+    let topology = Topology::two_hosts().unwrap();
+    let (a, b) = topology.pair().unwrap();
+    let report = ping(a.namespace(), PingRequest::new(b.address())).unwrap();
+    assert!(report.is_complete(), "{report:?}");
+    println!("ok: two hosts answer each other without root");
+}
