@@ -209,8 +209,10 @@ impl Connection {
                 return None;
             }
             // The last word is etcd's: what other members said before is of no interest.
-            Verdict::LogIn | Verdict::Final => {
-                progress.transient = error.is_some_and(is_transient);
+            last @ (Verdict::LogIn | Verdict::Final) => {
+                // Without a user, no login will ever be fresh.
+                let hopeless = last == Verdict::LogIn && self.options.username.is_none();
+                progress.transient = !hopeless && error.is_some_and(is_transient);
                 let last = self.url(endpoint);
                 progress.failures.0.retain(|(from, _)| from == last);
                 return Some(true);
