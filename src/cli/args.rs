@@ -1,1 +1,205 @@
-//! args
+//! The program's commands, and the way from an argument list to one of them.
+
+use std::ffi::{OsStr, OsString};
+use std::process::ExitCode;
+
+use clap::{Command, FromArgMatches, Subcommand};
+
+use super::demo::{self, DemoArgs};
+use super::docker_opts::{self, DockerOptsArgs};
+use super::down::{self, DownArgs};
+use super::flannel_args::{self, ArgsError, Invocation, RunOptions};
+use super::{OK, USAGE, flags, help, print_err, print_out, run, version};
+
+const NAME: &str = "uvxlan";
+
+const ABOUT: &str = "\
+A drop-in for flannel's vxlan backend that needs no vxlan in the kernel.
+Leases lie in etcd as flannel's do; packets go through a TUN device and a UDP socket.";
+
+const EXAMPLES: &str = "\
+Examples:
+  uvxlan run --etcd-endpoints=http://10.0.0.1:2379 --iface=eth1
+  uvxlan run --store=dir:/mnt/shared/leases
+  uvxlan help run
+
+Called as flanneld, the program is 'uvxlan run' and takes flannel's arguments.";
+
+/// The commands that clap reads; `run` is read by [`flannel_args`].
+#[derive(Subcommand, Debug)]
+enum Parsed {
+    /// Write Docker's options from the subnet file
+    DockerOpts(DockerOptsArgs),
+    /// Show a network of two nodes on this machine
+    Demo(DemoArgs),
+    /// Remove the device flannel.N that a daemon left, and its routes
+    Down(DownArgs),
+}
+
+/// What an argument list asks for.
+#[derive(Debug)]
+pub enum Action {
+    /// Run the daemon.
+    Run(Box<RunOptions>),
+    /// Write Docker's options.
+    DockerOpts(DockerOptsArgs),
+    /// Run the demo.
+    Demo(DemoArgs),
+    /// Remove a device that was left.
+    Down(DownArgs),
+    /// Print to stdout, and end with [`OK`].
+    Answer(String),
+    /// Print to stderr, and end with this status.
+    Refuse(String, u8),
+}
+
+/// The command tree, for help and for what is made from it.
+#[must_use]
+pub fn command() -> Command {
+    let tree = Command::new(NAME)
+        .version(version())
+        .subcommand_required(true)
+        .subcommand(help::run_command("run"));
+    // The derived part brings a description of its own: ours comes after it.
+    Parsed::augment_subcommands(tree)
+        .about(ABOUT)
+        .long_about(ABOUT)
+        .after_help("Flags of the daemon: uvxlan run --help")
+        .after_long_help(EXAMPLES)
+}
+
+/// Understands an argument list, program name first, and the environment. Pure: prints,
+/// opens and asks nothing.
+pub fn interpret<A, E>(arguments: A, environment: E) -> Action
+where
+    A: IntoIterator<Item = OsString>,
+    E: IntoIterator<Item = (OsString, OsString)>,
+{
+    let mut arguments = arguments.into_iter();
+    let program = arguments.next().unwrap_or_default();
+    if is_flanneld(&program) {
+        return daemon("flanneld", arguments, environment);
+    }
+    let Some(first) = arguments.next() else {
+        return Action::Refuse(format!("{}\n", command().render_help()), USAGE);
+    };
+    match first.to_str().map(str::trim_ascii) {
+        Some("run") => daemon("uvxlan run", arguments, environment),
+        Some("-V" | "-version" | "--version") => Action::Answer(version_line()),
+        Some("-h") => Action::Answer(command().render_help().to_string()),
+        Some("-help" | "--help") => Action::Answer(command().render_long_help().to_string()),
+        Some(flag) if flag.starts_with('-') => Action::Refuse(flag_without_command(flag), USAGE),
+        _ => parsed(first, arguments),
+    }
+}
+
+/// Does what was asked for.
+#[must_use]
+pub fn execute(action: Action) -> ExitCode {
+    match action {
+        Action::Run(options) => run::run(*options),
+        Action::DockerOpts(args) => docker_opts::run(&args),
+        Action::Demo(args) => demo::run(&args),
+        Action::Down(args) => down::run(&args),
+        Action::Answer(text) => {
+            print_out(&text);
+            ExitCode::from(OK)
+        }
+        Action::Refuse(text, code) => {
+            print_err(&text);
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// Whether the program was called by flannel's name: `flanneld`, or `flanneld-amd64` and
+/// the like, as flannel's releases name it.
+fn is_flanneld(program: &OsStr) -> bool {
+    let name = std::path::Path::new(program)
+        .file_name()
+        .unwrap_or_default();
+    name.to_string_lossy().starts_with("flanneld")
+}
+
+fn version_line() -> String {
+    format!("{NAME} {}\n", version())
+}
+
+fn daemon<A, E>(program: &'static str, arguments: A, environment: E) -> Action
+where
+    A: IntoIterator<Item = OsString>,
+    E: IntoIterator<Item = (OsString, OsString)>,
+{
+    match flannel_args::parse(arguments, environment) {
+        Ok(Invocation::Run(options)) => Action::Run(options),
+        Ok(Invocation::ShortHelp) => Action::Answer(help::run_help(program, false)),
+        Ok(Invocation::LongHelp) => Action::Answer(help::run_help(program, true)),
+        Ok(Invocation::Version) => Action::Answer(version_line()),
+        Err(error) => Action::Refuse(refusal(program, &error), error.exit_code()),
+    }
+}
+
+fn refusal(program: &str, error: &ArgsError) -> String {
+    let more = match error.exit_code() {
+        USAGE => format!("For the flags, see '{program} --help'.\n"),
+        _ => String::new(),
+    };
+    format!("{program}: {error}\n{more}")
+}
+
+/// Names the first flag only: what stands behind it may be a password.
+fn flag_without_command(argument: &str) -> String {
+    let end = |character: char| character == '=' || character.is_ascii_whitespace();
+    let name = argument
+        .split(end)
+        .next()
+        .unwrap_or_default()
+        .trim_start_matches('-');
+    let flag = flags::dashed(&name.escape_debug().take(60).collect::<String>());
+    if flags::find(name).is_some() {
+        format!("{NAME}: {flag} is a flag of the daemon; did you mean '{NAME} run {flag} …'?\n")
+    } else {
+        format!(
+            "{NAME}: expected a command before {flag}; did you mean '{NAME} run {flag} …'?\n\
+             For the commands, see '{NAME} --help'.\n"
+        )
+    }
+}
+
+fn unknown_command(command: &Command, word: &str) -> String {
+    // clap's own suggestion misses short words (rnu for run).
+    let nearest = command
+        .get_subcommands()
+        .map(|known| {
+            (
+                strsim::normalized_damerau_levenshtein(word, known.get_name()),
+                known,
+            )
+        })
+        .filter(|(similarity, _)| *similarity >= 0.4)
+        .max_by(|left, right| left.0.total_cmp(&right.0))
+        .map(|(_, known)| format!("; did you mean '{NAME} {}'?", known.get_name()))
+        .unwrap_or_default();
+    let shown: String = word.chars().take(60).flat_map(char::escape_debug).collect();
+    format!("{NAME}: unknown command {shown}{nearest}\nFor the commands, see '{NAME} --help'.\n")
+}
+
+fn parsed(first: OsString, rest: impl Iterator<Item = OsString>) -> Action {
+    let mut command = command();
+    command.build();
+    if command.find_subcommand(&first).is_none() {
+        return Action::Refuse(unknown_command(&command, &first.to_string_lossy()), USAGE);
+    }
+    let words = [OsString::from(NAME), first].into_iter().chain(rest);
+    let matches = command.try_get_matches_from(words);
+    match matches.and_then(|matches| Parsed::from_arg_matches(&matches)) {
+        Ok(Parsed::DockerOpts(args)) => Action::DockerOpts(args),
+        Ok(Parsed::Demo(args)) => Action::Demo(args),
+        Ok(Parsed::Down(args)) => Action::Down(args),
+        Err(error) if error.use_stderr() => Action::Refuse(error.render().to_string(), USAGE),
+        Err(answer) => Action::Answer(answer.render().to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,1 @@
-//! lifecycle
+//! The life of the daemon.

@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 pub mod lifecycle;
+pub mod log;
 pub mod notify;
+pub mod options;
 pub mod state_file;
 pub mod subnet_env;

@@ -1,1 +1,205 @@
-//! counters
+//! Every packet under one name: a closed list of counters for each worker.
+//!
+//! Both invariants hold at any time when the worker is between two drains:
+//! `tun_read = sent + Σ drops out` and `udp_read = delivered + Σ drops in`.
+//! A packet is what fits the tunnel: a super-packet counts as its segments.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident => $label:literal, $kind:ident;)*) => {
+        /// A counter's name.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Counter { $($(#[$doc])* $name,)* }
+
+        impl Counter {
+            /// All counters, in the order in which they are shown.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The stable name, for people and machines.
+            #[must_use]
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$name => $label,)* }
+            }
+
+            /// What it counts.
+            #[must_use]
+            pub const fn kind(self) -> Kind {
+                match self { $(Self::$name => Kind::$kind,)* }
+            }
+        }
+    };
+}
+
+/// What a counter counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Packets that came in or went out.
+    Packets,
+    /// Packets from the TUN device that went nowhere.
+    DropOut,
+    /// Packets from the tunnel that went nowhere.
+    DropIn,
+    /// Events that are not packets.
+    Event,
+}
+
+counters! {
+    /// Packets read from the TUN device.
+    TunRead => "tun_read", Packets;
+    /// Packets handed to a UDP socket.
+    Sent => "sent", Packets;
+    /// Packets received from the tunnel port.
+    UdpRead => "udp_read", Packets;
+    /// Packets written to the TUN device.
+    Delivered => "delivered", Packets;
+
+    /// Not a whole IPv4 packet, or an impossible virtio-net header.
+    OutMalformed => "out_malformed", DropOut;
+    /// Not IPv4: the overlay carries nothing else yet.
+    OutNotIpv4 => "out_not_ipv4", DropOut;
+    /// Multicast or broadcast: the overlay has no such delivery.
+    OutNotUnicast => "out_not_unicast", DropOut;
+    /// No lease covers the destination.
+    OutNoRoute => "out_no_route", DropOut;
+    /// Larger than the path to the peer takes (EMSGSIZE).
+    OutTooBig => "out_too_big", DropOut;
+    /// The socket's buffer or the device's queue stayed full (EAGAIN, ENOBUFS).
+    OutQueueFull => "out_queue_full", DropOut;
+    /// No way to the peer's address (ENETUNREACH, EHOSTUNREACH, ENETDOWN).
+    OutUnreachable => "out_unreachable", DropOut;
+    /// A firewall rule refused it (EPERM).
+    OutForbidden => "out_forbidden", DropOut;
+    /// Any other error of the socket.
+    OutSendError => "out_send_error", DropOut;
+
+    /// Longer than any datagram that this tunnel carries; cut by the kernel.
+    InTruncated => "in_truncated", DropIn;
+    /// Shorter than VXLAN, Ethernet and IP headers.
+    InShort => "in_short", DropIn;
+    /// VXLAN flag for a valid VNI missing.
+    InNoVni => "in_no_vni", DropIn;
+    /// Reserved VXLAN bits set.
+    InReservedBits => "in_reserved_bits", DropIn;
+    /// VNI of another network.
+    InOtherVni => "in_other_vni", DropIn;
+    /// Inner destination MAC is not ours.
+    InOtherMac => "in_other_mac", DropIn;
+    /// Inner source MAC is our own: a loop.
+    InOwnMac => "in_own_mac", DropIn;
+    /// Inner frame is not IPv4 (ARP, VLAN tag, IPv6).
+    InNotIpv4 => "in_not_ipv4", DropIn;
+    /// Inner IPv4 header impossible or truncated.
+    InMalformed => "in_malformed", DropIn;
+    /// Congestion marked outside on a flow that is not capable of ECN inside.
+    InEcn => "in_ecn", DropIn;
+    /// The TUN device is down (EIO).
+    InDeviceDown => "in_device_down", DropIn;
+    /// The kernel had no memory or refused the packet.
+    InWriteError => "in_write_error", DropIn;
+
+    /// Calls that sent packets.
+    SendCalls => "send_calls", Event;
+    /// Calls that received packets.
+    ReceiveCalls => "receive_calls", Event;
+    /// Times that a batch was sent again without segmentation by the kernel.
+    SegmentFallbacks => "segment_fallbacks", Event;
+}
+
+const COUNT: usize = Counter::ALL.len();
+
+/// One worker's counters. Only the worker writes; anybody reads. A write is a plain
+/// load and store: no locked instruction, and no cache line shared with another worker.
+#[derive(Debug)]
+#[repr(align(128))]
+pub struct Counters([AtomicU64; COUNT]);
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self([const { AtomicU64::new(0) }; COUNT])
+    }
+}
+
+impl Counters {
+    /// Adds to a counter; for the owning worker only.
+    #[inline]
+    pub fn add(&self, counter: Counter, amount: u64) {
+        let cell = &self.0[counter as usize];
+        cell.store(
+            cell.load(Ordering::Relaxed).wrapping_add(amount),
+            Ordering::Relaxed,
+        );
+    }
+
+    /// The current value.
+    #[must_use]
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.0[counter as usize].load(Ordering::Relaxed)
+    }
+}
+
+/// Counters of all workers, added up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Totals([u64; COUNT]);
+
+impl Totals {
+    /// Adds up.
+    #[must_use]
+    pub fn of<'a>(workers: impl IntoIterator<Item = &'a Counters>) -> Self {
+        let mut totals = [0u64; COUNT];
+        for worker in workers {
+            for (total, cell) in totals.iter_mut().zip(&worker.0) {
+                *total = total.wrapping_add(cell.load(Ordering::Relaxed));
+            }
+        }
+        Self(totals)
+    }
+
+    /// One counter.
+    #[must_use]
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.0[counter as usize]
+    }
+
+    /// Sum of all counters of a kind.
+    #[must_use]
+    pub fn sum(&self, kind: Kind) -> u64 {
+        let of_kind = Counter::ALL.iter().filter(|counter| counter.kind() == kind);
+        of_kind.map(|counter| self.get(*counter)).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn labels_are_unique_and_follow_their_kind() {
+        let labels: HashSet<_> = Counter::ALL.iter().map(|counter| counter.label()).collect();
+        assert_eq!(labels.len(), COUNT);
+        for counter in Counter::ALL {
+            assert_eq!(
+                counter.label().starts_with("out_"),
+                counter.kind() == Kind::DropOut
+            );
+            assert_eq!(
+                counter.label().starts_with("in_"),
+                counter.kind() == Kind::DropIn
+            );
+        }
+    }
+
+    #[test]
+    fn totals_add_all_workers() {
+        let workers = [Counters::default(), Counters::default()];
+        workers[0].add(Counter::InEcn, 2);
+        workers[1].add(Counter::InEcn, 3);
+        workers[1].add(Counter::InShort, 1);
+        workers[1].add(Counter::Sent, 9);
+        let totals = Totals::of(&workers);
+        assert_eq!(totals.get(Counter::InEcn), 5);
+        assert_eq!(totals.sum(Kind::DropIn), 6);
+        assert_eq!(totals.sum(Kind::Packets), 9);
+    }
+}

@@ -1,1 +1,154 @@
-//! encap
+//! The way out: from the TUN device to the peers.
+
+use std::io;
+use std::sync::Arc;
+
+use super::DeviceGone;
+use super::batch::{Key, Plan, Span};
+use super::counters::{Counter, Counters};
+use super::transmit::{Buffers, Segmentation, Transmitter};
+use crate::route::publish::Reader;
+use crate::sys::tun::{TunQueue, VNET_HDR_LEN};
+use crate::wire::ipv4::{Packet, PacketError};
+use crate::wire::vxlan::{ENCAP_LEN, EncapTemplate};
+use crate::wire::{ecn, flow};
+
+/// Packets of one drain at most: then the other direction has its turn.
+const DRAIN_PACKETS: usize = 64;
+/// The longest packet that a TUN device hands over, with its virtio-net header.
+const LONGEST: usize = 65_535 + VNET_HDR_LEN;
+/// Room before each packet: for the virtio-net header when it is read, then for the
+/// encapsulation. Packets start on cache lines.
+const HEADROOM: usize = 64;
+/// Bytes of one drain: about eight packets of 64 KiB, which together stay in the second
+/// level cache of current processors.
+const BUFFER_LEN: usize = 512 * 1024 + LONGEST + HEADROOM;
+/// Datagrams of a message at most (`UDP_MAX_SEGMENTS` before Linux 6.9).
+const MAX_SEGMENTS: u32 = 64;
+
+const _: () = assert!(HEADROOM >= ENCAP_LEN && HEADROOM >= VNET_HDR_LEN);
+
+/// The way out of one worker.
+pub struct Encap {
+    tun: Arc<TunQueue>,
+    vnet_len: usize,
+    routes: Reader,
+    template: EncapTemplate,
+    buffer: Box<[u8]>,
+    plan: Plan,
+    transmitter: Transmitter,
+    counters: Arc<Counters>,
+}
+
+impl Encap {
+    /// A way out of this queue; `vnet_hdr` says whether its packets have that header.
+    #[must_use]
+    pub fn new(
+        tun: Arc<TunQueue>,
+        vnet_hdr: bool,
+        routes: Reader,
+        template: EncapTemplate,
+        transmitter: Transmitter,
+        counters: Arc<Counters>,
+    ) -> Self {
+        Self {
+            tun,
+            vnet_len: if vnet_hdr { VNET_HDR_LEN } else { 0 },
+            routes,
+            template,
+            buffer: vec![0; BUFFER_LEN].into_boxed_slice(),
+            plan: Plan::new(max_segments(transmitter.segmentation())),
+            transmitter,
+            counters,
+        }
+    }
+
+    /// Moves what is queued, up to a budget; returns whether there was anything.
+    ///
+    /// # Errors
+    /// Only when the device is gone for good.
+    pub fn drain(&mut self) -> Result<bool, DeviceGone> {
+        let mut used = 0;
+        let mut outcome = Ok(());
+        for _ in 0..DRAIN_PACKETS {
+            let start = used + HEADROOM;
+            if start + LONGEST > self.buffer.len() {
+                break;
+            }
+            let from = start - self.vnet_len;
+            match self.tun.read(&mut self.buffer[from..from + LONGEST]) {
+                Ok(len) => {
+                    self.admit(start, len.saturating_sub(self.vnet_len));
+                    used = (from + len).next_multiple_of(HEADROOM);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    outcome = Err(DeviceGone(error));
+                    break;
+                }
+            }
+        }
+        self.flush();
+        outcome.map(|()| used > 0)
+    }
+
+    fn flush(&mut self) {
+        if self.plan.is_empty() {
+            return;
+        }
+        let buffers = Buffers {
+            heads: &[],
+            packets: &self.buffer,
+        };
+        self.transmitter.flush(&self.plan, buffers);
+        self.plan.clear();
+        self.plan
+            .set_max_segments(max_segments(self.transmitter.segmentation()));
+    }
+
+    /// Plans the packet that lies at `start`, or counts why not.
+    fn admit(&mut self, start: usize, len: usize) {
+        self.counters.add(Counter::TunRead, 1);
+        if let Err(reason) = self.plan_packet(start, len) {
+            self.counters.add(reason, 1);
+        }
+    }
+
+    fn plan_packet(&mut self, start: usize, len: usize) -> Result<(), Counter> {
+        let packet =
+            Packet::new_checked(&self.buffer[start..start + len]).map_err(|error| match error {
+                PacketError::Version => Counter::OutNotIpv4,
+                PacketError::Truncated | PacketError::HeaderLength => Counter::OutMalformed,
+            })?;
+        let destination = packet.destination();
+        if destination.is_multicast() || destination.is_broadcast() {
+            return Err(Counter::OutNotUnicast);
+        }
+        let peer = self
+            .routes
+            .current()
+            .lookup(destination)
+            .ok_or(Counter::OutNoRoute)?;
+        let key = Key {
+            destination: peer.endpoint(),
+            bucket: flow::bucket(flow::hash(&packet), self.transmitter.buckets()) as u16,
+            ecn: ecn::encapsulate(packet.tos()),
+        };
+        let frame = Span {
+            start: (start - ENCAP_LEN) as u32,
+            len: (ENCAP_LEN + packet.total_len()) as u32,
+        };
+        let encapsulation = self.template.towards(peer.vtep_mac());
+        self.buffer[start - ENCAP_LEN..start].copy_from_slice(&encapsulation);
+        self.plan.push(key, Span::default(), frame);
+        Ok(())
+    }
+}
+
+const fn max_segments(segmentation: Segmentation) -> u32 {
+    match segmentation {
+        Segmentation::Kernel => MAX_SEGMENTS,
+        Segmentation::Off => 1,
+    }
+}

@@ -1,8 +1,255 @@
-//! The packet loop.
+//! The packet loop: plain threads, each with its own TUN queue and sockets.
+//!
+//! Out: [`encap`] reads packets, finds the peer, puts the encapsulation before them, and
+//! plans what leaves together ([`batch`]); [`transmit`] hands it to the kernel.
+//! In: [`decap`] receives, lets [`checks`] judge, and writes to the device.
+//! No packet changes threads, none waits for another, and a steady state allocates nothing.
 #![forbid(unsafe_code)]
 
 pub mod batch;
+pub mod checks;
 pub mod counters;
 pub mod decap;
 pub mod encap;
+pub mod transmit;
 pub mod worker;
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use checks::Vtep;
+use counters::{Counters, Totals};
+use decap::Decap;
+use encap::Encap;
+use transmit::{Segmentation, Transmitter};
+use worker::Worker;
+
+use crate::route::publish::Routes;
+use crate::sys::poll::StopFlag;
+use crate::sys::tun::Tun;
+use crate::sys::udp::UdpSocket;
+use crate::wire::vxlan::EncapTemplate;
+
+/// Source ports of each worker: enough for receivers and routers to spread flows.
+const SOURCE_PORTS: usize = 8;
+
+/// The TUN device cannot be used any more (deleted, or its descriptor is broken).
+#[derive(Debug, thiserror::Error)]
+#[error("the TUN device is gone: {0}")]
+pub struct DeviceGone(pub io::Error);
+
+/// Why the packet loop did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The tunnel port is taken.
+    #[error(
+        "UDP port {port} on {address} is in use: another tunnel daemon, or a vxlan device of the \
+         kernel, holds it; see `ss -lunp 'sport = :{port}'` and `ip -d link show type vxlan`"
+    )]
+    PortInUse {
+        /// Address of the attempt.
+        address: Ipv4Addr,
+        /// The port.
+        port: u16,
+    },
+    /// A socket or thread could not be made.
+    #[error("cannot {tried}: {source}")]
+    Io {
+        /// What was tried.
+        tried: String,
+        /// What came back.
+        source: io::Error,
+    },
+}
+
+/// What the packet loop is to do.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Our network and MAC.
+    pub vtep: Vtep,
+    /// Address from which datagrams are sent: the published one, or the interface's.
+    pub source: Ipv4Addr,
+    /// Where datagrams are received: wildcard or one address, and the tunnel port.
+    pub receive: SocketAddrV4,
+    /// Where packets go.
+    pub routes: Routes,
+}
+
+/// Set once, seen by workers between drains and while they wait.
+#[derive(Debug)]
+pub struct Stop {
+    set: AtomicBool,
+    wake: StopFlag,
+}
+
+impl Stop {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            set: AtomicBool::new(false),
+            wake: StopFlag::new()?,
+        })
+    }
+
+    fn set(&self) {
+        self.set.store(true, Ordering::Release);
+        self.wake.set();
+    }
+
+    fn is_set(&self) -> bool {
+        self.set.load(Ordering::Acquire)
+    }
+}
+
+impl AsFd for Stop {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+}
+
+/// A running packet loop. Dropping it stops it.
+#[derive(Debug)]
+pub struct Dataplane {
+    stop: Arc<Stop>,
+    threads: Vec<JoinHandle<()>>,
+    counters: Vec<Arc<Counters>>,
+    progress: Vec<Arc<AtomicU64>>,
+}
+
+impl Dataplane {
+    /// Starts one worker for each queue of the device. `ended` is called by a worker that
+    /// ends before it was told to.
+    ///
+    /// # Errors
+    /// [`StartError`] names what is missing; nothing keeps running then.
+    pub fn start(
+        tun: Tun,
+        options: &Options,
+        ended: impl Fn(DeviceGone) + Send + Sync + 'static,
+    ) -> Result<Self, StartError> {
+        let stop = Arc::new(Stop::new().map_err(io_error("make an event descriptor"))?);
+        let ended = Arc::new(ended);
+        // All receivers are bound before any worker reads: the kernel's spread over them
+        // changes with each.
+        let receivers: Vec<_> = tun
+            .queues
+            .iter()
+            .map(|_| receiver(options.receive))
+            .collect::<Result<_, _>>()?;
+        let mut this = Self {
+            stop,
+            threads: Vec::new(),
+            counters: Vec::new(),
+            progress: Vec::new(),
+        };
+        for (number, (queue, socket)) in tun.queues.into_iter().zip(receivers).enumerate() {
+            let counters = Arc::new(Counters::default());
+            let progress = Arc::new(AtomicU64::new(0));
+            let queue = Arc::new(queue);
+            let transmitter = transmitter(options, Arc::clone(&counters))?;
+            let template = EncapTemplate::ipv4(options.vtep.vni, options.vtep.mac);
+            let worker = Worker {
+                encap: Encap::new(
+                    Arc::clone(&queue),
+                    tun.vnet_hdr,
+                    options.routes.reader(),
+                    template,
+                    transmitter,
+                    Arc::clone(&counters),
+                ),
+                decap: Decap::new(
+                    socket,
+                    Arc::clone(&queue),
+                    tun.vnet_hdr,
+                    options.vtep,
+                    Arc::clone(&counters),
+                ),
+                tun: queue,
+                stop: Arc::clone(&this.stop),
+                progress: Arc::clone(&progress),
+            };
+            let ended = Arc::clone(&ended);
+            let thread = std::thread::Builder::new()
+                .name(format!("uvxlan-{number}"))
+                .spawn(move || {
+                    if let Err(gone) = worker.run() {
+                        ended(gone);
+                    }
+                })
+                .map_err(io_error("start a worker thread"))?;
+            this.threads.push(thread);
+            this.counters.push(counters);
+            this.progress.push(progress);
+        }
+        Ok(this)
+    }
+
+    /// Counters of all workers, added up.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        Totals::of(self.counters.iter().map(AsRef::as_ref))
+    }
+
+    /// Number of workers.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.threads.len()
+    }
+
+    /// Turns of each worker so far. An idle worker makes none: it waits.
+    #[must_use]
+    pub fn progress(&self) -> Vec<u64> {
+        self.progress
+            .iter()
+            .map(|turns| turns.load(Ordering::Relaxed))
+            .collect()
+    }
+
+    /// Stops all workers and waits for them.
+    pub fn stop(&mut self) {
+        self.stop.set();
+        for thread in self.threads.drain(..) {
+            // A worker that panicked has said so on stderr already.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Dataplane {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn receiver(address: SocketAddrV4) -> Result<UdpSocket, StartError> {
+    UdpSocket::receiver(address).map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => StartError::PortInUse {
+            address: *address.ip(),
+            port: address.port(),
+        },
+        _ => StartError::Io {
+            tried: format!("receive on UDP {address}"),
+            source,
+        },
+    })
+}
+
+fn transmitter(options: &Options, counters: Arc<Counters>) -> Result<Transmitter, StartError> {
+    let sockets: Vec<_> = (0..SOURCE_PORTS)
+        .map(|_| UdpSocket::sender(options.source))
+        .collect::<Result<_, _>>()
+        .map_err(io_error(format!("send from {}", options.source)))?;
+    let segmentation = match sockets.first() {
+        Some(socket) if socket.can_segment() => Segmentation::Kernel,
+        _ => Segmentation::Off,
+    };
+    Ok(Transmitter::new(sockets, counters, segmentation))
+}
+
+fn io_error(tried: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {
+    let tried = tried.into();
+    move |source| StartError::Io { tried, source }
+}

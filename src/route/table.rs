@@ -1,1 +1,307 @@
 //! The immutable route snapshot and its lookup.
+//!
+//! Leases of one network share a length (`SubnetLen`), so the subnet's number inside the
+//! network is an index: a lookup is two loads, whatever the number of leases. Pages of
+//! the index are shared between snapshots, so that a change copies one page and the list
+//! of pages, not the table. Prefixes of another length, which other writers may leave
+//! behind, are kept aside and found by binary search.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use ipnet::Ipv4Net;
+
+use super::peer::Peer;
+
+const PAGE_BITS: u32 = 8;
+const PAGE_LEN: usize = 1 << PAGE_BITS;
+/// Larger networks (of more than 2^24 subnets, like a /2 in /30s) go without the index.
+const MAX_INDEX_BITS: u32 = 24;
+
+type Page = [Peer; PAGE_LEN];
+
+/// A snapshot: which prefix lies behind which peer. It never changes; [`RouteTable::with`]
+/// makes the next one.
+#[derive(Debug, Clone)]
+pub struct RouteTable {
+    network: Ipv4Net,
+    subnet_len: u8,
+    base: u32,
+    shift: u32,
+    pages: Vec<Arc<Page>>,
+    /// Prefixes that are not of the network's subnet length or lie outside it, longest
+    /// first, each list sorted by address.
+    odd: Vec<(u8, Vec<(u32, Peer)>)>,
+    len: usize,
+}
+
+/// One change of the table: a prefix gets this peer, or loses its own.
+pub type Change = (Ipv4Net, Option<Peer>);
+
+impl RouteTable {
+    /// A table without routes for a network whose subnets have this length.
+    #[must_use]
+    pub fn empty(network: Ipv4Net, subnet_len: u8) -> Self {
+        let network = network.trunc();
+        let bits = u32::from(subnet_len.min(32)).saturating_sub(u32::from(network.prefix_len()));
+        let subnets = if (1..=MAX_INDEX_BITS).contains(&bits) {
+            1usize << bits
+        } else {
+            0
+        };
+        let vacant = Arc::new([Peer::VACANT; PAGE_LEN]);
+        Self {
+            network,
+            subnet_len,
+            base: network.network().to_bits(),
+            shift: 32 - u32::from(subnet_len.clamp(1, 32)),
+            pages: vec![vacant; subnets.div_ceil(PAGE_LEN)],
+            odd: Vec::new(),
+            len: 0,
+        }
+    }
+
+    /// The peer behind an address: no lock, no allocation.
+    #[must_use]
+    #[inline]
+    pub fn lookup(&self, destination: Ipv4Addr) -> Option<&Peer> {
+        let number = (destination.to_bits().wrapping_sub(self.base) >> self.shift) as usize;
+        if let Some(page) = self.pages.get(number >> PAGE_BITS) {
+            let peer = &page[number & (PAGE_LEN - 1)];
+            if !peer.is_vacant() {
+                return Some(peer);
+            }
+        }
+        if self.odd.is_empty() {
+            None
+        } else {
+            self.lookup_odd(destination.to_bits())
+        }
+    }
+
+    #[cold]
+    fn lookup_odd(&self, destination: u32) -> Option<&Peer> {
+        self.odd.iter().find_map(|(prefix_len, routes)| {
+            let prefix = destination & mask(*prefix_len);
+            let at = routes
+                .binary_search_by_key(&prefix, |(network, _)| *network)
+                .ok()?;
+            Some(&routes[at].1)
+        })
+    }
+
+    /// The next snapshot: this one with the changes, in order. Removing what is absent
+    /// changes nothing.
+    #[must_use]
+    pub fn with(&self, changes: impl IntoIterator<Item = Change>) -> Self {
+        let mut next = self.clone();
+        for (prefix, peer) in changes {
+            let prefix = prefix.trunc();
+            let before = match next.slot(prefix) {
+                Some(slot) => std::mem::replace(slot, peer.unwrap_or(Peer::VACANT)),
+                None => next.change_odd(prefix, peer),
+            };
+            match (before.is_vacant(), peer.is_none()) {
+                (true, false) => next.len += 1,
+                (false, true) => next.len -= 1,
+                _ => {}
+            }
+        }
+        next
+    }
+
+    fn slot(&mut self, prefix: Ipv4Net) -> Option<&mut Peer> {
+        if prefix.prefix_len() != self.subnet_len || !self.network.contains(&prefix) {
+            return None;
+        }
+        let number = ((prefix.network().to_bits() - self.base) >> self.shift) as usize;
+        let page = self.pages.get_mut(number >> PAGE_BITS)?;
+        Some(&mut Arc::make_mut(page)[number & (PAGE_LEN - 1)])
+    }
+
+    fn change_odd(&mut self, prefix: Ipv4Net, peer: Option<Peer>) -> Peer {
+        let (length, network) = (prefix.prefix_len(), prefix.network().to_bits());
+        let at = match self.odd.binary_search_by(|(len, _)| length.cmp(len)) {
+            Ok(at) => at,
+            Err(_) if peer.is_none() => return Peer::VACANT,
+            Err(at) => {
+                self.odd.insert(at, (length, Vec::new()));
+                at
+            }
+        };
+        let routes = &mut self.odd[at].1;
+        let place = routes.binary_search_by_key(&network, |(known, _)| *known);
+        let before = match (place, peer) {
+            (Ok(i), Some(peer)) => std::mem::replace(&mut routes[i].1, peer),
+            (Ok(i), None) => routes.remove(i).1,
+            (Err(i), Some(peer)) => {
+                routes.insert(i, (network, peer));
+                Peer::VACANT
+            }
+            (Err(_), None) => Peer::VACANT,
+        };
+        if routes.is_empty() {
+            self.odd.remove(at);
+        }
+        before
+    }
+
+    /// Number of routes.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no routes.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// All routes, for people and tests; costs a walk over the whole network.
+    pub fn iter(&self) -> impl Iterator<Item = (Ipv4Net, &Peer)> {
+        let indexed = self.pages.iter().flat_map(|page| page.iter()).enumerate();
+        let regular = indexed
+            .filter(|(_, peer)| !peer.is_vacant())
+            .filter_map(|(number, peer)| {
+                let address = self.base + (u32::try_from(number).ok()? << self.shift);
+                Some((
+                    Ipv4Net::new(Ipv4Addr::from_bits(address), self.subnet_len).ok()?,
+                    peer,
+                ))
+            });
+        let odd = self.odd.iter().flat_map(|(length, routes)| {
+            routes.iter().filter_map(|(network, peer)| {
+                Some((
+                    Ipv4Net::new(Ipv4Addr::from_bits(*network), *length).ok()?,
+                    peer,
+                ))
+            })
+        });
+        regular.chain(odd)
+    }
+}
+
+const fn mask(prefix_len: u8) -> u32 {
+    match 32 - prefix_len as u32 {
+        32.. => 0,
+        host_bits => u32::MAX << host_bits,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::route::peer::PeerId;
+    use crate::wire::MacAddr;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+    use std::net::SocketAddrV4;
+
+    fn net(text: &str) -> Ipv4Net {
+        text.parse().unwrap()
+    }
+
+    fn peer(id: u32) -> Peer {
+        let endpoint = SocketAddrV4::new(Ipv4Addr::from_bits(0xc000_0200 + id), 8472);
+        Peer::new(endpoint, MacAddr([2, 0, 0, 0, 0, 1]), PeerId(id)).unwrap()
+    }
+
+    fn found(table: &RouteTable, address: &str) -> Option<u32> {
+        table
+            .lookup(address.parse().unwrap())
+            .map(|peer| peer.id().0)
+    }
+
+    #[test]
+    fn an_address_finds_its_subnet_and_no_other() {
+        let empty = RouteTable::empty(net("172.20.0.0/16"), 24);
+        let table = empty.with([
+            (net("172.20.0.0/24"), Some(peer(1))),
+            (net("172.20.255.0/24"), Some(peer(2))),
+        ]);
+        assert_eq!(found(&table, "172.20.0.0"), Some(1));
+        assert_eq!(found(&table, "172.20.0.255"), Some(1));
+        assert_eq!(found(&table, "172.20.1.0"), None);
+        assert_eq!(found(&table, "172.20.255.7"), Some(2));
+        assert_eq!(found(&table, "172.21.0.1"), None);
+        assert_eq!(found(&table, "172.19.255.1"), None);
+        assert_eq!(found(&table, "0.0.0.0"), None);
+        assert!(
+            empty.is_empty() && table.len() == 2,
+            "a snapshot never changes"
+        );
+    }
+
+    #[test]
+    fn other_lengths_are_found_longest_first() {
+        let table = RouteTable::empty(net("10.0.0.0/8"), 24).with([
+            (net("10.1.0.0/16"), Some(peer(1))),
+            (net("10.1.2.0/25"), Some(peer(2))),
+            (net("192.168.0.0/24"), Some(peer(3))),
+        ]);
+        assert_eq!(found(&table, "10.1.9.1"), Some(1));
+        assert_eq!(found(&table, "10.1.2.1"), Some(2));
+        assert_eq!(found(&table, "10.1.2.129"), Some(1));
+        assert_eq!(found(&table, "192.168.0.9"), Some(3));
+        let fewer = table.with([(net("10.1.0.0/16"), None), (net("10.9.0.0/16"), None)]);
+        assert_eq!(found(&fewer, "10.1.9.1"), None);
+        assert_eq!(fewer.len(), 2);
+    }
+
+    #[test]
+    fn networks_too_large_for_an_index_still_route() {
+        for (network, length) in [("0.0.0.0/0", 30), ("10.0.0.0/24", 24), ("0.0.0.0/0", 0)] {
+            let subnet = Ipv4Net::new(Ipv4Addr::new(10, 0, 0, 0), length)
+                .unwrap()
+                .trunc();
+            let table = RouteTable::empty(net(network), length).with([(subnet, Some(peer(7)))]);
+            assert_eq!(found(&table, "10.0.0.1"), Some(7), "{network} in /{length}");
+        }
+    }
+
+    #[test]
+    fn unchanged_pages_are_shared_between_snapshots() {
+        let table =
+            RouteTable::empty(net("10.0.0.0/8"), 24).with([(net("10.0.0.0/24"), Some(peer(1)))]);
+        let next = table.with([(net("10.255.0.0/24"), Some(peer(2)))]);
+        let shared = table
+            .pages
+            .iter()
+            .zip(&next.pages)
+            .filter(|(a, b)| Arc::ptr_eq(a, b))
+            .count();
+        assert_eq!(shared, table.pages.len() - 1);
+    }
+
+    proptest! {
+        #[test]
+        fn behaves_as_a_map_of_prefixes(
+            changes in proptest::collection::vec((0u32..70_000, 20u8..28, 0u32..4), 0..200),
+            probes in proptest::collection::vec(0u32..70_000u32, 50),
+        ) {
+            let network = net("10.3.0.0/16");
+            let mut table = RouteTable::empty(network, 24);
+            let mut model: HashMap<Ipv4Net, u32> = HashMap::new();
+            for (offset, length, id) in changes {
+                let address = Ipv4Addr::from_bits(network.network().to_bits() + offset);
+                let prefix = Ipv4Net::new(address, length).unwrap().trunc();
+                if id == 0 { model.remove(&prefix); } else { model.insert(prefix, id); }
+                table = table.with([(prefix, (id != 0).then(|| peer(id)))]);
+            }
+            prop_assert_eq!(table.len(), model.len());
+            let listed: HashMap<_, _> = table.iter().map(|(prefix, peer)| (prefix, peer.id().0)).collect();
+            prop_assert_eq!(&listed, &model);
+            for probe in probes {
+                let address = Ipv4Addr::from_bits(network.network().to_bits() + probe);
+                // The configured length wins over longer odd ones: leases never overlap, see `subnet`.
+                let regular = model.get(&Ipv4Net::new(address, 24).unwrap().trunc());
+                let inside = network.contains(&address);
+                let longest = model.iter().filter(|(p, _)| p.contains(&address))
+                    .max_by_key(|(p, _)| p.prefix_len()).map(|(_, id)| id);
+                let expected = regular.filter(|_| inside).or(longest);
+                prop_assert_eq!(table.lookup(address).map(|peer| peer.id().0), expected.copied());
+            }
+        }
+    }
+}

@@ -70,3 +70,57 @@ pub struct Lease {
     /// A record without time to live: a reservation, kept so.
     pub reserved: bool,
 }
+
+impl LeaseAttrs {
+    /// What a vxlan node publishes.
+    ///
+    /// # Errors
+    /// Never in practice: the data is plain.
+    pub fn vxlan(public_ip: Ipv4Addr, data: VxlanData) -> serde_json::Result<Self> {
+        Ok(Self {
+            public_ip,
+            public_ipv6: None,
+            backend_type: BACKEND_TYPE.to_owned(),
+            backend_data: Some(serde_json::value::to_raw_value(&data)?),
+            backend_v6_data: None,
+        })
+    }
+
+    /// The value's bytes.
+    ///
+    /// # Errors
+    /// Never in practice: the fields are plain.
+    pub fn encode(&self) -> serde_json::Result<Vec<u8>> {
+        serde_json::to_vec(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_written_as_newest_flannel_writes_it() {
+        let data = VxlanData {
+            vni: Some(Vni::DEFAULT),
+            vtep_mac: MacAddr([0xc6, 0xd2, 0x32, 0x6f, 0x8f, 0x44]),
+        };
+        let attrs = LeaseAttrs::vxlan(Ipv4Addr::new(192, 168, 64, 3), data).unwrap();
+        assert_eq!(
+            String::from_utf8(attrs.encode().unwrap()).unwrap(),
+            r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#
+        );
+    }
+
+    #[test]
+    fn leases_of_other_versions_and_backends_round_trip() {
+        for value in [
+            r#"{"PublicIP":"1.2.3.4","PublicIPv6":null}"#,
+            r#"{"PublicIP":"1.2.3.4","PublicIPv6":"fd00::1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"BackendV6Data":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:45"}}"#,
+            r#"{"PublicIP":"1.2.3.4","PublicIPv6":null,"BackendType":"wireguard","BackendData":{"PublicKey":"a b"}}"#,
+        ] {
+            let attrs: LeaseAttrs = serde_json::from_str(value).unwrap();
+            assert_eq!(String::from_utf8(attrs.encode().unwrap()).unwrap(), value);
+        }
+    }
+}

@@ -1,1 +1,241 @@
-//! validate
+//! What of a record in the store is believed: outside input, each field checked.
+//!
+//! flannel checks next to nothing here; one writable prefix in etcd would be a route on
+//! every node. A record that fails costs itself alone.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use super::key::SubnetKey;
+use super::lease::{BACKEND_TYPE, LeaseAttrs, VxlanData};
+use crate::wire::Vni;
+
+/// Largest value that is parsed.
+pub const MAX_VALUE_LEN: usize = 64 * 1024;
+
+/// What a record is checked against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Context {
+    /// The overlay network.
+    pub network: Ipv4Net,
+    /// Our VNI.
+    pub vni: Vni,
+}
+
+/// A record that can be a vxlan node's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerRecord {
+    /// The leased subnet.
+    pub subnet: Ipv4Net,
+    /// Where its datagrams go.
+    pub public_ip: Ipv4Addr,
+    /// Its VTEP.
+    pub vxlan: VxlanData,
+}
+
+macro_rules! rejections {
+    ($($(#[$doc:meta])* $name:ident => $label:literal, $text:literal;)*) => {
+        /// Why a record is not believed.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Rejection { $($(#[$doc])* $name,)* }
+
+        impl Rejection {
+            /// All reasons.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The stable name, for machines.
+            #[must_use]
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$name => $label,)* }
+            }
+
+            /// The reason, for people.
+            #[must_use]
+            pub const fn text(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+rejections! {
+    /// The key is no canonical subnet key.
+    Key => "key", "the key is not of the form a.b.c.d-len, canonically written";
+    /// The subnet lies outside the network.
+    OutsideNetwork => "outside_network", "the subnet is not inside the network";
+    /// The value is larger than any lease.
+    TooLarge => "too_large", "the value is larger than 64 KiB";
+    /// The value is no lease.
+    Value => "value", "the value is not a lease in flannel's JSON";
+    /// Another backend of flannel.
+    OtherBackend => "other_backend", "the lease is of another backend type";
+    /// The public address cannot be a host's, or lies inside the overlay.
+    PublicIp => "public_ip", "PublicIP cannot be the address of a host outside the overlay";
+    /// The backend data is missing or no vxlan data.
+    BackendData => "backend_data", "BackendData is not {\"VNI\":…,\"VtepMAC\":\"…\"}";
+    /// The MAC is multicast or zero.
+    VtepMac => "vtep_mac", "VtepMAC is multicast or zero";
+    /// Another VNI than ours.
+    OtherVni => "other_vni", "the VNI is not this network's";
+    /// The subnet overlaps an older record's.
+    Overlap => "overlap", "the subnet overlaps that of an older lease, or our own";
+}
+
+/// Checks one record by itself.
+///
+/// # Errors
+/// The first check that failed.
+pub fn check(name: &str, value: &[u8], context: &Context) -> Result<PeerRecord, Rejection> {
+    let key: SubnetKey = name.parse().map_err(|_| Rejection::Key)?;
+    let subnet = key.v4;
+    if !context.network.contains(&subnet) {
+        return Err(Rejection::OutsideNetwork);
+    }
+    if value.len() > MAX_VALUE_LEN {
+        return Err(Rejection::TooLarge);
+    }
+    let attrs: LeaseAttrs = serde_json::from_slice(value).map_err(|_| Rejection::Value)?;
+    if attrs.backend_type != BACKEND_TYPE {
+        return Err(Rejection::OtherBackend);
+    }
+    if !is_host(attrs.public_ip) || context.network.contains(&attrs.public_ip) {
+        return Err(Rejection::PublicIp);
+    }
+    let data = attrs.backend_data.ok_or(Rejection::BackendData)?;
+    let vxlan: VxlanData = serde_json::from_str(data.get()).map_err(|_| Rejection::BackendData)?;
+    if !vxlan.vtep_mac.is_valid_vtep() {
+        return Err(Rejection::VtepMac);
+    }
+    if vxlan.vni.is_some_and(|vni| vni != context.vni) {
+        return Err(Rejection::OtherVni);
+    }
+    Ok(PeerRecord {
+        subnet,
+        public_ip: attrs.public_ip,
+        vxlan,
+    })
+}
+
+/// Whether an address can be a host's on a network: not 0/8, loopback, link-local,
+/// multicast, 240/4 or broadcast.
+fn is_host(address: Ipv4Addr) -> bool {
+    let first = address.octets()[0];
+    first != 0 && first < 224 && !address.is_loopback() && !address.is_link_local()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn context() -> Context {
+        Context {
+            network: "172.20.0.0/16".parse().unwrap(),
+            vni: Vni::DEFAULT,
+        }
+    }
+
+    const GOOD: &str = r#"{"PublicIP":"10.211.55.101","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"f6:df:b4:d0:5d:72"}}"#;
+
+    #[test]
+    fn leases_of_every_flannel_are_believed() {
+        let v0_11 = r#"{"PublicIP":"10.211.55.101","BackendType":"vxlan","BackendData":{"VtepMAC":"f6:df:b4:d0:5d:72"}}"#;
+        let extended = GOOD.replace("{\"VNI\"", "{\"Node\":\"x\",\"VNI\"");
+        for value in [GOOD, v0_11, &extended] {
+            let record = check("172.20.97.0-24", value.as_bytes(), &context()).unwrap();
+            assert_eq!(record.subnet.to_string(), "172.20.97.0/24");
+            assert_eq!(record.public_ip, Ipv4Addr::new(10, 211, 55, 101));
+            assert_eq!(record.vxlan.vtep_mac.to_string(), "f6:df:b4:d0:5d:72");
+        }
+    }
+
+    #[test]
+    fn each_fault_has_its_own_reason() {
+        let name = "172.20.97.0-24";
+        let table = [
+            ("x0.0.0.0-0", GOOD.to_owned(), Rejection::Key),
+            ("172.20.97.1-24", GOOD.to_owned(), Rejection::Key),
+            ("10.0.0.0-24", GOOD.to_owned(), Rejection::OutsideNetwork),
+            ("172.16.0.0-12", GOOD.to_owned(), Rejection::OutsideNetwork),
+            (
+                name,
+                format!("{GOOD}{}", " ".repeat(MAX_VALUE_LEN)),
+                Rejection::TooLarge,
+            ),
+            (name, String::new(), Rejection::Value),
+            (name, GOOD.replace("10.211", "999.1"), Rejection::Value),
+            (
+                name,
+                GOOD.replace("vxlan", "VXLAN"),
+                Rejection::OtherBackend,
+            ),
+            (
+                name,
+                GOOD.replace("vxlan", "host-gw"),
+                Rejection::OtherBackend,
+            ),
+            (
+                name,
+                GOOD.replace("10.211.55.101", "172.20.1.1"),
+                Rejection::PublicIp,
+            ),
+            (
+                name,
+                GOOD.replace("10.211.55.101", "127.0.0.1"),
+                Rejection::PublicIp,
+            ),
+            (
+                name,
+                GOOD.replace("10.211.55.101", "224.0.0.1"),
+                Rejection::PublicIp,
+            ),
+            (
+                name,
+                GOOD.replace("10.211.55.101", "0.0.0.0"),
+                Rejection::PublicIp,
+            ),
+            (
+                name,
+                GOOD.replace("f6:df:b4:d0:5d:72", "f6:df"),
+                Rejection::BackendData,
+            ),
+            (
+                name,
+                GOOD.replace("f6:df:b4:d0:5d:72", "f6:df:b4:d0:5d:72:01:02"),
+                Rejection::BackendData,
+            ),
+            (
+                name,
+                GOOD.replace("\"VNI\":1", "\"VNI\":16777216"),
+                Rejection::BackendData,
+            ),
+            (name, GOOD.replace("f6:df", "f7:df"), Rejection::VtepMac),
+            (
+                name,
+                GOOD.replace("f6:df:b4:d0:5d:72", "00:00:00:00:00:00"),
+                Rejection::VtepMac,
+            ),
+            (
+                name,
+                GOOD.replace("\"VNI\":1", "\"VNI\":2"),
+                Rejection::OtherVni,
+            ),
+        ];
+        for (name, value, expected) in table {
+            assert_eq!(
+                check(name, value.as_bytes(), &context()),
+                Err(expected),
+                "{name} {value:.120}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(name in ".{0,30}", value in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = check(&name, &value, &context());
+            let _ = check("172.20.97.0-24", &value, &context());
+        }
+    }
+}

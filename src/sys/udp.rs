@@ -1,1 +1,622 @@
-//! UDP sockets with batched system calls.
+//! UDP sockets with batched system calls: recvmmsg, sendmmsg, and the control messages
+//! for segment sizes (UDP_GRO, UDP_SEGMENT) and the type of service.
+
+use std::io;
+use std::mem;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+/// `IP_PMTUDISC_OMIT`: never set DF, ignore what path MTU discovery learned, fragment to
+/// the device's MTU, as the kernel's vxlan does (`df unset`).
+const PMTU_DISCOVERY_OMIT: libc::c_int = 5;
+/// `IP_PMTUDISC_DONT`, for kernels before 3.15.
+const PMTU_DISCOVERY_DONT: libc::c_int = 0;
+
+/// Receive buffer asked for: a burst of 64 KiB trains must fit while a worker is away.
+const RECEIVE_BUFFER: libc::c_int = 8 << 20;
+/// Send buffer asked for.
+const SEND_BUFFER: libc::c_int = 4 << 20;
+
+/// Space for the control messages of one datagram: type of service and segment size.
+const CONTROL_LEN: usize = 64;
+
+/// A UDP socket of the tunnel, not blocking.
+#[derive(Debug)]
+pub struct UdpSocket(Socket);
+
+impl UdpSocket {
+    /// A socket that receives tunnel datagrams, one of several on the same port: the
+    /// kernel spreads remote address and port pairs over them and keeps each on one.
+    ///
+    /// # Errors
+    /// `AddrInUse` when another process (or the kernel's vxlan) holds the port.
+    pub fn receiver(address: SocketAddrV4) -> io::Result<Self> {
+        let socket = Self::open()?;
+        socket.0.set_reuse_port(true)?;
+        socket.option(libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
+        socket.buffer(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, RECEIVE_BUFFER)?;
+        socket.0.bind(&SockAddr::from(address))?;
+        Ok(socket)
+    }
+
+    /// A socket that sends tunnel datagrams from this address and a port of the kernel's
+    /// choice out of `ip_local_port_range`. It receives nothing.
+    ///
+    /// # Errors
+    /// `AddrNotAvailable` when the address is not this host's.
+    pub fn sender(address: Ipv4Addr) -> io::Result<Self> {
+        let socket = Self::open()?;
+        socket.buffer(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BUFFER)?;
+        if socket
+            .option(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, PMTU_DISCOVERY_OMIT)
+            .is_err()
+        {
+            socket.option(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, PMTU_DISCOVERY_DONT)?;
+        }
+        socket
+            .0
+            .bind(&SockAddr::from(SocketAddrV4::new(address, 0)))?;
+        // Whatever strangers send to this port is dropped by the kernel, not queued.
+        let _ = socket.0.set_recv_buffer_size(0);
+        Ok(socket)
+    }
+
+    fn open() -> io::Result<Self> {
+        let socket = Socket::new(
+            Domain::IPV4,
+            Type::DGRAM.nonblocking().cloexec(),
+            Some(Protocol::UDP),
+        )?;
+        Ok(Self(socket))
+    }
+
+    /// Lets the kernel join datagrams of a flow (`UDP_GRO`, usable since Linux 5.12).
+    /// Returns whether it does.
+    pub fn join_on_receive(&self) -> bool {
+        self.option(libc::SOL_UDP, libc::UDP_GRO, 1).is_ok()
+    }
+
+    /// Whether the kernel can segment on sending (`UDP_SEGMENT`, since Linux 4.18).
+    #[must_use]
+    pub fn can_segment(&self) -> bool {
+        self.option(libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok()
+    }
+
+    /// The address it is bound to.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn local_address(&self) -> io::Result<SocketAddrV4> {
+        let address = self.0.local_addr()?;
+        address
+            .as_socket_ipv4()
+            .ok_or_else(|| io::Error::other("not an IPv4 socket"))
+    }
+
+    /// With the capability the limit of the host does not count; without, it does.
+    fn buffer(
+        &self,
+        forced: libc::c_int,
+        limited: libc::c_int,
+        bytes: libc::c_int,
+    ) -> io::Result<()> {
+        self.option(libc::SOL_SOCKET, forced, bytes)
+            .or_else(|_| self.option(libc::SOL_SOCKET, limited, bytes))
+    }
+
+    fn option(&self, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+        // SAFETY: the descriptor is open; `value` lives through the call and its size is given.
+        let result = unsafe {
+            libc::setsockopt(
+                self.0.as_raw_fd(),
+                level,
+                name,
+                (&raw const value).cast(),
+                mem::size_of_val(&value) as libc::socklen_t,
+            )
+        };
+        if result < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl AsFd for UdpSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Control messages are written and read as aligned bytes.
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+struct Control([u8; CONTROL_LEN]);
+
+const fn empty_address() -> libc::sockaddr_in {
+    libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: 0,
+        sin_addr: libc::in_addr { s_addr: 0 },
+        sin_zero: [0; 8],
+    }
+}
+
+fn empty_message() -> libc::mmsghdr {
+    // SAFETY: all-zero bytes are a valid `mmsghdr`: null pointers and zero lengths.
+    unsafe { mem::zeroed() }
+}
+
+/// A set of buffers that one recvmmsg fills.
+pub struct ReceiveBatch {
+    buffer: Box<[u8]>,
+    slot_len: usize,
+    messages: Vec<libc::mmsghdr>,
+    pieces: Vec<libc::iovec>,
+    sources: Vec<libc::sockaddr_in>,
+    controls: Vec<Control>,
+}
+
+// SAFETY: the raw pointers inside point into the batch's own heap buffers, are written
+// before each call and never read outside `receive`; moving the batch moves none of them.
+unsafe impl Send for ReceiveBatch {}
+
+/// What came with a datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DatagramInfo {
+    /// Where its bytes lie in the batch's buffer.
+    pub start: usize,
+    /// Its length in bytes.
+    pub len: usize,
+    /// Sender.
+    pub source: SocketAddrV4,
+    /// Where the kernel joined datagrams: the length of each but the last.
+    pub segment: Option<usize>,
+    /// The outer type of service byte.
+    pub tos: u8,
+    /// Bytes were cut: it was longer than a slot.
+    pub truncated: bool,
+}
+
+impl ReceiveBatch {
+    /// Buffers for `slots` datagrams of up to `slot_len` bytes.
+    #[must_use]
+    pub fn new(slots: usize, slot_len: usize) -> Self {
+        let iovec = libc::iovec {
+            iov_base: std::ptr::null_mut(),
+            iov_len: 0,
+        };
+        Self {
+            buffer: vec![0; slots * slot_len].into_boxed_slice(),
+            slot_len,
+            messages: vec![empty_message(); slots],
+            pieces: vec![iovec; slots],
+            sources: vec![empty_address(); slots],
+            controls: vec![Control([0; CONTROL_LEN]); slots],
+        }
+    }
+
+    /// Number of datagrams that one call can bring.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.messages.len()
+    }
+
+    /// All buffers, one after the other.
+    #[must_use]
+    pub fn buffer(&mut self) -> &mut [u8] {
+        &mut self.buffer
+    }
+
+    /// Receives what is there, without waiting; returns the number of datagrams.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is none; else the error of an earlier datagram of ours
+    /// (`ConnectionRefused`), which says nothing about this socket.
+    pub fn receive(&mut self, socket: &UdpSocket) -> io::Result<usize> {
+        let slots = self.messages.len();
+        for (slot, chunk) in self.buffer.chunks_exact_mut(self.slot_len).enumerate() {
+            self.pieces[slot] = libc::iovec {
+                iov_base: chunk.as_mut_ptr().cast(),
+                iov_len: chunk.len(),
+            };
+        }
+        for slot in 0..slots {
+            let header = &mut self.messages[slot].msg_hdr;
+            header.msg_name = (&raw mut self.sources[slot]).cast();
+            header.msg_namelen = mem::size_of::<libc::sockaddr_in>() as libc::socklen_t;
+            header.msg_iov = &raw mut self.pieces[slot];
+            header.msg_iovlen = 1;
+            header.msg_control = (&raw mut self.controls[slot]).cast();
+            // Reset each time: the kernel leaves the length of the last call's messages.
+            header.msg_controllen = CONTROL_LEN as _;
+            header.msg_flags = 0;
+        }
+        // SAFETY: each header points to buffers owned by `self`, of the lengths given, and
+        // `self` is borrowed exclusively for the call.
+        let received = unsafe {
+            libc::recvmmsg(
+                socket.0.as_raw_fd(),
+                self.messages.as_mut_ptr(),
+                slots as libc::c_uint,
+                libc::MSG_DONTWAIT as _,
+                std::ptr::null_mut(),
+            )
+        };
+        usize::try_from(received).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// What the last call brought into a slot below the number it returned.
+    #[must_use]
+    pub fn datagram(&self, slot: usize) -> DatagramInfo {
+        let message = &self.messages[slot];
+        let source = &self.sources[slot];
+        let mut info = DatagramInfo {
+            start: slot * self.slot_len,
+            len: (message.msg_len as usize).min(self.slot_len),
+            source: SocketAddrV4::new(
+                Ipv4Addr::from_bits(u32::from_be(source.sin_addr.s_addr)),
+                u16::from_be(source.sin_port),
+            ),
+            segment: None,
+            tos: 0,
+            truncated: message.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
+        };
+        #[allow(clippy::unnecessary_cast)] // another integer type with musl
+        let used = (message.msg_hdr.msg_controllen as usize).min(CONTROL_LEN);
+        for (level, kind, data) in control_messages(&self.controls[slot].0[..used]) {
+            match (level, kind) {
+                (libc::IPPROTO_IP, libc::IP_TOS) => info.tos = data.first().copied().unwrap_or(0),
+                (libc::SOL_UDP, libc::UDP_GRO) => {
+                    let size = data
+                        .first_chunk()
+                        .map_or(0, |bytes| i32::from_ne_bytes(*bytes));
+                    info.segment = usize::try_from(size).ok().filter(|size| *size > 0);
+                }
+                _ => {}
+            }
+        }
+        info
+    }
+}
+
+/// Length of a `cmsghdr`, and the alignment of what follows it.
+const CONTROL_HEADER: usize = mem::size_of::<libc::cmsghdr>();
+const CONTROL_ALIGN: usize = mem::size_of::<usize>();
+
+/// Walks control messages as bytes (`CMSG_NXTHDR` without pointers): level, type, data.
+fn control_messages(mut bytes: &[u8]) -> impl Iterator<Item = (i32, i32, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = usize::from_ne_bytes(*bytes.first_chunk()?);
+        let word = |at: usize| Some(i32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?));
+        let level = word(CONTROL_ALIGN)?;
+        let kind = word(CONTROL_ALIGN + 4)?;
+        let data = bytes.get(CONTROL_HEADER..length)?;
+        bytes = bytes
+            .get(length.next_multiple_of(CONTROL_ALIGN)..)
+            .unwrap_or(&[]);
+        Some((level, kind, data))
+    })
+}
+
+/// One datagram to send, or several of equal length in one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MessageHead {
+    /// Where to.
+    pub destination: SocketAddrV4,
+    /// Length at which the kernel cuts (`UDP_SEGMENT`); `None` sends one datagram.
+    pub segment: Option<u16>,
+    /// ECN codepoint of the outer header; DSCP is 0.
+    pub ecn: u8,
+}
+
+/// Space for one sendmmsg.
+pub struct SendBatch {
+    messages: Vec<libc::mmsghdr>,
+    pieces: Vec<libc::iovec>,
+    /// Index of each message's first piece.
+    first_piece: Vec<usize>,
+    destinations: Vec<libc::sockaddr_in>,
+    controls: Vec<Control>,
+    capacity: usize,
+}
+
+// SAFETY: the raw pointers inside are written from borrows that `Sending` keeps alive
+// until the call, and never read after it.
+unsafe impl Send for SendBatch {}
+
+/// A sendmmsg being put together: it borrows every piece until it is sent.
+pub struct Sending<'a> {
+    batch: &'a mut SendBatch,
+}
+
+impl SendBatch {
+    /// Space for this many messages a call; pieces grow as needed and are kept.
+    #[must_use]
+    pub fn new(messages: usize) -> Self {
+        Self {
+            messages: Vec::with_capacity(messages),
+            pieces: Vec::with_capacity(messages * 4),
+            first_piece: Vec::with_capacity(messages),
+            destinations: Vec::with_capacity(messages),
+            controls: Vec::with_capacity(messages),
+            capacity: messages,
+        }
+    }
+
+    /// Starts a call.
+    pub fn start(&mut self) -> Sending<'_> {
+        self.messages.clear();
+        self.pieces.clear();
+        self.first_piece.clear();
+        self.destinations.clear();
+        self.controls.clear();
+        Sending { batch: self }
+    }
+}
+
+impl<'a> Sending<'a> {
+    /// Whether another message fits.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.batch.first_piece.len() == self.batch.capacity
+    }
+
+    /// Number of messages so far.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.batch.first_piece.len()
+    }
+
+    /// Whether there are no messages.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Begins the next message; its pieces follow.
+    pub fn message(&mut self, head: MessageHead) {
+        let batch = &mut *self.batch;
+        batch.first_piece.push(batch.pieces.len());
+        batch.destinations.push(libc::sockaddr_in {
+            sin_port: head.destination.port().to_be(),
+            sin_addr: libc::in_addr {
+                s_addr: head.destination.ip().to_bits().to_be(),
+            },
+            ..empty_address()
+        });
+        let mut control = Control([0; CONTROL_LEN]);
+        let mut used = 0;
+        if let Some(segment) = head.segment {
+            used = put_control(
+                &mut control.0,
+                used,
+                libc::SOL_UDP,
+                libc::UDP_SEGMENT,
+                &segment.to_ne_bytes(),
+            );
+        }
+        if head.ecn != 0 {
+            let tos = libc::c_int::from(head.ecn).to_ne_bytes();
+            used = put_control(&mut control.0, used, libc::IPPROTO_IP, libc::IP_TOS, &tos);
+        }
+        batch.controls.push(control);
+        let mut message = empty_message();
+        message.msg_hdr.msg_controllen = used as _;
+        batch.messages.push(message);
+    }
+
+    /// Adds bytes to the message begun last.
+    #[inline]
+    pub fn piece(&mut self, bytes: &'a [u8]) {
+        self.batch.pieces.push(libc::iovec {
+            iov_base: bytes.as_ptr().cast_mut().cast(),
+            iov_len: bytes.len(),
+        });
+    }
+
+    /// Sends the messages from number `from` on; returns how many left.
+    ///
+    /// # Errors
+    /// The error of message `from`; those behind it were not tried.
+    pub fn send(&mut self, socket: &UdpSocket, from: usize) -> io::Result<usize> {
+        let batch = &mut *self.batch;
+        let count = batch.messages.len();
+        if from >= count {
+            return Ok(0);
+        }
+        for number in from..count {
+            let start = batch.first_piece[number];
+            let end = batch
+                .first_piece
+                .get(number + 1)
+                .copied()
+                .unwrap_or(batch.pieces.len());
+            let header = &mut batch.messages[number].msg_hdr;
+            header.msg_name = (&raw mut batch.destinations[number]).cast();
+            header.msg_namelen = mem::size_of::<libc::sockaddr_in>() as libc::socklen_t;
+            header.msg_iov = batch.pieces[start..end].as_mut_ptr();
+            header.msg_iovlen = (end - start) as _;
+            header.msg_control = match header.msg_controllen {
+                0 => std::ptr::null_mut(),
+                _ => (&raw mut batch.controls[number]).cast(),
+            };
+        }
+        // SAFETY: headers point into vectors of `batch` that are not changed during the
+        // call, and pieces to slices borrowed for 'a, which outlives `self`.
+        let sent = unsafe {
+            libc::sendmmsg(
+                socket.0.as_raw_fd(),
+                batch.messages[from..].as_mut_ptr(),
+                (count - from) as libc::c_uint,
+                libc::MSG_DONTWAIT as _,
+            )
+        };
+        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+/// Writes one control message and returns the length used so far, padded.
+fn put_control(bytes: &mut [u8], at: usize, level: i32, kind: i32, data: &[u8]) -> usize {
+    let length = CONTROL_HEADER + data.len();
+    bytes[at..at + CONTROL_ALIGN].copy_from_slice(&length.to_ne_bytes());
+    bytes[at + CONTROL_ALIGN..at + CONTROL_ALIGN + 4].copy_from_slice(&level.to_ne_bytes());
+    bytes[at + CONTROL_ALIGN + 4..at + CONTROL_HEADER].copy_from_slice(&kind.to_ne_bytes());
+    bytes[at + CONTROL_HEADER..at + length].copy_from_slice(data);
+    at + length.next_multiple_of(CONTROL_ALIGN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    fn receive(batch: &mut ReceiveBatch, socket: &UdpSocket) -> usize {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            match batch.receive(socket) {
+                Ok(count) => return count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    assert!(Instant::now() < deadline, "nothing arrived");
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    fn pair() -> (UdpSocket, UdpSocket, SocketAddrV4) {
+        let receiver = UdpSocket::receiver(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = receiver.local_address().unwrap();
+        (
+            UdpSocket::sender(Ipv4Addr::LOCALHOST).unwrap(),
+            receiver,
+            address,
+        )
+    }
+
+    #[test]
+    fn messages_arrive_with_pieces_joined_and_ecn_kept() {
+        let (sender, receiver, destination) = pair();
+        let mut batch = SendBatch::new(8);
+        let mut sending = batch.start();
+        sending.message(MessageHead {
+            destination,
+            segment: None,
+            ecn: 2,
+        });
+        sending.piece(b"hello ");
+        sending.piece(b"world");
+        sending.message(MessageHead {
+            destination,
+            segment: None,
+            ecn: 0,
+        });
+        sending.piece(b"second");
+        assert_eq!(sending.send(&sender, 0).unwrap(), 2);
+        let mut received = ReceiveBatch::new(4, 2048);
+        let mut seen = Vec::new();
+        while seen.len() < 2 {
+            for slot in 0..receive(&mut received, &receiver) {
+                let info = received.datagram(slot);
+                assert_eq!(info.source, sender.local_address().unwrap());
+                let bytes = received.buffer()[info.start..info.start + info.len].to_vec();
+                seen.push((bytes, info.tos, info.truncated));
+            }
+        }
+        assert_eq!(seen[0], (b"hello world".to_vec(), 2, false));
+        assert_eq!(seen[1], (b"second".to_vec(), 0, false));
+    }
+
+    #[test]
+    fn segments_leave_in_one_message_and_arrive_joined() {
+        let (sender, receiver, destination) = pair();
+        if !sender.can_segment() || !receiver.join_on_receive() {
+            println!("SKIPPED: this kernel has no UDP_SEGMENT or no UDP_GRO");
+            return;
+        }
+        let payload: Vec<u8> = (0..2500u32).map(|i| i as u8).collect();
+        let mut batch = SendBatch::new(8);
+        let mut sending = batch.start();
+        sending.message(MessageHead {
+            destination,
+            segment: Some(1000),
+            ecn: 1,
+        });
+        sending.piece(&payload);
+        assert_eq!(sending.send(&sender, 0).unwrap(), 1);
+        let mut received = ReceiveBatch::new(4, 65_536);
+        let mut bytes = Vec::new();
+        while bytes.len() < payload.len() {
+            for slot in 0..receive(&mut received, &receiver) {
+                let info = received.datagram(slot);
+                assert_eq!(info.tos, 1);
+                assert!(info.segment.is_none_or(|size| size == 1000));
+                bytes.extend_from_slice(&received.buffer()[info.start..info.start + info.len]);
+            }
+        }
+        assert_eq!(bytes, payload);
+    }
+
+    #[test]
+    fn a_datagram_longer_than_the_slot_is_told_as_truncated() {
+        let (sender, receiver, destination) = pair();
+        let mut batch = SendBatch::new(1);
+        let mut sending = batch.start();
+        sending.message(MessageHead {
+            destination,
+            segment: None,
+            ecn: 0,
+        });
+        sending.piece(&[7; 100]);
+        assert!(sending.is_full());
+        sending.send(&sender, 0).unwrap();
+        let mut received = ReceiveBatch::new(1, 64);
+        assert_eq!(receive(&mut received, &receiver), 1);
+        let info = received.datagram(0);
+        assert_eq!((info.len, info.truncated), (64, true));
+    }
+
+    #[test]
+    fn an_error_is_the_first_unsent_messages_own() {
+        let (sender, _receiver, destination) = pair();
+        let mut batch = SendBatch::new(4);
+        let huge = vec![0; 65_508];
+        let mut sending = batch.start();
+        sending.message(MessageHead {
+            destination,
+            segment: None,
+            ecn: 0,
+        });
+        sending.piece(b"fits");
+        sending.message(MessageHead {
+            destination,
+            segment: None,
+            ecn: 0,
+        });
+        sending.piece(&huge);
+        sending.message(MessageHead {
+            destination,
+            segment: None,
+            ecn: 0,
+        });
+        sending.piece(b"fits too");
+        assert_eq!(sending.send(&sender, 0).unwrap(), 1);
+        let error = sending.send(&sender, 1).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
+        assert_eq!(sending.send(&sender, 2).unwrap(), 1);
+    }
+
+    #[test]
+    fn garbage_control_bytes_end_the_walk() {
+        for length in 0..CONTROL_LEN {
+            let bytes = [0xff; CONTROL_LEN];
+            assert_eq!(control_messages(&bytes[..length]).count(), 0);
+            let zeros = [0; CONTROL_LEN];
+            assert_eq!(control_messages(&zeros[..length]).count(), 0);
+        }
+    }
+}

@@ -1,0 +1,63 @@
+# make demo   two hosts and their containers on this machine, and a table of figures
+# make test   everything that must hold; installs what it needs (Debian, Ubuntu)
+# make bench  the Criterion benches
+# make fuzz   all fuzz targets, FUZZ_SECONDS each (default one hour)
+
+PREFIX ?= /usr/local
+FUZZ_SECONDS ?= 3600
+SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
+
+.PHONY: all demo test check-style unit integration bench bench-smoke fuzz fuzz-smoke doc install clean build-needs test-needs
+
+all: build-needs
+	cargo build --release --locked
+
+build-needs:
+	@./scripts/install-needs.sh build
+
+test-needs:
+	@./scripts/install-needs.sh test
+
+demo: all
+	$(SUDO) ./target/release/uvxlan demo
+
+test: test-needs check-style unit bench-smoke fuzz-smoke doc
+	@echo "all tests passed"
+
+check-style:
+	cargo fmt --all --check
+	cargo clippy --locked --all-targets -- -D warnings
+	./scripts/check-sources.sh
+
+# Tests in network namespaces need root; where sudo is needed cargo builds as the user
+# and only the test programs run as root.
+unit:
+	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO)" \
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO)" \
+	cargo test --locked
+
+bench:
+	cargo bench --locked
+
+# Each bench once, without measuring.
+bench-smoke:
+	cargo bench --locked -- --test
+
+fuzz:
+	./fuzz/run.sh $(FUZZ_SECONDS)
+
+fuzz-smoke:
+	./fuzz/run.sh 5
+
+doc:
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+
+install: all
+	install -Dm755 target/release/uvxlan $(DESTDIR)$(PREFIX)/sbin/uvxlan
+	install -Dm755 systemd/mk-docker-opts.sh $(DESTDIR)$(PREFIX)/sbin/mk-docker-opts.sh
+	install -Dm644 systemd/uvxlan.service $(DESTDIR)$(PREFIX)/lib/systemd/system/uvxlan.service
+	install -Dm644 systemd/docker.service.d/uvxlan.conf $(DESTDIR)$(PREFIX)/share/uvxlan/docker.service.d/uvxlan.conf
+
+clean:
+	cargo clean
+	rm -rf fuzz/target

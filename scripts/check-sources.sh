@@ -1,0 +1,42 @@
+#!/bin/sh
+# Rules of the source tree that no compiler checks.
+set -eu
+cd "$(dirname "$0")/.."
+status=0
+
+complain() {
+    echo "$1" >&2
+    status=1
+}
+
+# unsafe lives at the kernel edge alone.
+found=$(grep -rnE '\bunsafe\b *(\{|fn|impl|extern|trait)' src benches examples tests --include='*.rs' | grep -v '^src/sys/' || true)
+[ -z "$found" ] || complain "unsafe outside src/sys:
+$found"
+
+# Who may import whom (ARCHITECTURE.md).
+forbid() { # forbid FOLDER MODULES...
+    folder=$1
+    shift
+    for module in "$@"; do
+        found=$(grep -rnE "crate::$module\b" "src/$folder" --include='*.rs' || true)
+        [ -z "$found" ] || complain "src/$folder must not import crate::$module:
+$found"
+    done
+}
+forbid wire sys offload route dataplane subnet host daemon cli testbed
+forbid offload sys route dataplane subnet host daemon cli testbed
+forbid route sys offload dataplane subnet host daemon cli testbed
+forbid sys offload route dataplane subnet host daemon cli testbed
+forbid dataplane subnet host daemon cli testbed
+forbid subnet sys dataplane host daemon cli testbed
+forbid host dataplane subnet daemon cli testbed
+forbid testbed dataplane subnet daemon cli
+forbid daemon cli testbed
+
+# Nothing is left for later.
+found=$(grep -rnE 'TODO|FIXME|XXX|unimplemented!|todo!\(' --include='*.rs' --include='*.sh' --include='*.md' . --exclude-dir=target | grep -v check-sources.sh || true)
+[ -z "$found" ] || complain "left over:
+$found"
+
+exit $status

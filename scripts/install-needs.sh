@@ -1,0 +1,52 @@
+#!/bin/sh
+# Installs, from the distribution's packages, what `build` or `test` needs and this
+# machine lacks. Says what it installs; does nothing when all is there.
+set -eu
+
+want=${1:?usage: install-needs.sh build|test}
+
+missing=
+need() { # need COMMAND-OR-FILE PACKAGE
+    case "$1" in
+        /*) [ -e "$1" ] && return 0 ;;
+        *) command -v "$1" >/dev/null 2>&1 && return 0 ;;
+    esac
+    case " $missing " in *" $2 "*) ;; *) missing="$missing $2" ;; esac
+}
+
+need cc gcc
+need protoc protobuf-compiler
+need /usr/include/google/protobuf/descriptor.proto libprotobuf-dev
+if [ "$want" = test ]; then
+    need c++ g++
+    need etcd etcd-server
+    need etcdctl etcd-client
+    need ip iproute2
+    need tshark tshark
+    need systemd-analyze systemd
+fi
+
+if [ -n "$missing" ]; then
+    as_root=
+    if [ "$(id -u)" -ne 0 ]; then
+        command -v sudo >/dev/null 2>&1 || {
+            echo "needed packages:$missing; install them as root, or install sudo" >&2
+            exit 1
+        }
+        as_root=sudo
+    fi
+    command -v apt-get >/dev/null 2>&1 || {
+        echo "this is no Debian or Ubuntu; install what these packages hold:$missing" >&2
+        exit 1
+    }
+    echo "installing:$missing"
+    $as_root apt-get update -qq
+    # shellcheck disable=SC2086 # a list of words
+    DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends $missing >/dev/null
+fi
+
+# Debian's etcd starts a server by itself; the tests start their own.
+if ! command -v cargo >/dev/null 2>&1; then
+    echo "cargo is missing: install Rust ($(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml) or later) with rustup, or with the package rustup of your distribution" >&2
+    exit 1
+fi

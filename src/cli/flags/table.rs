@@ -1,0 +1,489 @@
+//! The table: names, defaults, texts, and what each flag sets.
+//!
+//! flannel's part is the union of flannel v0.11.0 and the newest (their `main.go`), so that
+//! no command line of theirs is refused.
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use super::{Effect, Flag, Group};
+use crate::daemon::options::{
+    DEFAULT_CONTROL_SOCKET, DEFAULT_ENDPOINTS, DEFAULT_PREFIX, DEFAULT_STATE_DIR,
+    DEFAULT_SUBNET_FILE, Invalid, LogFormat, ReceiveOn, RunOptions, Secret, address, boolean,
+    choice, count, endpoints, expression, integer, optional, required, store,
+};
+
+const FILE: &str = "the path of a file";
+
+/// All flags, in the order of the help.
+pub(in crate::cli) static FLAGS: &[Flag] = &[
+    Flag::new(
+        Group::Datastore,
+        "etcd-endpoints",
+        "etcd servers, separated by commas",
+        |to, text| {
+            to.etcd_endpoints = endpoints(text)?;
+            Ok(())
+        },
+    )
+    .value("URLS")
+    .default(DEFAULT_ENDPOINTS),
+    Flag::new(
+        Group::Datastore,
+        "etcd-prefix",
+        "Key prefix of the network",
+        |to, text| {
+            to.etcd_prefix = required(text, "a key prefix such as /coreos.com/network")?;
+            Ok(())
+        },
+    )
+    .value("KEY")
+    .default(DEFAULT_PREFIX)
+    .details("The network config is read from KEY/config, leases lie below KEY/subnets/."),
+    Flag::new(
+        Group::Datastore,
+        "etcd-cafile",
+        "CA certificates (PEM) to check etcd with",
+        |to, text| {
+            to.etcd_ca_file = optional(text).map(Into::into);
+            Ok(())
+        },
+    )
+    .value("FILE")
+    .alias(&["etcd-ca-file"]),
+    Flag::new(
+        Group::Datastore,
+        "etcd-certfile",
+        "Client certificate (PEM) shown to etcd",
+        |to, text| {
+            to.etcd_cert_file = optional(text).map(Into::into);
+            Ok(())
+        },
+    )
+    .value("FILE")
+    .alias(&["etcd-cert-file"]),
+    Flag::new(
+        Group::Datastore,
+        "etcd-keyfile",
+        "Key (PEM) of the client certificate",
+        |to, text| {
+            to.etcd_key_file = optional(text).map(Into::into);
+            Ok(())
+        },
+    )
+    .value("FILE")
+    .alias(&["etcd-key-file"]),
+    Flag::new(
+        Group::Datastore,
+        "etcd-username",
+        "User name for etcd",
+        |to, text| {
+            to.etcd_username = optional(text).map(Into::into);
+            Ok(())
+        },
+    )
+    .value("NAME"),
+    Flag {
+        secret: true,
+        ..Flag::new(
+            Group::Datastore,
+            "etcd-password",
+            "Password for etcd",
+            |to, text| {
+                to.etcd_password = (!text.is_empty()).then(|| Secret::new(text));
+                Ok(())
+            },
+        )
+        .value("PASSWORD")
+        .details("Better given by the environment: a command line can be read by every user.")
+    },
+    Flag::new(
+        Group::Datastore,
+        "store",
+        "Where leases lie: etcd, or dir:PATH",
+        |to, text| {
+            to.store = store(text)?;
+            Ok(())
+        },
+    )
+    .value("STORE")
+    .default("etcd")
+    .ours()
+    .details("dir:PATH is a directory that all nodes share; it needs no etcd."),
+    Flag::new(
+        Group::Datastore,
+        "fail-fast",
+        "End with status 69 when the datastore does not answer at start",
+        |to, text| {
+            to.fail_fast = boolean(text)?;
+            Ok(())
+        },
+    )
+    .ours()
+    .details("Without it the daemon keeps trying."),
+    Flag::new(
+        Group::Subnet,
+        "iface",
+        "Interface for traffic between hosts: name or address",
+        |to, text| {
+            to.iface.extend(optional(text).map(str::to_owned));
+            Ok(())
+        },
+    )
+    .repeated("IFACE")
+    .details(
+        "May be given several times: the first that is found is used. Without any, the \
+         interface of the default route.",
+    ),
+    Flag::new(
+        Group::Subnet,
+        "iface-regex",
+        "Regular expression for the interface, tried after names",
+        |to, text| {
+            if !text.is_empty() {
+                to.iface_regex.push(expression(text)?);
+            }
+            Ok(())
+        },
+    )
+    .repeated("REGEX")
+    .details("May be given several times. Each is matched with addresses first, then names."),
+    Flag::new(
+        Group::Subnet,
+        "iface-can-reach",
+        "Use the interface that the route to ADDRESS takes",
+        |to, text| {
+            to.iface_can_reach = address(text, "an IP address such as 10.0.0.1")?;
+            Ok(())
+        },
+    )
+    .value("ADDRESS")
+    .newest(),
+    Flag::new(
+        Group::Subnet,
+        "public-ip",
+        "IPv4 address that other hosts reach this one by",
+        |to, text| {
+            to.public_ip = address(text, "an IPv4 address such as 10.0.0.1")?;
+            Ok(())
+        },
+    )
+    .value("ADDRESS"),
+    Flag::new(
+        Group::Subnet,
+        "public-ipv6",
+        "IPv6 address that other hosts reach this one by",
+        |to, text| {
+            to.public_ipv6 = optional(text).map(Into::into);
+            Ok(())
+        },
+    )
+    .value("ADDRESS")
+    .newest()
+    .not_yet(),
+    Flag::new(
+        Group::Subnet,
+        "subnet-lease-renew-margin",
+        "Minutes before its expiry that a lease is renewed, 1 to 1439",
+        |to, text| {
+            to.renew_margin = Duration::from_secs(u64::from(count(text, 1, 1439)?) * 60);
+            Ok(())
+        },
+    )
+    .value("MINUTES")
+    .default("60"),
+    Flag {
+        hidden: true,
+        ..Flag::new(
+            Group::Subnet,
+            "lease-ttl",
+            "Time to live of a lease, for tests",
+            |to, text| {
+                to.lease_ttl = Duration::from_secs(count(text, 1, 365 * 86_400)?.into());
+                Ok(())
+            },
+        )
+        .value("SECONDS")
+        .default("86400")
+        .ours()
+    },
+    Flag::new(
+        Group::Subnet,
+        "backend-default",
+        "Backend to assume when the network config names none, or udp: vxlan",
+        |to, text| {
+            to.backend_default = match optional(text) {
+                None => None,
+                Some(text) => Some(choice(text, &[("vxlan", "vxlan")])?.to_owned()),
+            };
+            Ok(())
+        },
+    )
+    .value("TYPE")
+    .ours()
+    .details("Without it such a config is refused: flannel takes it as its udp backend."),
+    Flag::new(
+        Group::Subnet,
+        "receive-on",
+        "Receive on any address, or on the public one only: any, public",
+        |to, text| {
+            let words = [("any", ReceiveOn::Any), ("public", ReceiveOn::Public)];
+            to.receive_on = choice(text, &words)?;
+            Ok(())
+        },
+    )
+    .value("ADDRESS")
+    .default("any")
+    .ours(),
+    Flag::new(
+        Group::Files,
+        "subnet-file",
+        "File to write subnet, MTU and masquerading to",
+        |to, text| {
+            to.subnet_file = required(text, FILE)?.into();
+            Ok(())
+        },
+    )
+    .value("FILE")
+    .default(DEFAULT_SUBNET_FILE),
+    Flag::new(
+        Group::Files,
+        "state-dir",
+        "Directory of what must survive a restart",
+        |to, text| {
+            to.state_dir = required(text, "the path of a directory")?.into();
+            Ok(())
+        },
+    )
+    .value("DIR")
+    .default(DEFAULT_STATE_DIR)
+    .ours(),
+    Flag::new(
+        Group::Files,
+        "control-socket",
+        "Socket for asking the running daemon",
+        |to, text| {
+            to.control_socket = required(text, "the path of a socket")?.into();
+            Ok(())
+        },
+    )
+    .value("PATH")
+    .default(DEFAULT_CONTROL_SOCKET)
+    .ours()
+    .not_yet(),
+    Flag {
+        effect: Effect::RecordedOnly,
+        ..Flag::new(
+            Group::Rules,
+            "ip-masq",
+            "Record FLANNEL_IPMASQ=true; masquerade rules are not installed yet",
+            |to, text| {
+                to.ip_masq = boolean(text)?;
+                Ok(())
+            },
+        )
+    },
+    Flag::new(
+        Group::Rules,
+        "ip-masq-fully-random-disable",
+        "Masquerade without random ports",
+        |to, text| {
+            to.ip_masq_fully_random_disable = boolean(text)?;
+            Ok(())
+        },
+    )
+    .newest()
+    .not_yet(),
+    Flag::new(
+        Group::Rules,
+        "iptables-resync",
+        "Seconds between two checks of the rules",
+        |to, text| {
+            to.iptables_resync = Duration::from_secs(count(text, 0, u32::MAX)?.into());
+            Ok(())
+        },
+    )
+    .value("SECONDS")
+    .default("5")
+    .not_yet(),
+    Flag::new(
+        Group::Rules,
+        "iptables-forward-rules",
+        "Accept forwarded traffic of the network",
+        |to, text| {
+            to.iptables_forward_rules = boolean(text)?;
+            Ok(())
+        },
+    )
+    .default("true")
+    .not_yet(),
+    Flag::new(
+        Group::Rules,
+        "ip-blackhole-route",
+        "Add a blackhole route for the own subnet",
+        |to, text| {
+            to.ip_blackhole_route = boolean(text)?;
+            Ok(())
+        },
+    )
+    .newest()
+    .not_yet(),
+    Flag::new(
+        Group::Kubernetes,
+        "kube-subnet-mgr",
+        "Leases from Kubernetes: refused, not supported yet",
+        |_, text| {
+            if boolean(text)? {
+                Err(Invalid::KubeSubnetManager)
+            } else {
+                Ok(())
+            }
+        },
+    ),
+    Flag::new(
+        Group::Kubernetes,
+        "kube-api-url",
+        "URL of the Kubernetes API server",
+        ignored,
+    )
+    .value("URL")
+    .not_yet(),
+    Flag::new(
+        Group::Kubernetes,
+        "kube-annotation-prefix",
+        "Prefix of node annotations",
+        ignored,
+    )
+    .value("PREFIX")
+    .default("flannel.alpha.coreos.com")
+    .not_yet(),
+    Flag::new(
+        Group::Kubernetes,
+        "kubeconfig-file",
+        "kubeconfig file",
+        ignored,
+    )
+    .value("FILE")
+    .not_yet(),
+    Flag::new(
+        Group::Kubernetes,
+        "net-config-path",
+        "Network config file of Kubernetes mode",
+        ignored,
+    )
+    .value("FILE")
+    .default("/etc/kube-flannel/net-conf.json")
+    .newest()
+    .not_yet(),
+    Flag::new(
+        Group::Kubernetes,
+        "set-node-network-unavailable",
+        "Clear the node's NetworkUnavailable condition",
+        |_, text| boolean(text).map(drop),
+    )
+    .default("true")
+    .newest()
+    .not_yet(),
+    Flag::new(
+        Group::Daemon,
+        "healthz-ip",
+        "Address of the health endpoint",
+        |to, text| {
+            to.healthz_ip = text.trim_ascii().to_owned();
+            Ok(())
+        },
+    )
+    .value("ADDRESS")
+    .default("0.0.0.0")
+    .not_yet(),
+    Flag::new(
+        Group::Daemon,
+        "healthz-port",
+        "TCP port of the health endpoint, 0 is off",
+        |to, text| {
+            let range = || Invalid::Value("a port number".to_owned());
+            to.healthz_port = u16::try_from(count(text, 0, 65_535)?).map_err(|_| range())?;
+            Ok(())
+        },
+    )
+    .value("PORT")
+    .default("0")
+    .not_yet(),
+    Flag::new(
+        Group::Daemon,
+        "workers",
+        "Packet threads; without it, by the number of CPUs",
+        |to, text| {
+            to.workers = usize::try_from(count(text, 1, 256)?)
+                .ok()
+                .and_then(NonZeroUsize::new);
+            Ok(())
+        },
+    )
+    .value("N")
+    .ours(),
+    Flag::new(
+        Group::Daemon,
+        "keep-device",
+        "Leave flannel.N and its routes when stopping",
+        |to, text| {
+            to.keep_device = boolean(text)?;
+            Ok(())
+        },
+    )
+    .ours()
+    .details("uvxlan down removes what was left."),
+    Flag::new(Group::Daemon, VERSION, "Print the version", |_, text| {
+        boolean(text).map(drop)
+    }),
+    Flag::new(
+        Group::Logging,
+        "v",
+        "Verbosity: 0 info, 1 to 3 debug, 4 and more trace",
+        |to, text| {
+            let number = integer(text, i32::MIN.into(), i32::MAX.into())?;
+            to.verbosity = i32::try_from(number).unwrap_or(0);
+            Ok(())
+        },
+    )
+    .value("N")
+    .default("0"),
+    Flag::new(
+        Group::Logging,
+        "vmodule",
+        "Verbosity by source file",
+        ignored,
+    )
+    .value("PATTERNS")
+    .not_yet(),
+    Flag::new(
+        Group::Logging,
+        "log_backtrace_at",
+        "Stack trace at a line of the source",
+        ignored,
+    )
+    .value("FILE:LINE")
+    .not_yet(),
+    Flag::new(
+        Group::Logging,
+        "log-format",
+        "Shape of log lines: text, json",
+        |to, text| {
+            to.log_format = choice(
+                text,
+                &[("text", LogFormat::Text), ("json", LogFormat::Json)],
+            )?;
+            Ok(())
+        },
+    )
+    .value("FORMAT")
+    .default("text")
+    .ours(),
+];
+
+/// The flag that ends the program with the version; only on the command line, as flannel's.
+pub(in crate::cli) const VERSION: &str = "version";
+
+fn ignored(_: &mut RunOptions, _: &str) -> Result<(), Invalid> {
+    Ok(())
+}

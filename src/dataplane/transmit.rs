@@ -1,0 +1,378 @@
+//! From a plan to the sockets: one sendmmsg for each source port, and what to do when
+//! the kernel refuses.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::batch::{Message, Plan};
+use super::counters::{Counter, Counters};
+use crate::sys::poll;
+use crate::sys::udp::{MessageHead, SendBatch, Sending, UdpSocket};
+
+/// Messages of one call at most.
+const MESSAGES: usize = 64;
+/// How long a worker waits for a full socket, once a flush. Longer, and the TUN queue
+/// behind it overflows without being counted by us.
+const PATIENCE: Duration = Duration::from_millis(1);
+
+/// Sends plans through a pool of sockets, each a source port.
+pub struct Transmitter {
+    sockets: Vec<UdpSocket>,
+    send: SendBatch,
+    /// For datagrams of a refused message, one by one.
+    resend: SendBatch,
+    counters: Arc<Counters>,
+    segmentation: Segmentation,
+}
+
+/// Whether the kernel cuts messages into datagrams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Segmentation {
+    /// By `UDP_SEGMENT`.
+    Kernel,
+    /// It refused at run time, or was told not to.
+    Off,
+}
+
+/// Where the bytes of a plan's spans lie.
+#[derive(Clone, Copy)]
+pub struct Buffers<'a> {
+    /// Arena of header blocks.
+    pub heads: &'a [u8],
+    /// Buffer of packets.
+    pub packets: &'a [u8],
+}
+
+/// What to do with the message that the kernel refused.
+enum Verdict {
+    Again,
+    WaitAndRetry,
+    OneByOne,
+    Drop(Counter),
+}
+
+impl Transmitter {
+    /// A transmitter over these sockets; there must be at least one.
+    #[must_use]
+    pub fn new(
+        sockets: Vec<UdpSocket>,
+        counters: Arc<Counters>,
+        segmentation: Segmentation,
+    ) -> Self {
+        Self {
+            sockets,
+            send: SendBatch::new(MESSAGES),
+            resend: SendBatch::new(MESSAGES * 2),
+            counters,
+            segmentation,
+        }
+    }
+
+    /// Number of source ports.
+    #[must_use]
+    pub fn buckets(&self) -> usize {
+        self.sockets.len()
+    }
+
+    /// Whether messages may have more than one datagram.
+    #[must_use]
+    pub const fn segmentation(&self) -> Segmentation {
+        self.segmentation
+    }
+
+    /// Sends everything, or counts what could not be sent; never waits longer than a
+    /// millisecond for each socket.
+    pub fn flush(&mut self, plan: &Plan, buffers: Buffers<'_>) {
+        let used = plan
+            .messages()
+            .iter()
+            .fold(0u64, |used, message| used | 1 << message.key.bucket);
+        for bucket in 0..self.sockets.len() {
+            if used & (1 << bucket) != 0 {
+                self.flush_bucket(bucket, plan, buffers);
+            }
+        }
+    }
+
+    fn flush_bucket(&mut self, bucket: usize, plan: &Plan, buffers: Buffers<'_>) {
+        let mut messages = plan
+            .messages()
+            .iter()
+            .filter(|message| usize::from(message.key.bucket) == bucket)
+            .peekable();
+        let mut chunk: [Option<&Message>; MESSAGES] = [None; MESSAGES];
+        while messages.peek().is_some() {
+            let Self {
+                sockets,
+                send,
+                resend,
+                counters,
+                segmentation,
+            } = self;
+            let mut sending = send.start();
+            while !sending.is_full() {
+                let Some(message) = messages.next() else {
+                    break;
+                };
+                chunk[sending.len()] = Some(message);
+                sending.message(head_of(message, message.count > 1));
+                for datagram in plan.datagrams(message) {
+                    if datagram.head.len > 0 {
+                        sending.piece(&buffers.heads[datagram.head.range()]);
+                    }
+                    sending.piece(&buffers.packets[datagram.payload.range()]);
+                }
+            }
+            let socket = &sockets[bucket];
+            Attempt {
+                socket,
+                resend,
+                counters,
+                segmentation,
+                plan,
+                buffers,
+            }
+            .send(sending, &chunk);
+        }
+    }
+}
+
+fn head_of(message: &Message, segmented: bool) -> MessageHead {
+    MessageHead {
+        destination: message.key.destination,
+        // A single datagram goes without: kernels up to early 2025 refuse UDP_SEGMENT
+        // where the path MTU is smaller than the segment.
+        segment: if segmented {
+            u16::try_from(message.segment_len).ok()
+        } else {
+            None
+        },
+        ecn: message.key.ecn,
+    }
+}
+
+/// One sendmmsg with its retries.
+struct Attempt<'a> {
+    socket: &'a UdpSocket,
+    resend: &'a mut SendBatch,
+    counters: &'a Counters,
+    segmentation: &'a mut Segmentation,
+    plan: &'a Plan,
+    buffers: Buffers<'a>,
+}
+
+impl Attempt<'_> {
+    fn send(&mut self, mut sending: Sending<'_>, messages: &[Option<&Message>]) {
+        let mut at = 0;
+        let mut refusals = 0;
+        let mut patient = true;
+        while at < sending.len() {
+            self.counters.add(Counter::SendCalls, 1);
+            match sending.send(self.socket, at) {
+                Ok(sent) => {
+                    let left = messages[at..at + sent].iter().flatten();
+                    self.counters
+                        .add(Counter::Sent, left.map(|m| u64::from(m.count)).sum());
+                    at += sent.max(1);
+                    refusals = 0;
+                }
+                Err(error) => {
+                    let Some(message) = messages[at] else { return };
+                    refusals += 1;
+                    match verdict(&error, message.count > 1, refusals, patient) {
+                        Verdict::Again => continue,
+                        Verdict::WaitAndRetry => {
+                            patient = false;
+                            let _ = poll::wait_writable(
+                                std::os::fd::AsFd::as_fd(self.socket),
+                                PATIENCE,
+                            );
+                            continue;
+                        }
+                        Verdict::OneByOne => self.one_by_one(message, &error),
+                        Verdict::Drop(counter) => {
+                            self.counters.add(counter, u64::from(message.count))
+                        }
+                    }
+                    at += 1;
+                    refusals = 0;
+                }
+            }
+        }
+    }
+
+    /// Sends each datagram of a refused message by itself. Without UDP_SEGMENT the kernel
+    /// may fragment what is too long for the path.
+    fn one_by_one(&mut self, message: &Message, error: &io::Error) {
+        self.counters.add(Counter::SegmentFallbacks, 1);
+        if error.raw_os_error() != Some(libc::EMSGSIZE) {
+            *self.segmentation = Segmentation::Off;
+        }
+        let mut sending = self.resend.start();
+        for datagram in self.plan.datagrams(message) {
+            if sending.is_full() {
+                break;
+            }
+            sending.message(head_of(message, false));
+            sending.piece(&self.buffers.heads[datagram.head.range()]);
+            sending.piece(&self.buffers.packets[datagram.payload.range()]);
+        }
+        let (mut at, mut refusals) = (0, 0);
+        while at < sending.len() {
+            self.counters.add(Counter::SendCalls, 1);
+            match sending.send(self.socket, at) {
+                Ok(sent) => {
+                    self.counters.add(Counter::Sent, sent as u64);
+                    at += sent.max(1);
+                    refusals = 0;
+                }
+                Err(error) => {
+                    refusals += 1;
+                    match verdict(&error, false, refusals, false) {
+                        Verdict::Drop(counter) => {
+                            self.counters.add(counter, 1);
+                            at += 1;
+                            refusals = 0;
+                        }
+                        _ => continue,
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn verdict(error: &io::Error, segmented: bool, refusals: u32, patient: bool) -> Verdict {
+    match error.raw_os_error() {
+        Some(libc::EINTR) => Verdict::Again,
+        // The answer to an earlier datagram (ICMP port unreachable): this one was not tried.
+        Some(libc::ECONNREFUSED) if refusals == 1 => Verdict::Again,
+        Some(libc::EAGAIN | libc::ENOBUFS) if patient => Verdict::WaitAndRetry,
+        Some(libc::EAGAIN | libc::ENOBUFS) => Verdict::Drop(Counter::OutQueueFull),
+        Some(libc::EMSGSIZE | libc::EINVAL | libc::EIO | libc::EOPNOTSUPP) if segmented => {
+            Verdict::OneByOne
+        }
+        Some(libc::EMSGSIZE) => Verdict::Drop(Counter::OutTooBig),
+        Some(libc::EPERM | libc::EACCES) => Verdict::Drop(Counter::OutForbidden),
+        Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EADDRNOTAVAIL) => {
+            Verdict::Drop(Counter::OutUnreachable)
+        }
+        _ => Verdict::Drop(Counter::OutSendError),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::batch::{Key, Span};
+    use crate::sys::udp::ReceiveBatch;
+    use std::net::{Ipv4Addr, SocketAddrV4};
+    use std::time::Instant;
+
+    fn transmitter(counters: &Arc<Counters>) -> Transmitter {
+        let sockets = (0..2)
+            .map(|_| UdpSocket::sender(Ipv4Addr::LOCALHOST).unwrap())
+            .collect();
+        Transmitter::new(sockets, Arc::clone(counters), Segmentation::Kernel)
+    }
+
+    fn received(socket: &UdpSocket, count: usize) -> Vec<Vec<u8>> {
+        let mut batch = ReceiveBatch::new(32, 65_536);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let mut all = Vec::new();
+        while all.len() < count && Instant::now() < deadline {
+            let Ok(slots) = batch.receive(socket) else {
+                continue;
+            };
+            for slot in 0..slots {
+                let info = batch.datagram(slot);
+                all.push(batch.buffer()[info.start..info.start + info.len].to_vec());
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn every_datagram_of_a_plan_arrives_whole_and_is_counted() {
+        let receiver = UdpSocket::receiver(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let destination = receiver.local_address().unwrap();
+        let counters = Arc::new(Counters::default());
+        let mut transmitter = transmitter(&counters);
+        let heads: Vec<u8> = (0..100).collect();
+        let packets: Vec<u8> = (0..10_000u32).map(|i| (i % 251) as u8).collect();
+        let mut plan = Plan::new(64);
+        let mut expected = Vec::new();
+        for number in 0..100u32 {
+            let len = [700, 700, 300][number as usize % 3];
+            let head = Span {
+                start: number,
+                len: 1,
+            };
+            let payload = Span {
+                start: number * 90,
+                len,
+            };
+            let key = Key {
+                destination,
+                bucket: (number % 2) as u16,
+                ecn: 0,
+            };
+            plan.push(key, head, payload);
+            expected.push([&heads[head.range()], &packets[payload.range()]].concat());
+        }
+        transmitter.flush(
+            &plan,
+            Buffers {
+                heads: &heads,
+                packets: &packets,
+            },
+        );
+        let mut all = received(&receiver, expected.len());
+        all.sort();
+        expected.sort();
+        assert_eq!(all, expected);
+        assert_eq!(counters.get(Counter::Sent), 100);
+    }
+
+    #[test]
+    fn a_refused_message_costs_itself_alone() {
+        let receiver = UdpSocket::receiver(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let destination = receiver.local_address().unwrap();
+        let counters = Arc::new(Counters::default());
+        let mut transmitter = transmitter(&counters);
+        let packets = vec![1; 70_000];
+        let mut plan = Plan::new(64);
+        // Broadcast without SO_BROADCAST is refused with EACCES.
+        let forbidden = SocketAddrV4::new(Ipv4Addr::BROADCAST, 9);
+        for (destination, len) in [
+            (destination, 10),
+            (forbidden, 10),
+            (destination, 66_000),
+            (destination, 20),
+        ] {
+            let key = Key {
+                destination,
+                bucket: 0,
+                ecn: 0,
+            };
+            plan.push(key, Span::default(), Span { start: 0, len });
+        }
+        transmitter.flush(
+            &plan,
+            Buffers {
+                heads: &[],
+                packets: &packets,
+            },
+        );
+        assert_eq!(received(&receiver, 2), [vec![1; 10], vec![1; 20]]);
+        let dropped = [
+            Counter::Sent,
+            Counter::OutForbidden,
+            Counter::OutTooBig,
+            Counter::OutUnreachable,
+        ];
+        let [sent, forbidden, too_big, unreachable] = dropped.map(|counter| counters.get(counter));
+        assert_eq!((sent, too_big, forbidden + unreachable), (2, 1, 1));
+    }
+}

@@ -1,0 +1,99 @@
+//! What the program answers: exit status, and which stream it answers on.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Output, Stdio};
+
+/// The program with an environment of its own, so that the tester's does not matter.
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_uvxlan"));
+    command.env_clear().stdin(Stdio::null());
+    command
+}
+
+fn output(command: &mut Command) -> Output {
+    command.output().expect("the program starts")
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("output is UTF-8")
+}
+
+/// Status 0, an answer on stdout, nothing on stderr.
+fn answer(command: &mut Command) -> String {
+    let output = output(command);
+    assert_eq!(output.status.code(), Some(0), "{command:?}: {output:?}");
+    assert_eq!(text(&output.stderr), "", "{command:?}");
+    text(&output.stdout).to_owned()
+}
+
+/// This status, nothing on stdout, a complaint on stderr.
+fn complaint(command: &mut Command, status: i32) -> String {
+    let output = output(command);
+    assert_eq!(
+        output.status.code(),
+        Some(status),
+        "{command:?}: {output:?}"
+    );
+    assert_eq!(text(&output.stdout), "", "{command:?}");
+    text(&output.stderr).to_owned()
+}
+
+#[test]
+fn version_and_help_answer_on_stdout() {
+    for arguments in [&["--version"][..], &["-version"], &["run", "--version"]] {
+        let line = answer(program().args(arguments));
+        assert!(
+            line.starts_with("uvxlan ") && line.lines().count() == 1,
+            "{line}"
+        );
+    }
+    let line = answer(program().arg0("/usr/bin/flanneld").arg("-version"));
+    assert!(line.starts_with("uvxlan "), "{line}");
+
+    let short = answer(program().args(["run", "-h"]));
+    let long = answer(program().args(["run", "--help"]));
+    assert!(short.contains("--etcd-endpoints") && long.len() > short.len());
+    assert!(answer(program().arg("--help")).contains("docker-opts"));
+    assert!(!long.contains('\u{1b}'), "no colours into a pipe");
+}
+
+#[test]
+fn mistakes_end_with_2_on_stderr() {
+    complaint(&mut program(), 2);
+    assert!(complaint(program().arg("rnu"), 2).contains("'uvxlan run'"));
+    let unknown = complaint(program().args(["run", "--etcd-endpoint=http://a"]), 2);
+    assert!(unknown.contains("--etcd-endpoints?"), "{unknown}");
+    let unknown = complaint(program().arg0("flanneld").arg("-etcd-cafil=/x"), 2);
+    assert!(unknown.contains("--etcd-cafile?"), "{unknown}");
+    let value = complaint(program().args(["run", "--public-ip=nowhere"]), 2);
+    assert!(value.contains("an IPv4 address"), "{value}");
+    complaint(program().arg("run").env("FLANNELD_PUBLIC_IP", "nowhere"), 2);
+    let early = complaint(program().arg("-etcd-endpoints=http://a"), 2);
+    assert!(early.contains("uvxlan run --etcd-endpoints"), "{early}");
+}
+
+#[test]
+fn kubernetes_mode_ends_with_78() {
+    let refused = complaint(program().args(["run", "--kube-subnet-mgr"]), 78);
+    assert!(refused.contains("not supported yet"), "{refused}");
+}
+
+#[test]
+fn a_reader_that_went_away_is_no_panic() {
+    for arguments in [&["run", "--help"][..], &["--version"], &["--help"]] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let output = output(
+            program()
+                .args(arguments)
+                .stdout(writer)
+                .stderr(Stdio::piped()),
+        );
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        assert_eq!(text(&output.stderr), "", "{arguments:?}");
+    }
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let output = output(program().arg("rnu").stderr(writer));
+    assert_eq!(output.status.code(), Some(2));
+}
