@@ -18,6 +18,9 @@ pub struct Record {
     pub value: Bytes,
     /// Revision of the last write, for compare-and-swap; never 0 in an existing record.
     pub revision: i64,
+    /// Order of creation: the record with the lower number is the older one. Only good for
+    /// comparing records of one store.
+    pub created: i64,
     /// Whether the store will remove the record by itself (it has a TTL).
     pub expires: bool,
 }
@@ -73,6 +76,27 @@ pub struct StoreError {
     /// What came back.
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl StoreError {
+    /// Refuses a record name that could leave `subnets/` or hide in it.
+    fn check_name(operation: &'static str, location: &str, name: &str) -> Result<(), Self> {
+        let reason = if name.is_empty() {
+            "the record's name is empty"
+        } else if name.starts_with('.') {
+            "the record's name starts with a dot"
+        } else if name.contains(['/', '\0']) {
+            "the record's name contains a slash or a NUL"
+        } else {
+            return Ok(());
+        };
+        Err(Self {
+            operation,
+            location: format!("{location} record {name:?}"),
+            transient: false,
+            source: reason.into(),
+        })
+    }
 }
 
 /// A store of the network config and the subnet leases, laid out as flannel's
@@ -136,14 +160,14 @@ pub trait Store: Send + Sync + 'static {
     async fn delete(&self, name: &str, expected: i64) -> Result<WriteOutcome, StoreError>;
 
     /// Tells the store that we live, so that our records do not expire. `Ok(false)`: the
-    /// session is gone (expired or revoked), and our records with it; the next `create`
-    /// or `replace` starts a new one.
+    /// session is gone (expired or revoked), and our records with it, or there never was
+    /// one; the next `create` or `replace` with a `ttl` starts a new one.
     ///
     /// # Errors
     /// When the store could not be asked.
     async fn keep_alive(&self) -> Result<bool, StoreError>;
 
     /// Watches all records from `revision` (exclusive) on, until the receiver is dropped.
-    /// The channel ends only when the receiver does.
+    /// The channel ends only when the receiver does. Must be called inside a tokio runtime.
     fn watch(&self, revision: i64) -> mpsc::Receiver<WatchEvent>;
 }

@@ -1,0 +1,250 @@
+//! How a host comes to its subnet (flannel `local_manager.go`, `tryAcquireLease`).
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ipnet::Ipv4Net;
+use tracing::{info, warn};
+
+use super::super::lease::{Lease, LeaseAttrs};
+use super::super::store::{Listing, Record, Store, StoreError, WriteOutcome};
+
+/// Tries after lost races, as flannel's `raceRetries`.
+const TRIES: usize = 10;
+
+/// What acquiring has to know of the network config.
+pub trait Network: Send + Sync {
+    /// Whether the config would hand out this subnet: its length, and between `SubnetMin`
+    /// and `SubnetMax`.
+    fn compatible(&self, subnet: Ipv4Net) -> bool;
+
+    /// A free subnet, chosen at random, that overlaps none of `taken`; `None` when there
+    /// is none.
+    fn allocate(&self, taken: &[Ipv4Net]) -> Option<Ipv4Net>;
+}
+
+/// What a host wants.
+#[derive(Debug, Clone)]
+pub struct AcquireRequest {
+    /// The address under which other hosts reach this one; decides which lease is ours.
+    pub public_ip: Ipv4Addr,
+    /// What to publish.
+    pub attrs: LeaseAttrs,
+    /// The subnet of the host's earlier life, from its files.
+    pub previous: Option<Ipv4Net>,
+    /// How long the lease outlives the host; flannel's is 24 h.
+    pub ttl: Duration,
+}
+
+/// An acquired lease.
+#[derive(Debug, Clone)]
+pub struct Acquired {
+    /// Our lease.
+    pub lease: Lease,
+    /// The value as written.
+    pub value: Bytes,
+    /// The request's time to live.
+    pub ttl: Duration,
+    /// All leases just before ours was written: a watch goes on from its revision.
+    pub listing: Listing,
+}
+
+/// Why there is no lease.
+#[derive(Debug, thiserror::Error)]
+pub enum AcquireError {
+    /// The store failed.
+    #[error("failed to acquire lease: {0}")]
+    Store(#[from] StoreError),
+    /// No subnet is free.
+    #[error(
+        "out of subnets: {taken} leases fill the network; widen it in the config, or remove \
+         leases of hosts that are gone"
+    )]
+    OutOfSubnets {
+        /// Leases that are there.
+        taken: usize,
+    },
+    /// Others were faster each time.
+    #[error(
+        "Max retries reached trying to acquire a subnet: in {tries} tries, each subnet was \
+         changed by another host at the same moment"
+    )]
+    Conflicts {
+        /// Tries made.
+        tries: usize,
+    },
+    /// The attributes can't be written as JSON.
+    #[error("writing our lease as JSON: {0}")]
+    Encode(#[from] serde_json::Error),
+}
+
+/// A record whose key is a subnet's.
+struct Known<'a> {
+    subnet: Ipv4Net,
+    record: &'a Record,
+    public_ip: Option<Ipv4Addr>,
+}
+
+/// The name of a subnet's record: `10.5.1.0-24`.
+#[must_use]
+pub fn record_name(subnet: Ipv4Net) -> String {
+    format!("{}-{}", subnet.network(), subnet.prefix_len())
+}
+
+/// The IPv4 subnet in a record's name, also of a dual-stack one.
+fn subnet_of(name: &str) -> Option<Ipv4Net> {
+    let v4 = name.split('&').next()?;
+    let (address, length) = v4.rsplit_once('-')?;
+    let subnet = Ipv4Net::new(address.parse().ok()?, length.parse().ok()?).ok()?;
+    Some(subnet.trunc())
+}
+
+fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
+    a.contains(&b) || b.contains(&a)
+}
+
+/// Acquires a lease by flannel's rules: the one with our public IP if the config still
+/// allows it (a reservation stays without TTL), else the previous subnet if nobody has
+/// any part of it, else a free one. Our own earlier record is written anew even if it is
+/// equal, so that it lives as long as this process and not the earlier one.
+///
+/// # Errors
+/// See [`AcquireError`].
+pub async fn acquire(
+    store: &dyn Store,
+    network: &dyn Network,
+    request: &AcquireRequest,
+) -> Result<Acquired, AcquireError> {
+    let value = Bytes::from(serde_json::to_vec(&request.attrs)?);
+    for _ in 0..TRIES {
+        let listing = store.list().await?;
+        let lease = attempt(store, network, request, &value, &listing).await?;
+        if let Some(lease) = lease {
+            return Ok(Acquired {
+                lease,
+                value,
+                ttl: request.ttl,
+                listing,
+            });
+        }
+    }
+    Err(AcquireError::Conflicts { tries: TRIES })
+}
+
+/// One try; `None` when somebody else was faster.
+async fn attempt(
+    store: &dyn Store,
+    network: &dyn Network,
+    request: &AcquireRequest,
+    value: &Bytes,
+    listing: &Listing,
+) -> Result<Option<Lease>, AcquireError> {
+    let mut known = known(listing);
+    let (mut ours, mut others): (Vec<_>, Vec<_>) = known
+        .drain(..)
+        .partition(|lease| lease.public_ip == Some(request.public_ip));
+    let usable = |lease: &Known<'_>| {
+        network.compatible(lease.subnet) && lease.record.name == record_name(lease.subnet)
+    };
+    ours.sort_by_key(|lease| {
+        (
+            !usable(lease),
+            Some(lease.subnet) != request.previous,
+            lease.record.created,
+        )
+    });
+    if let Some(lease) = ours.first().filter(|lease| usable(lease)) {
+        return reuse(store, request, value, lease).await;
+    }
+    for lease in ours {
+        let name = &lease.record.name;
+        info!(
+            name,
+            "our lease does not fit the network config any more: deleting it"
+        );
+        if store.delete(name, lease.record.revision).await? == WriteOutcome::Conflict {
+            return Ok(None);
+        }
+    }
+    let taken: Vec<_> = others.drain(..).map(|lease| lease.subnet).collect();
+    let subnet = match previous(network, request, &taken) {
+        Some(subnet) => subnet,
+        None => network
+            .allocate(&taken)
+            .ok_or(AcquireError::OutOfSubnets { taken: taken.len() })?,
+    };
+    let outcome = store
+        .create(&record_name(subnet), value.clone(), request.ttl)
+        .await?;
+    Ok(lease_of(request, subnet, outcome, false))
+}
+
+async fn reuse(
+    store: &dyn Store,
+    request: &AcquireRequest,
+    value: &Bytes,
+    lease: &Known<'_>,
+) -> Result<Option<Lease>, AcquireError> {
+    let reserved = !lease.record.expires;
+    let ttl = (!reserved).then_some(request.ttl);
+    let Record { name, revision, .. } = lease.record;
+    let outcome = store.replace(name, value.clone(), *revision, ttl).await?;
+    Ok(lease_of(request, lease.subnet, outcome, reserved))
+}
+
+fn lease_of(
+    request: &AcquireRequest,
+    subnet: Ipv4Net,
+    outcome: WriteOutcome,
+    reserved: bool,
+) -> Option<Lease> {
+    let attrs = request.attrs.clone();
+    match outcome {
+        WriteOutcome::Written { revision } => Some(Lease {
+            subnet,
+            attrs,
+            revision,
+            reserved,
+        }),
+        WriteOutcome::Conflict => None,
+    }
+}
+
+/// The previous subnet, where the config allows it and nobody has any part of it: an
+/// earlier flannel took it from whoever had it (flannel issue 1289).
+fn previous(network: &dyn Network, request: &AcquireRequest, taken: &[Ipv4Net]) -> Option<Ipv4Net> {
+    let subnet = request.previous?.trunc();
+    if !network.compatible(subnet) {
+        warn!(%subnet, "our previous subnet does not fit the network config any more");
+        return None;
+    }
+    if taken.iter().any(|other| overlap(*other, subnet)) {
+        warn!(%subnet, "our previous subnet belongs to another host now");
+        return None;
+    }
+    Some(subnet)
+}
+
+fn known(listing: &Listing) -> Vec<Known<'_>> {
+    listing
+        .records
+        .iter()
+        .filter_map(|record| {
+            let subnet = subnet_of(&record.name)?;
+            let public_ip = public_ip(&record.value);
+            Some(Known {
+                subnet,
+                record,
+                public_ip,
+            })
+        })
+        .collect()
+}
+
+/// Who holds a record; `None` when the value can't be read.
+pub(super) fn public_ip(value: &[u8]) -> Option<Ipv4Addr> {
+    serde_json::from_slice::<LeaseAttrs>(value)
+        .ok()
+        .map(|attrs| attrs.public_ip)
+}

@@ -1,0 +1,290 @@
+//! Keeps our lease alive, and gets it back when it is lost, in place.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use super::super::lease::{LeaseAttrs, VxlanData};
+use super::super::store::{Record, Store, StoreError, WatchEvent, WriteOutcome};
+use super::acquire::{Acquired, record_name};
+
+/// A sign of life is cheap, and a lost session should be noticed before the day is over.
+const LONGEST_INTERVAL: Duration = Duration::from_secs(600);
+const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
+/// First and longest wait after a failure.
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// How our lease stands. Forwarding goes on in every state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OwnState {
+    /// It is ours, as far as the store said last.
+    Held,
+    /// The store can't be asked, or refuses: what it said last.
+    Unconfirmed(String),
+    /// The record is another host's now. It is not overwritten.
+    TakenBy(Ipv4Addr),
+    /// The record has our public IP and another VTEP MAC: another daemon, on this host or
+    /// on one with the same address. It is not overwritten.
+    Contended,
+    /// The record's value can't be read. It is not overwritten.
+    Unreadable,
+}
+
+/// What a record under our name is to us.
+enum Finding {
+    /// As we wrote it.
+    Unchanged,
+    /// Not ours to the byte or the revision, but it says the same.
+    Equivalent,
+    Foreign(OwnState),
+}
+
+/// The keeper of one lease.
+#[derive(Debug)]
+pub struct Keeper {
+    store: Arc<dyn Store>,
+    name: String,
+    value: Bytes,
+    attrs: LeaseAttrs,
+    revision: i64,
+    reserved: bool,
+    ttl: Duration,
+    interval: Duration,
+    state: watch::Sender<OwnState>,
+    due: Instant,
+    failures: u32,
+    /// The session ended and no record was written since.
+    session_lost: bool,
+}
+
+impl std::fmt::Debug for dyn Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.describe())
+    }
+}
+
+/// Time between signs of life: a third of the TTL, at latest `margin` before its end, and
+/// never more than ten minutes.
+#[must_use]
+pub fn interval(ttl: Duration, margin: Duration) -> Duration {
+    (ttl / 3)
+        .min(ttl.saturating_sub(margin))
+        .clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL)
+}
+
+impl Keeper {
+    /// Takes over a lease that was just acquired.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>, acquired: &Acquired, margin: Duration) -> Self {
+        let lease = &acquired.lease;
+        let interval = interval(acquired.ttl, margin);
+        Self {
+            store,
+            name: record_name(lease.subnet),
+            value: acquired.value.clone(),
+            attrs: lease.attrs.clone(),
+            revision: lease.revision,
+            reserved: lease.reserved,
+            ttl: acquired.ttl,
+            interval,
+            state: watch::Sender::new(OwnState::Held),
+            due: Instant::now() + interval,
+            failures: 0,
+            session_lost: false,
+        }
+    }
+
+    /// Follows the lease's state.
+    #[must_use]
+    pub fn state(&self) -> watch::Receiver<OwnState> {
+        self.state.subscribe()
+    }
+
+    /// When [`Self::renew`] is to be called next.
+    #[must_use]
+    pub fn due(&self) -> Instant {
+        self.due
+    }
+
+    /// Whether an event says something new about our record, so that [`Self::look`] is
+    /// to be called.
+    #[must_use]
+    pub fn concerns(&self, event: &WatchEvent) -> bool {
+        match event {
+            WatchEvent::Put(record) => record.name == self.name && record.revision != self.revision,
+            WatchEvent::Delete { name, .. } => *name == self.name,
+            WatchEvent::Resync(listing) => !listing
+                .records
+                .iter()
+                .any(|record| record.name == self.name && record.revision == self.revision),
+        }
+    }
+
+    /// Gives a sign of life; where the session is gone or the lease was not ours, looks
+    /// at the record.
+    pub async fn renew(&mut self) {
+        if *self.state.borrow() != OwnState::Held || self.reserved || self.session_lost {
+            return self.look().await;
+        }
+        match self.store.keep_alive().await {
+            Ok(true) => self.settle(OwnState::Held),
+            Ok(false) => {
+                self.session_lost = true;
+                self.look().await;
+            }
+            Err(error) => self.settle(OwnState::Unconfirmed(error.to_string())),
+        }
+    }
+
+    /// Reads our record and does what is due: nothing, or writes it anew in place. A
+    /// record of somebody else is never overwritten.
+    pub async fn look(&mut self) {
+        let state = match self.restore().await {
+            Ok(state) => state,
+            Err(error) => OwnState::Unconfirmed(error.to_string()),
+        };
+        self.settle(state);
+    }
+
+    async fn restore(&mut self) -> Result<OwnState, StoreError> {
+        let Some(record) = self.store.get(&self.name).await? else {
+            let outcome = self.put_back().await?;
+            return Ok(self.note(outcome));
+        };
+        match self.judge(&record) {
+            Finding::Foreign(state) => Ok(state),
+            // The record stands, but nothing keeps it alive: bind it to a new session.
+            Finding::Unchanged | Finding::Equivalent if self.session_lost => {
+                let ttl = (!self.reserved).then_some(self.ttl);
+                let value = self.value.clone();
+                let outcome = self
+                    .store
+                    .replace(&self.name, value, record.revision, ttl)
+                    .await?;
+                Ok(self.note(outcome))
+            }
+            Finding::Unchanged => self.confirm().await,
+            // Two daemons with the same MAC (an upgrade) must not write in turns.
+            Finding::Equivalent => {
+                self.revision = record.revision;
+                self.confirm().await
+            }
+        }
+    }
+
+    /// Our record is gone: the same subnet again, if nobody has it.
+    async fn put_back(&self) -> Result<WriteOutcome, StoreError> {
+        warn!(
+            name = self.name,
+            "our lease has been removed from the store: taking the same subnet again"
+        );
+        let value = self.value.clone();
+        let outcome = self
+            .store
+            .create(&self.name, value.clone(), self.ttl)
+            .await?;
+        match outcome {
+            // A reservation comes back as one.
+            WriteOutcome::Written { revision } if self.reserved => {
+                self.store.replace(&self.name, value, revision, None).await
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// The record is fine; the state was not: is the session?
+    async fn confirm(&mut self) -> Result<OwnState, StoreError> {
+        if !self.reserved && !self.store.keep_alive().await? {
+            self.session_lost = true;
+            return Ok(OwnState::Unconfirmed("the session has expired".into()));
+        }
+        Ok(OwnState::Held)
+    }
+
+    fn note(&mut self, outcome: WriteOutcome) -> OwnState {
+        match outcome {
+            WriteOutcome::Written { revision } => {
+                self.revision = revision;
+                self.session_lost = false;
+                OwnState::Held
+            }
+            WriteOutcome::Conflict => OwnState::Unconfirmed("it changed while we wrote".into()),
+        }
+    }
+
+    fn judge(&self, record: &Record) -> Finding {
+        if record.revision == self.revision {
+            return Finding::Unchanged;
+        }
+        let Ok(found) = serde_json::from_slice::<LeaseAttrs>(&record.value) else {
+            return Finding::Foreign(OwnState::Unreadable);
+        };
+        if found.public_ip != self.attrs.public_ip {
+            return Finding::Foreign(OwnState::TakenBy(found.public_ip));
+        }
+        if record.value == self.value || mac(&found) == mac(&self.attrs) {
+            return Finding::Equivalent;
+        }
+        Finding::Foreign(OwnState::Contended)
+    }
+
+    /// Notes the state, says so once per change, and sets the time of the next look.
+    fn settle(&mut self, new: OwnState) {
+        let now = Instant::now();
+        if new == OwnState::Held {
+            self.failures = 0;
+            self.due = now + self.interval;
+        } else {
+            let wait = BACKOFF
+                .0
+                .saturating_mul(1 << self.failures.min(10))
+                .min(BACKOFF.1);
+            self.failures = self.failures.saturating_add(1);
+            self.due = now + wait;
+        }
+        let old = self.state.send_replace(new.clone());
+        if std::mem::discriminant(&old) == std::mem::discriminant(&new) {
+            return;
+        }
+        let name = &self.name;
+        match new {
+            OwnState::Held => info!(name, "our lease is ours again"),
+            OwnState::Unconfirmed(reason) => {
+                warn!(
+                    name,
+                    reason, "our lease can't be renewed; forwarding goes on"
+                );
+            }
+            OwnState::TakenBy(holder) => error!(
+                name,
+                %holder,
+                "our subnet was taken by another host; forwarding goes on, but two hosts have \
+                 the same subnet: delete the other's record, or stop this host and let it take \
+                 another subnet"
+            ),
+            OwnState::Contended => error!(
+                name,
+                public_ip = %self.attrs.public_ip,
+                "another daemon writes our lease with our public IP and another MAC: give each \
+                 host its own --public-ip, or stop the other daemon"
+            ),
+            OwnState::Unreadable => error!(
+                name,
+                "our lease was overwritten with something unreadable: delete the record"
+            ),
+        }
+    }
+}
+
+/// The VTEP's MAC in a lease of the vxlan backend.
+fn mac(attrs: &LeaseAttrs) -> Option<crate::wire::MacAddr> {
+    let data = attrs.backend_data.as_ref()?;
+    serde_json::from_str::<VxlanData>(data.get())
+        .ok()
+        .map(|data| data.vtep_mac)
+}

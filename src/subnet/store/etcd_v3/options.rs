@@ -1,0 +1,461 @@
+//! What a user may say about etcd, checked before anything is sent.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
+
+/// How to reach etcd. `Debug` does not show the password.
+#[derive(Clone)]
+pub struct EtcdOptions {
+    /// URLs of the members, tried in turn: `http://10.0.0.1:2379`. Without a scheme,
+    /// `https` if a TLS file is given, else `http`.
+    pub endpoints: Vec<String>,
+    /// Where the config and the leases lie; flannel's default is `/coreos.com/network`.
+    pub prefix: String,
+    /// PEM file with the authorities that sign the members' certificates. Without it, an
+    /// `https` member is checked against the system's authorities.
+    pub ca_file: Option<PathBuf>,
+    /// PEM file with our certificate; needs `key_file`.
+    pub cert_file: Option<PathBuf>,
+    /// PEM file with our private key; needs `cert_file`.
+    pub key_file: Option<PathBuf>,
+    /// etcd user; needs `password`.
+    pub username: Option<String>,
+    /// The user's password.
+    pub password: Option<String>,
+    /// Longest time for one operation, all endpoints together.
+    pub timeout: Duration,
+}
+
+impl Default for EtcdOptions {
+    fn default() -> Self {
+        Self {
+            endpoints: vec!["http://127.0.0.1:2379".into()],
+            prefix: "/coreos.com/network".into(),
+            ca_file: None,
+            cert_file: None,
+            key_file: None,
+            username: None,
+            password: None,
+            timeout: Duration::from_secs(15),
+        }
+    }
+}
+
+impl fmt::Debug for EtcdOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EtcdOptions")
+            .field("endpoints", &self.endpoints)
+            .field("prefix", &self.prefix)
+            .field("ca_file", &self.ca_file)
+            .field("cert_file", &self.cert_file)
+            .field("key_file", &self.key_file)
+            .field("username", &self.username)
+            .field("password", &self.password.as_ref().map(|_| "***"))
+            .field("timeout", &self.timeout)
+            .finish()
+    }
+}
+
+/// Why options can't be used, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum EtcdOptionsError {
+    /// Nothing to connect to.
+    #[error("no etcd endpoint is given; give at least one, like http://10.0.0.1:2379")]
+    NoEndpoint,
+    /// An endpoint is no URL of an etcd member.
+    #[error("etcd endpoint {endpoint:?}: {reason}; {cure}")]
+    Endpoint {
+        /// As given, without what may be a password.
+        endpoint: String,
+        /// What is wrong.
+        reason: &'static str,
+        /// What to write instead.
+        cure: &'static str,
+    },
+    /// One half of the client certificate is missing.
+    #[error(
+        "the etcd client {given} is given without its {missing}: give both --etcd-certfile and \
+         --etcd-keyfile, or none of them (--etcd-cafile alone is fine)"
+    )]
+    HalfCertificate {
+        /// `certificate` or `key`.
+        given: &'static str,
+        /// `key` or `certificate`.
+        missing: &'static str,
+    },
+    /// One half of user and password is missing.
+    #[error("the etcd {given} is given without its {missing}: give both, or none of them")]
+    HalfUser {
+        /// `username` or `password`.
+        given: &'static str,
+        /// `password` or `username`.
+        missing: &'static str,
+    },
+    /// A TLS file can't be read.
+    #[error("reading the etcd {purpose} from {}: {source}", path.display())]
+    Unreadable {
+        /// `CA`, `certificate` or `key`.
+        purpose: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A TLS file holds something else.
+    #[error("the etcd {purpose} file {} has no PEM block {expected:?}", path.display())]
+    NotPem {
+        /// `CA`, `certificate` or `key`.
+        purpose: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The marker that was looked for.
+        expected: &'static str,
+    },
+    /// An `https` endpoint, no CA file, and no authorities on this system.
+    #[error(
+        "an etcd endpoint is https, but no CA file is given and this system has no bundle of \
+         authorities: give --etcd-cafile"
+    )]
+    NoAuthorities,
+}
+
+/// Ping an idle stream after this time. etcd ends connections that are pinged more often
+/// than every 5 s (its `--grpc-keepalive-min-time`).
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// A connection whose ping is not answered this long is dead.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time for TCP and TLS to come up.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Where distributions keep the authorities, in the order of Go's `crypto/x509`.
+const SYSTEM_AUTHORITIES: [&str; 6] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/tls/cacert.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+impl EtcdOptions {
+    /// Checks what can be checked without a network and normalizes the endpoints.
+    pub(super) fn check(mut self) -> Result<Self, EtcdOptionsError> {
+        self.check_pairs()?;
+        let has_tls_file = self.ca_file.is_some() || self.cert_file.is_some();
+        self.endpoints = self
+            .endpoints
+            .iter()
+            .map(|endpoint| normalize_endpoint(endpoint, has_tls_file))
+            .collect::<Result<_, _>>()?;
+        if self.endpoints.is_empty() {
+            return Err(EtcdOptionsError::NoEndpoint);
+        }
+        for endpoint in &self.endpoints {
+            self.connect_options(endpoint)?;
+        }
+        Ok(self)
+    }
+
+    fn check_pairs(&self) -> Result<(), EtcdOptionsError> {
+        let half = |given, missing| Err(EtcdOptionsError::HalfCertificate { given, missing });
+        match (&self.cert_file, &self.key_file) {
+            (Some(_), None) => return half("certificate", "key"),
+            (None, Some(_)) => return half("key", "certificate"),
+            _ => {}
+        }
+        let half = |given, missing| Err(EtcdOptionsError::HalfUser { given, missing });
+        match (&self.username, &self.password) {
+            (Some(_), None) => half("username", "password"),
+            (None, Some(_)) => half("password", "username"),
+            _ => Ok(()),
+        }
+    }
+
+    /// The library's options for one endpoint, without the user. Reads the TLS files, so
+    /// that replaced certificates count from the next connection on.
+    pub(super) fn connect_options(
+        &self,
+        endpoint: &str,
+    ) -> Result<ConnectOptions, EtcdOptionsError> {
+        let options = ConnectOptions::new()
+            .with_connect_timeout(CONNECT_TIMEOUT)
+            .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
+            // etcd takes pings on a connection without streams for an attack.
+            .with_keep_alive_while_idle(false)
+            .with_require_leader(true);
+        if !endpoint.starts_with("https://") {
+            return Ok(options);
+        }
+        let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(self.authorities()?));
+        if let (Some(cert), Some(key)) = (&self.cert_file, &self.key_file) {
+            let cert = read_pem("certificate", cert, "CERTIFICATE-----")?;
+            let key = read_pem("key", key, "PRIVATE KEY-----")?;
+            tls = tls.identity(Identity::from_pem(cert, key));
+        }
+        Ok(options.with_tls(tls))
+    }
+
+    fn authorities(&self) -> Result<Vec<u8>, EtcdOptionsError> {
+        if let Some(path) = &self.ca_file {
+            return read_pem("CA", path, "CERTIFICATE-----");
+        }
+        SYSTEM_AUTHORITIES
+            .iter()
+            .find_map(|path| read_pem("CA", Path::new(path), "CERTIFICATE-----").ok())
+            .ok_or(EtcdOptionsError::NoAuthorities)
+    }
+}
+
+fn read_pem(
+    purpose: &'static str,
+    path: &Path,
+    expected: &'static str,
+) -> Result<Vec<u8>, EtcdOptionsError> {
+    let text = std::fs::read(path).map_err(|source| {
+        let path = path.to_owned();
+        EtcdOptionsError::Unreadable {
+            purpose,
+            path,
+            source,
+        }
+    })?;
+    if text
+        .windows(expected.len())
+        .any(|window| window == expected.as_bytes())
+    {
+        return Ok(text);
+    }
+    Err(EtcdOptionsError::NotPem {
+        purpose,
+        path: path.to_owned(),
+        expected,
+    })
+}
+
+/// Brings an endpoint to `scheme://host:port`. Blanks in it come from units whose options
+/// arrive as one argument, so they are named.
+fn normalize_endpoint(endpoint: &str, has_tls_file: bool) -> Result<String, EtcdOptionsError> {
+    let refuse = |reason, cure| {
+        let shown = match endpoint.rsplit_once('@') {
+            Some((_, host)) => format!("***@{host}"),
+            None => endpoint.to_owned(),
+        };
+        Err(EtcdOptionsError::Endpoint {
+            endpoint: shown,
+            reason,
+            cure,
+        })
+    };
+    if endpoint
+        .chars()
+        .any(|c| c.is_whitespace() || c.is_control())
+    {
+        return refuse(
+            "it contains a blank",
+            "separate endpoints by commas, options by quotes",
+        );
+    }
+    let (scheme, rest) = match endpoint.split_once("://") {
+        Some((scheme, rest)) => (scheme, rest),
+        None if has_tls_file => ("https", endpoint),
+        None => ("http", endpoint),
+    };
+    if scheme != "http" && scheme != "https" {
+        return refuse(
+            "its scheme is neither http nor https",
+            "write http://HOST:PORT",
+        );
+    }
+    let authority = rest.trim_end_matches('/');
+    if authority.is_empty() {
+        return refuse("it names no host", "write http://HOST:PORT");
+    }
+    if authority.contains('@') {
+        return refuse(
+            "it contains a user",
+            "give --etcd-username and --etcd-password",
+        );
+    }
+    if authority.contains(['/', '?', '#', ',']) {
+        return refuse(
+            "it has more than a host and a port",
+            "write http://HOST:PORT",
+        );
+    }
+    // A bracketed IPv6 address has colons of its own.
+    let after_host = authority
+        .rsplit_once(']')
+        .map_or(authority, |(_, after)| after);
+    match after_host.rsplit_once(':') {
+        Some((_, port)) if port.parse::<u16>().is_ok_and(|port| port != 0) => {
+            Ok(format!("{scheme}://{authority}"))
+        }
+        Some(_) => refuse(
+            "its port is not a number from 1 to 65535",
+            "write http://HOST:PORT",
+        ),
+        None => Ok(format!("{scheme}://{authority}:2379")),
+    }
+}
+
+/// Go's `path.Clean`, by which flannel makes its keys: `//` and `.` go, `..` eats what is
+/// before it, no slash at the end.
+pub(super) fn clean_path(path: &str) -> String {
+    let rooted = path.starts_with('/');
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." if parts.last().is_some_and(|last| *last != "..") => {
+                parts.pop();
+            }
+            ".." if rooted => {}
+            other => parts.push(other),
+        }
+    }
+    let joined = parts.join("/");
+    if rooted { format!("/{joined}") } else { joined }
+}
+
+/// Go's `path.Join` of a clean path and one element.
+pub(super) fn join(path: &str, element: &str) -> String {
+    clean_path(&match path {
+        "" => element.to_owned(),
+        path => format!("{path}/{element}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_endpoint(endpoint: &str) -> EtcdOptions {
+        EtcdOptions {
+            endpoints: vec![endpoint.into()],
+            ..EtcdOptions::default()
+        }
+    }
+
+    #[test]
+    fn endpoints_take_the_forms_that_flannel_takes() {
+        for (given, expected) in [
+            ("http://10.0.0.1:2379", "http://10.0.0.1:2379"),
+            ("http://10.0.0.1:2379/", "http://10.0.0.1:2379"),
+            ("10.0.0.1:4001", "http://10.0.0.1:4001"),
+            ("http://etcd.local", "http://etcd.local:2379"),
+            ("http://[fd00::1]:2379", "http://[fd00::1]:2379"),
+            ("http://[fd00::1]", "http://[fd00::1]:2379"),
+        ] {
+            let checked = with_endpoint(given).check().unwrap();
+            assert_eq!(checked.endpoints, [expected], "{given}");
+        }
+    }
+
+    #[test]
+    fn endpoints_that_cannot_be_meant_are_refused_with_the_cure() {
+        for (given, expected) in [
+            ("http://10.0.0.1:2379 --iface=eth1", "blank"),
+            ("ftp://10.0.0.1", "scheme"),
+            ("http://", "no host"),
+            ("http://10.0.0.1:0", "port"),
+            ("http://10.0.0.1:x", "port"),
+            ("http://10.0.0.1:2379/v3", "more than a host"),
+        ] {
+            let error = with_endpoint(given).check().unwrap_err().to_string();
+            assert!(error.contains(expected), "{given}: {error}");
+        }
+        let none = EtcdOptions {
+            endpoints: vec![],
+            ..EtcdOptions::default()
+        };
+        assert!(matches!(none.check(), Err(EtcdOptionsError::NoEndpoint)));
+    }
+
+    #[test]
+    fn a_password_is_never_shown() {
+        let error = with_endpoint("http://root:geheim@10.0.0.1:2379")
+            .check()
+            .unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("geheim"), "{error}");
+        let options = EtcdOptions {
+            username: Some("root".into()),
+            password: Some("geheim".into()),
+            ..EtcdOptions::default()
+        };
+        assert!(!format!("{options:?}").contains("geheim"));
+    }
+
+    #[test]
+    fn half_a_pair_is_refused() {
+        let error = EtcdOptions {
+            cert_file: Some("c.pem".into()),
+            ..EtcdOptions::default()
+        }
+        .check()
+        .unwrap_err()
+        .to_string();
+        assert!(
+            error.contains("without its key") && error.contains("--etcd-keyfile"),
+            "{error}"
+        );
+        let error = EtcdOptions {
+            key_file: Some("k.pem".into()),
+            ..EtcdOptions::default()
+        }
+        .check()
+        .unwrap_err()
+        .to_string();
+        assert!(error.contains("without its certificate"), "{error}");
+        let error = EtcdOptions {
+            username: Some("u".into()),
+            ..EtcdOptions::default()
+        }
+        .check()
+        .unwrap_err()
+        .to_string();
+        assert!(error.contains("without its password"), "{error}");
+    }
+
+    #[test]
+    fn tls_files_are_read_at_once() {
+        let missing = EtcdOptions {
+            endpoints: vec!["https://10.0.0.1:2379".into()],
+            ca_file: Some("/nonexistent/ca.pem".into()),
+            ..EtcdOptions::default()
+        };
+        let error = missing.check().unwrap_err().to_string();
+        assert!(error.contains("/nonexistent/ca.pem"), "{error}");
+
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "no certificate").unwrap();
+        let wrong = EtcdOptions {
+            endpoints: vec!["10.0.0.1:2379".into()],
+            ca_file: Some(file.path().to_owned()),
+            ..EtcdOptions::default()
+        };
+        assert!(matches!(
+            wrong.check(),
+            Err(EtcdOptionsError::NotPem { .. })
+        ));
+    }
+
+    #[test]
+    fn keys_are_cleaned_as_go_does() {
+        for (given, expected) in [
+            ("/coreos.com/network", "/coreos.com/network"),
+            ("/coreos.com//network/", "/coreos.com/network"),
+            ("//a/./b/../c", "/a/c"),
+            ("/../a", "/a"),
+            ("a/../../b", "../b"),
+            ("/", "/"),
+        ] {
+            assert_eq!(clean_path(given), expected, "{given}");
+        }
+        assert_eq!(join("/", "config"), "/config");
+        assert_eq!(join("", "config"), "config");
+        assert_eq!(join("/a", "config"), "/a/config");
+    }
+}

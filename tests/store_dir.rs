@@ -1,0 +1,179 @@
+//! The directory store.
+
+mod support;
+
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use support::contract::{self, TTL, next, quiet, written};
+use uvxlan::subnet::store::dir::DirStore;
+use uvxlan::subnet::store::{Store, WatchEvent};
+
+const NAME: &str = "10.5.1.0-24";
+
+fn names(path: &Path) -> Vec<String> {
+    let mut names: Vec<_> = std::fs::read_dir(path)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keeps_the_contract_of_a_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("not/yet/there");
+    contract::check(&DirStore::new(&path), &DirStore::new(&path)).await;
+    assert_eq!(
+        names(&path.join(".tmp")),
+        [""; 0],
+        "no temporary file is left"
+    );
+}
+
+#[tokio::test]
+async fn files_are_what_a_person_would_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = DirStore::new(dir.path());
+    let name = "10.5.1.0-24&fd00:5:1::-64";
+    written(
+        store
+            .create(name, Bytes::from_static(b"{}"), TTL)
+            .await
+            .unwrap(),
+    );
+    assert_eq!(
+        std::fs::read(dir.path().join("subnets").join(name)).unwrap(),
+        b"{}"
+    );
+
+    std::fs::write(dir.path().join("config"), "{\"Network\":\"10.5.0.0/16\"}\n").unwrap();
+    let config = store.config().await.unwrap().unwrap();
+    assert_eq!(&config[..], b"{\"Network\":\"10.5.0.0/16\"}\n");
+}
+
+#[tokio::test]
+async fn what_is_no_record_is_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let subnets = dir.path().join("subnets");
+    std::fs::create_dir_all(subnets.join("10.5.9.0-24")).unwrap();
+    std::fs::write(subnets.join(".10.5.8.0-24.swp"), "x").unwrap();
+    std::os::unix::fs::symlink("/dev/zero", subnets.join("10.5.7.0-24")).unwrap();
+    std::fs::write(subnets.join("garbage"), "x").unwrap();
+    std::fs::write(subnets.join("10.5.6.0-24"), vec![b'x'; 1 << 20]).unwrap();
+    let listing = DirStore::new(dir.path()).list().await.unwrap();
+    let found: Vec<_> = listing
+        .records
+        .iter()
+        .map(|r| (r.name.as_str(), r.value.len()))
+        .collect();
+    assert_eq!(
+        found,
+        [("10.5.6.0-24", 65_537), ("garbage", 1)],
+        "long ones are cut"
+    );
+}
+
+#[tokio::test]
+async fn a_record_lives_as_long_as_its_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = DirStore::new(dir.path());
+    assert!(!store.keep_alive().await.unwrap());
+    written(
+        store
+            .create(NAME, Bytes::from_static(b"1"), TTL)
+            .await
+            .unwrap(),
+    );
+    assert!(store.keep_alive().await.unwrap());
+    std::fs::remove_file(dir.path().join("subnets").join(NAME)).unwrap();
+    assert!(!store.keep_alive().await.unwrap());
+}
+
+#[tokio::test]
+async fn a_watch_sees_what_a_person_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let subnets = dir.path().join("subnets");
+    let store = DirStore::new(dir.path());
+    let mut events = store.watch(store.list().await.unwrap().revision);
+    quiet(&mut events, Duration::from_millis(200)).await;
+    std::fs::create_dir(&subnets).unwrap();
+    std::fs::write(subnets.join(NAME), "1").unwrap();
+    match next(&mut events).await {
+        WatchEvent::Put(record) => assert_eq!(record.name, NAME),
+        event => panic!("{event:?}"),
+    }
+    std::fs::rename(subnets.join(NAME), subnets.join("10.5.2.0-24")).unwrap();
+    match next(&mut events).await {
+        WatchEvent::Delete { name, .. } => assert_eq!(name, NAME),
+        event => panic!("{event:?}"),
+    }
+    match next(&mut events).await {
+        WatchEvent::Put(record) => assert_eq!(record.name, "10.5.2.0-24"),
+        event => panic!("{event:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_watch_from_an_old_list_begins_with_a_resync() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = DirStore::new(dir.path());
+    let old = store.list().await.unwrap().revision;
+    written(
+        store
+            .create(NAME, Bytes::from_static(b"1"), TTL)
+            .await
+            .unwrap(),
+    );
+    let mut events = store.watch(old);
+    match next(&mut events).await {
+        WatchEvent::Resync(listing) => assert_eq!(listing, store.list().await.unwrap()),
+        event => panic!("{event:?}"),
+    }
+    quiet(&mut events, Duration::from_millis(300)).await;
+}
+
+#[tokio::test]
+async fn a_directory_that_vanishes_is_not_empty() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let store = DirStore::new(&path);
+    written(
+        store
+            .create(NAME, Bytes::from_static(b"1"), TTL)
+            .await
+            .unwrap(),
+    );
+    let mut events = store.watch(store.list().await.unwrap().revision);
+    quiet(&mut events, Duration::from_millis(300)).await;
+
+    // As when a file system is unmounted.
+    std::fs::rename(&path, dir.path().join("away")).unwrap();
+    assert!(store.list().await.unwrap_err().transient);
+    quiet(&mut events, Duration::from_millis(500)).await;
+
+    // And made anew, with another record.
+    std::fs::create_dir_all(path.join("subnets")).unwrap();
+    std::fs::write(path.join("subnets/10.5.2.0-24"), "2").unwrap();
+    let wait = Duration::from_secs(15);
+    let first = tokio::time::timeout(wait, events.recv())
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(
+        matches!(&first, WatchEvent::Delete { name, .. } if name == NAME),
+        "{first:?}"
+    );
+    match next(&mut events).await {
+        WatchEvent::Put(record) => assert_eq!(record.name, "10.5.2.0-24"),
+        event => panic!("{event:?}"),
+    }
+    // The watch is on the new directory now.
+    std::fs::write(path.join("subnets/10.5.3.0-24"), "3").unwrap();
+    match next(&mut events).await {
+        WatchEvent::Put(record) => assert_eq!(record.name, "10.5.3.0-24"),
+        event => panic!("{event:?}"),
+    }
+}

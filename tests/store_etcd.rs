@@ -1,0 +1,621 @@
+//! The etcd store against a real etcd.
+
+mod support;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use support::contract::{self, TTL, next, quiet, written};
+use support::etcd::{Etcd, PREFIX, Tls, free_port, until_up};
+use uvxlan::subnet::store::etcd_v3::{EtcdOptions, EtcdStore};
+use uvxlan::subnet::store::{Store, WatchEvent, WriteOutcome};
+
+const NAME: &str = "10.5.1.0-24";
+const VALUE: &str = r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
+
+fn value() -> Bytes {
+    Bytes::from_static(VALUE.as_bytes())
+}
+
+#[tokio::test]
+async fn keeps_the_contract_of_a_store() {
+    let Some(etcd) = Etcd::start(None).await else {
+        return;
+    };
+    contract::check(&etcd.store(), &etcd.store()).await;
+}
+
+#[tokio::test]
+async fn keys_and_values_are_flannels() {
+    let Some(etcd) = Etcd::start(None).await else {
+        return;
+    };
+    // Double slashes collapse, as Go's path.Join does.
+    let options = EtcdOptions {
+        prefix: "/coreos.com//network/".into(),
+        ..etcd.options()
+    };
+    let store = EtcdStore::new(options).unwrap();
+    let revision = written(store.create(NAME, value(), TTL).await.unwrap());
+
+    let mut client = etcd.client().await;
+    let all = etcd_client::GetOptions::new().with_all_keys();
+    let answer = client.get("", Some(all)).await.unwrap();
+    assert_eq!(answer.kvs().len(), 1);
+    let kv = &answer.kvs()[0];
+    assert_eq!(
+        kv.key_str().unwrap(),
+        "/coreos.com/network/subnets/10.5.1.0-24"
+    );
+    assert_eq!(kv.value_str().unwrap(), VALUE);
+    assert_eq!(kv.mod_revision(), revision);
+    let ttl = client
+        .lease_client()
+        .time_to_live(kv.lease(), None)
+        .await
+        .unwrap();
+    assert_eq!(ttl.granted_ttl(), 60);
+
+    if let Some(output) = etcd.ctl(&["get", "--prefix", "/"]) {
+        let expected = format!("/coreos.com/network/subnets/10.5.1.0-24\n{VALUE}\n");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+    }
+}
+
+#[tokio::test]
+async fn reads_config_and_only_its_own_subtree() {
+    let Some(etcd) = Etcd::start(None).await else {
+        return;
+    };
+    let store = etcd.store();
+    let mut client = etcd.client().await;
+    client
+        .put(
+            format!("{PREFIX}/config"),
+            "{\"Network\":\"10.5.0.0/16\"}",
+            None,
+        )
+        .await
+        .unwrap();
+    client
+        .put(format!("{PREFIX}/subnets-old/10.5.9.0-24"), "x", None)
+        .await
+        .unwrap();
+    client
+        .put(format!("{PREFIX}/subnets"), "x", None)
+        .await
+        .unwrap();
+    client
+        .put(format!("{PREFIX}/subnets/10.5.2.0-24"), "y", None)
+        .await
+        .unwrap();
+    client
+        .put(format!("{PREFIX}/subnets/\u{1}/deep"), b"\xff\xfe", None)
+        .await
+        .unwrap();
+
+    let config = store.config().await.unwrap().unwrap();
+    assert_eq!(&config[..], b"{\"Network\":\"10.5.0.0/16\"}");
+    let listing = store.list().await.unwrap();
+    let names: Vec<_> = listing
+        .records
+        .iter()
+        .map(|record| record.name.as_str())
+        .collect();
+    assert_eq!(names, ["\u{1}/deep", "10.5.2.0-24"]);
+    assert!(listing.records.iter().all(|record| !record.expires));
+
+    let mut events = store.watch(listing.revision);
+    client
+        .put(format!("{PREFIX}/subnets-old/10.5.9.0-24"), "z", None)
+        .await
+        .unwrap();
+    quiet(&mut events, Duration::from_millis(500)).await;
+}
+
+#[tokio::test]
+async fn a_lease_lives_by_keepalive_and_dies_without() {
+    let Some(etcd) = Etcd::start(None).await else {
+        return;
+    };
+    let (alive, silent) = (etcd.store(), etcd.store());
+    let ttl = Duration::from_secs(3);
+    written(alive.create(NAME, value(), ttl).await.unwrap());
+    written(silent.create("10.5.2.0-24", value(), ttl).await.unwrap());
+    for _ in 0..8 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(alive.keep_alive().await.unwrap());
+    }
+    let listing = alive.list().await.unwrap();
+    let names: Vec<_> = listing
+        .records
+        .iter()
+        .map(|record| record.name.as_str())
+        .collect();
+    assert_eq!(names, [NAME]);
+    assert!(listing.records[0].expires);
+
+    // The session is gone: said once, then forgotten; the next write begins another.
+    assert!(!silent.keep_alive().await.unwrap());
+    assert!(!silent.keep_alive().await.unwrap());
+    written(silent.create("10.5.2.0-24", value(), ttl).await.unwrap());
+    assert!(silent.keep_alive().await.unwrap());
+}
+
+#[tokio::test]
+async fn an_expired_session_is_replaced_by_the_next_write() {
+    let Some(etcd) = Etcd::start(None).await else {
+        return;
+    };
+    let store = etcd.store();
+    written(store.create(NAME, value(), TTL).await.unwrap());
+    let mut client = etcd.client().await;
+    let key = format!("{PREFIX}/subnets/{NAME}");
+    let lease = client.get(key, None).await.unwrap().kvs()[0].lease();
+    client.lease_client().revoke(lease).await.unwrap();
+    assert_eq!(store.get(NAME).await.unwrap(), None);
+    // No keep_alive between: the write itself finds out.
+    written(store.create(NAME, value(), TTL).await.unwrap());
+    assert!(store.get(NAME).await.unwrap().unwrap().expires);
+}
+
+#[tokio::test]
+async fn a_lost_race_leaks_no_lease() {
+    let Some(etcd) = Etcd::start(None).await else {
+        return;
+    };
+    let (winner, loser) = (etcd.store(), etcd.store());
+    written(winner.create(NAME, value(), TTL).await.unwrap());
+    for _ in 0..5 {
+        let outcome = loser
+            .create(NAME, Bytes::from_static(b"x"), TTL)
+            .await
+            .unwrap();
+        assert_eq!(outcome, WriteOutcome::Conflict);
+    }
+    written(loser.create("10.5.2.0-24", value(), TTL).await.unwrap());
+    let leases = etcd.client().await.lease_client().leases().await.unwrap();
+    assert_eq!(leases.leases().len(), 2, "one lease for each store");
+}
+
+#[tokio::test]
+async fn an_error_names_endpoints_and_cause_and_passes() {
+    let Some(mut etcd) = Etcd::start(None).await else {
+        return;
+    };
+    etcd.kill();
+    let store = etcd.store();
+    let error = store.config().await.unwrap_err();
+    let text = error.to_string();
+    assert!(error.transient, "{text}");
+    assert!(
+        text.contains(&etcd.url()) && text.contains("refused"),
+        "{text}"
+    );
+    assert!(
+        text.starts_with("reading the network config at etcd"),
+        "{text}"
+    );
+    assert!(store.list().await.is_err(), "an error is no empty list");
+
+    assert!(etcd.run().await);
+    until_up(&store).await;
+    assert_eq!(store.config().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn dead_members_among_the_endpoints_do_not_matter() {
+    let Some(etcd) = Etcd::start(None).await else {
+        return;
+    };
+    let dead = || format!("http://127.0.0.1:{}", free_port());
+    let options = EtcdOptions {
+        endpoints: vec![dead(), dead(), etcd.url()],
+        ..etcd.options()
+    };
+    let store = EtcdStore::new(options).unwrap();
+    let mut events = store.watch(store.list().await.unwrap().revision);
+    for round in 0..10 {
+        written(
+            store
+                .create(&format!("10.5.{round}.0-24"), value(), TTL)
+                .await
+                .unwrap(),
+        );
+        assert!(matches!(next(&mut events).await, WatchEvent::Put(_)));
+    }
+    assert_eq!(store.list().await.unwrap().records.len(), 10);
+}
+
+#[tokio::test]
+async fn a_watch_survives_kill_and_restart() {
+    let Some(mut etcd) = Etcd::start(None).await else {
+        return;
+    };
+    let (store, other) = (etcd.store(), etcd.store());
+    let mut events = store.watch(store.list().await.unwrap().revision);
+    written(other.create(NAME, value(), TTL).await.unwrap());
+    assert!(matches!(next(&mut events).await, WatchEvent::Put(_)));
+
+    etcd.kill();
+    quiet(&mut events, Duration::from_millis(700)).await;
+    assert!(etcd.run().await);
+    until_up(&other).await;
+    written(other.create("10.5.2.0-24", value(), TTL).await.unwrap());
+    match next(&mut events).await {
+        WatchEvent::Put(record) => assert_eq!(record.name, "10.5.2.0-24"),
+        event => panic!("{event:?}"),
+    }
+    quiet(&mut events, Duration::from_millis(500)).await;
+}
+
+#[tokio::test]
+async fn events_missed_while_down_are_delivered() {
+    let Some(etcd) = Etcd::start(None).await else {
+        return;
+    };
+    let store = etcd.store();
+    let start = store.list().await.unwrap().revision;
+    for round in 0..50 {
+        written(
+            store
+                .create(&format!("10.5.{round}.0-24"), value(), TTL)
+                .await
+                .unwrap(),
+        );
+    }
+    let mut events = store.watch(start);
+    for round in 0..50 {
+        match next(&mut events).await {
+            WatchEvent::Put(record) => assert_eq!(record.name, format!("10.5.{round}.0-24")),
+            event => panic!("{event:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_compaction_gives_exactly_one_resync() {
+    let Some(etcd) = Etcd::start(None).await else {
+        return;
+    };
+    let store = etcd.store();
+    let start = store.list().await.unwrap().revision;
+    let gone = written(store.create("10.5.9.0-24", value(), TTL).await.unwrap());
+    written(store.create(NAME, value(), TTL).await.unwrap());
+    written(store.delete("10.5.9.0-24", gone).await.unwrap());
+    let now = store.list().await.unwrap().revision;
+    etcd.client().await.compact(now, None).await.unwrap();
+
+    let mut events = store.watch(start);
+    match next(&mut events).await {
+        WatchEvent::Resync(listing) => {
+            let names: Vec<_> = listing.records.iter().map(|r| r.name.as_str()).collect();
+            assert_eq!(
+                names,
+                [NAME],
+                "the record deleted in the compacted past is absent"
+            );
+            assert!(listing.revision >= now);
+        }
+        event => panic!("{event:?}"),
+    }
+    quiet(&mut events, Duration::from_secs(1)).await;
+    written(store.create("10.5.2.0-24", value(), TTL).await.unwrap());
+    match next(&mut events).await {
+        WatchEvent::Put(record) => assert_eq!(record.name, "10.5.2.0-24"),
+        event => panic!("{event:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_wiped_store_gives_a_resync() {
+    let Some(mut etcd) = Etcd::start(None).await else {
+        return;
+    };
+    let store = etcd.store();
+    for round in 0..20 {
+        written(
+            store
+                .create(&format!("10.5.{round}.0-24"), value(), TTL)
+                .await
+                .unwrap(),
+        );
+    }
+    let mut events = store.watch(store.list().await.unwrap().revision);
+    quiet(&mut events, Duration::from_millis(300)).await;
+    etcd.kill();
+    etcd.wipe();
+    assert!(etcd.run().await);
+    match next(&mut events).await {
+        WatchEvent::Resync(listing) => assert_eq!(listing.records, []),
+        event => panic!("{event:?}"),
+    }
+    written(store.create(NAME, value(), TTL).await.unwrap());
+    assert!(matches!(next(&mut events).await, WatchEvent::Put(_)));
+}
+
+#[tokio::test]
+async fn the_watch_task_ends_with_its_receiver() {
+    let Some(etcd) = Etcd::start(None).await else {
+        return;
+    };
+    let store = etcd.store();
+    let metrics = tokio::runtime::Handle::current().metrics();
+    let revision = store.list().await.unwrap().revision;
+    let before = metrics.num_alive_tasks();
+    let events = store.watch(revision);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(metrics.num_alive_tasks() > before);
+    drop(events);
+    let mut left = 0;
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        left = metrics.num_alive_tasks();
+        if left <= before {
+            return;
+        }
+    }
+    panic!("{left} tasks are left, {before} were there");
+}
+
+/// A CA of its own, with a certificate for 127.0.0.1 and one for a client.
+fn certificates(dir: &std::path::Path, mutual: bool) -> Tls {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    let ca_key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, "test CA");
+    let ca = params.self_signed(&ca_key).unwrap();
+    let issuer = Issuer::new(params, ca_key);
+    let write = |name: &str, text: String| {
+        let path = dir.join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let sign = |names: &[&str], common_name: &str| {
+        let key = KeyPair::generate().unwrap();
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, common_name);
+        (
+            params.signed_by(&key, &issuer).unwrap().pem(),
+            key.serialize_pem(),
+        )
+    };
+    let (cert, key) = sign(&["127.0.0.1"], "server");
+    let (client_cert, client_key) = sign(&[], "client");
+    Tls {
+        ca: write("ca.pem", ca.pem()),
+        cert: write("cert.pem", cert),
+        key: write("key.pem", key),
+        client_cert: write("client-cert.pem", client_cert),
+        client_key: write("client-key.pem", client_key),
+        mutual,
+    }
+}
+
+#[tokio::test]
+async fn tls_with_a_ca_alone_and_mutual() {
+    for mutual in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let tls = certificates(dir.path(), mutual);
+        let Some(etcd) = Etcd::start(Some(tls.clone())).await else {
+            return;
+        };
+        let mut options = EtcdOptions {
+            ca_file: Some(tls.ca.clone()),
+            ..etcd.options()
+        };
+        if mutual {
+            let anonymous = EtcdStore::new(options.clone()).unwrap();
+            assert!(
+                anonymous.list().await.is_err(),
+                "the server wants a client certificate"
+            );
+            options.cert_file = Some(tls.client_cert.clone());
+            options.key_file = Some(tls.client_key.clone());
+        }
+        let store = EtcdStore::new(options).unwrap();
+        until_up(&store).await;
+        let mut events = store.watch(store.list().await.unwrap().revision);
+        written(store.create(NAME, value(), TTL).await.unwrap());
+        assert!(matches!(next(&mut events).await, WatchEvent::Put(_)));
+    }
+}
+
+#[tokio::test]
+async fn a_member_of_another_ca_is_refused_by_name() {
+    let (dir, stranger) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let tls = certificates(dir.path(), false);
+    let Some(etcd) = Etcd::start(Some(tls)).await else {
+        return;
+    };
+    let wrong = certificates(stranger.path(), false);
+    let options = EtcdOptions {
+        ca_file: Some(wrong.ca),
+        ..etcd.options()
+    };
+    let error = EtcdStore::new(options).unwrap().config().await.unwrap_err();
+    let text = error.to_string();
+    assert!(!error.transient, "{text}");
+    assert!(
+        text.contains("certificate") && text.contains(&etcd.url()),
+        "{text}"
+    );
+}
+
+/// Enables auth with `root` and a `node` that has the rights of the module docs.
+async fn enable_auth(client: &etcd_client::Client) {
+    use etcd_client::{Permission, PermissionType};
+    let mut auth = client.auth_client();
+    auth.user_add("root", "rootpass", None).await.unwrap();
+    auth.user_grant_role("root", "root").await.unwrap();
+    auth.user_add("node", "geheim", None).await.unwrap();
+    auth.role_add("flannel").await.unwrap();
+    let config = format!("{PREFIX}/config");
+    auth.role_grant_permission("flannel", Permission::read(config))
+        .await
+        .unwrap();
+    let subnets = Permission::new(PermissionType::Readwrite, format!("{PREFIX}/subnets/"));
+    auth.role_grant_permission("flannel", subnets.with_prefix())
+        .await
+        .unwrap();
+    auth.user_grant_role("node", "flannel").await.unwrap();
+    auth.auth_enable().await.unwrap();
+}
+
+fn as_node(etcd: &Etcd, password: &str) -> EtcdStore {
+    EtcdStore::new(EtcdOptions {
+        username: Some("node".into()),
+        password: Some(password.into()),
+        ..etcd.options()
+    })
+    .unwrap()
+}
+
+#[tokio::test]
+async fn a_user_with_the_documented_rights_can_do_all() {
+    let Some(etcd) = Etcd::start(None).await else {
+        return;
+    };
+    let store = as_node(&etcd, "geheim");
+    let other = as_node(&etcd, "geheim");
+    // Auth is still off: a user that is not needed is no error.
+    assert_eq!(store.config().await.unwrap(), None);
+    let client = etcd.client().await;
+    enable_auth(&client).await;
+    // Now the connections made without a login have to log in.
+    contract::check(&store, &other).await;
+    assert!(store.keep_alive().await.unwrap());
+
+    let nobody = etcd.store().list().await.unwrap_err();
+    assert!(!nobody.transient, "{nobody}");
+}
+
+#[tokio::test]
+async fn a_changed_auth_store_costs_no_call() {
+    let Some(etcd) = Etcd::start(None).await else {
+        return;
+    };
+    let client = etcd.client().await;
+    enable_auth(&client).await;
+    let store = as_node(&etcd, "geheim");
+    written(store.create(NAME, value(), TTL).await.unwrap());
+    let mut events = store.watch(store.list().await.unwrap().revision);
+    let options = etcd_client::ConnectOptions::new().with_user("root", "rootpass");
+    let root = etcd_client::Client::connect([etcd.url()], Some(options))
+        .await
+        .unwrap();
+    for round in 0..3 {
+        // Makes every token stale ("revision of auth store is old").
+        root.auth_client()
+            .user_add(format!("user{round}"), "x", None)
+            .await
+            .unwrap();
+        written(
+            store
+                .create(&format!("10.6.{round}.0-24"), value(), TTL)
+                .await
+                .unwrap(),
+        );
+        assert!(store.keep_alive().await.unwrap());
+        assert!(matches!(next(&mut events).await, WatchEvent::Put(_)));
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_final_and_not_shown() {
+    let Some(etcd) = Etcd::start(None).await else {
+        return;
+    };
+    enable_auth(&etcd.client().await).await;
+    let store = as_node(&etcd, "verraten");
+    let error = store.list().await.unwrap_err();
+    let text = format!("{error} {error:?} {store:?} {}", store.describe());
+    assert!(!error.transient, "{text}");
+    assert!(text.contains("authentication failed"), "{text}");
+    assert!(!text.contains("verraten"), "{text}");
+}
+
+#[tokio::test]
+async fn a_silent_connection_is_noticed() {
+    let Some(etcd) = Etcd::start(None).await else {
+        return;
+    };
+    let proxy = Proxy::start(etcd.port()).await;
+    let url = format!("http://127.0.0.1:{}", proxy.port);
+    let options = EtcdOptions {
+        endpoints: vec![url, etcd.url()],
+        ..etcd.options()
+    };
+    let store = EtcdStore::new(options).unwrap();
+    let mut events = store.watch(store.list().await.unwrap().revision);
+    quiet(&mut events, Duration::from_millis(500)).await;
+    proxy.freeze();
+    written(etcd.store().create(NAME, value(), TTL).await.unwrap());
+    let event = tokio::time::timeout(Duration::from_secs(30), events.recv()).await;
+    assert!(matches!(event, Ok(Some(WatchEvent::Put(_)))), "{event:?}");
+}
+
+/// A TCP relay that can stop relaying without closing anything, as a lost network does.
+struct Proxy {
+    port: u16,
+    frozen: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Proxy {
+    async fn start(to: u16) -> Self {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let frozen = std::sync::Arc::<std::sync::atomic::AtomicBool>::default();
+        let flag = frozen.clone();
+        let task = tokio::spawn(async move {
+            let mut relays = tokio::task::JoinSet::new();
+            while let Ok((near, _)) = listener.accept().await {
+                let far = tokio::net::TcpStream::connect(("127.0.0.1", to))
+                    .await
+                    .unwrap();
+                let (near_read, near_write) = near.into_split();
+                let (far_read, far_write) = far.into_split();
+                relays.spawn(Self::relay(near_read, far_write, flag.clone()));
+                relays.spawn(Self::relay(far_read, near_write, flag.clone()));
+            }
+        });
+        Self { port, frozen, task }
+    }
+
+    async fn relay(
+        mut from: tokio::net::tcp::OwnedReadHalf,
+        mut to: tokio::net::tcp::OwnedWriteHalf,
+        frozen: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    ) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut buffer = [0; 4096];
+        while let Ok(length) = from.read(&mut buffer).await {
+            if frozen.load(std::sync::atomic::Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+            if length == 0 || to.write_all(&buffer[..length]).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn freeze(&self) {
+        self.frozen
+            .store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

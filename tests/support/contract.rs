@@ -1,0 +1,181 @@
+//! What every store must do, whatever it is made of.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use uvxlan::subnet::store::{Store, WatchEvent, WriteOutcome};
+
+/// A TTL that no test outlives.
+pub const TTL: Duration = Duration::from_secs(60);
+const A: &str = "10.5.1.0-24";
+const B: &str = "10.5.2.0-24&fd00:5:2::-64";
+
+/// The next event, within ten seconds.
+pub async fn next(events: &mut mpsc::Receiver<WatchEvent>) -> WatchEvent {
+    tokio::time::timeout(Duration::from_secs(10), events.recv())
+        .await
+        .expect("no event within 10 s")
+        .expect("the watch ended")
+}
+
+/// Asserts that nothing comes for a while.
+pub async fn quiet(events: &mut mpsc::Receiver<WatchEvent>, time: Duration) {
+    if let Ok(event) = tokio::time::timeout(time, events.recv()).await {
+        panic!("unexpected event {event:?}");
+    }
+}
+
+/// The revision of a write that must have been done.
+pub fn written(outcome: WriteOutcome) -> i64 {
+    match outcome {
+        WriteOutcome::Written { revision } => revision,
+        WriteOutcome::Conflict => panic!("conflict"),
+    }
+}
+
+/// Runs all of it on an empty store; `other` is a second process's view of it.
+pub async fn check(store: &dyn Store, other: &dyn Store) {
+    an_empty_store_is_empty(store).await;
+    conditional_writes(store, other).await;
+    a_watch_tells_what_happens(store, other).await;
+    bad_names_are_refused(store).await;
+    one_of_two_wins(store, other).await;
+}
+
+async fn an_empty_store_is_empty(store: &dyn Store) {
+    assert_eq!(store.config().await.unwrap(), None);
+    assert_eq!(store.list().await.unwrap().records, []);
+    assert_eq!(store.get(A).await.unwrap(), None);
+}
+
+async fn conditional_writes(store: &dyn Store, other: &dyn Store) {
+    let value = |text: &'static str| Bytes::from_static(text.as_bytes());
+    let first = written(store.create(A, value("1"), TTL).await.unwrap());
+    assert_eq!(
+        store.create(A, value("1"), TTL).await.unwrap(),
+        WriteOutcome::Conflict
+    );
+    assert_eq!(
+        other.create(A, value("x"), TTL).await.unwrap(),
+        WriteOutcome::Conflict
+    );
+    let record = other.get(A).await.unwrap().unwrap();
+    assert_eq!(
+        (record.name.as_str(), &record.value[..], record.revision),
+        (A, &b"1"[..], first)
+    );
+    assert!(
+        store.keep_alive().await.unwrap(),
+        "a session that was just begun"
+    );
+
+    let second = written(
+        store
+            .replace(A, value("2"), first, Some(TTL))
+            .await
+            .unwrap(),
+    );
+    assert_ne!(first, second);
+    let stale = other
+        .replace(A, value("x"), first, Some(TTL))
+        .await
+        .unwrap();
+    assert_eq!(stale, WriteOutcome::Conflict);
+    let absent = other
+        .replace(B, value("x"), first, Some(TTL))
+        .await
+        .unwrap();
+    assert_eq!(absent, WriteOutcome::Conflict, "replace must not create");
+
+    // Writing the same bytes again is a write of its own.
+    let third = written(
+        store
+            .replace(A, value("2"), second, Some(TTL))
+            .await
+            .unwrap(),
+    );
+    assert_ne!(second, third);
+
+    let reserved = written(store.replace(A, value("3"), third, None).await.unwrap());
+    let listing = other.list().await.unwrap();
+    assert_eq!(listing.records.len(), 1);
+    assert_eq!(listing.records[0].revision, reserved);
+    assert!(!listing.records[0].expires, "ttl None makes a reservation");
+
+    assert_eq!(
+        store.delete(A, third).await.unwrap(),
+        WriteOutcome::Conflict
+    );
+    written(other.delete(A, reserved).await.unwrap());
+    assert_eq!(
+        store.delete(A, reserved).await.unwrap(),
+        WriteOutcome::Conflict
+    );
+    assert_eq!(store.list().await.unwrap().records, []);
+}
+
+async fn a_watch_tells_what_happens(store: &dyn Store, other: &dyn Store) {
+    let start = store.list().await.unwrap();
+    let mut events = store.watch(start.revision);
+    quiet(&mut events, Duration::from_millis(300)).await;
+    let first = written(
+        other
+            .create(B, Bytes::from_static(b"1"), TTL)
+            .await
+            .unwrap(),
+    );
+    match next(&mut events).await {
+        WatchEvent::Put(record) => {
+            assert_eq!((record.name.as_str(), &record.value[..]), (B, &b"1"[..]));
+            assert_eq!(record.revision, first);
+        }
+        event => panic!("{event:?}"),
+    }
+    let second = written(
+        other
+            .replace(B, Bytes::from_static(b"2"), first, Some(TTL))
+            .await
+            .unwrap(),
+    );
+    match next(&mut events).await {
+        WatchEvent::Put(record) => assert_eq!(record.revision, second),
+        event => panic!("{event:?}"),
+    }
+    written(other.delete(B, second).await.unwrap());
+    match next(&mut events).await {
+        WatchEvent::Delete { name, .. } => assert_eq!(name, B),
+        event => panic!("{event:?}"),
+    }
+    quiet(&mut events, Duration::from_millis(300)).await;
+}
+
+async fn bad_names_are_refused(store: &dyn Store) {
+    for name in ["", "../config", "a/b", ".hidden"] {
+        let error = store.create(name, Bytes::new(), TTL).await.unwrap_err();
+        assert!(!error.transient, "{error}");
+        assert!(store.get(name).await.is_err(), "{name}");
+        assert!(store.delete(name, 1).await.is_err(), "{name}");
+    }
+}
+
+async fn one_of_two_wins(store: &dyn Store, other: &dyn Store) {
+    for round in 0..20 {
+        let name = format!("10.6.{round}.0-24");
+        let (one, two) = tokio::join!(
+            store.create(&name, Bytes::from_static(b"one"), TTL),
+            other.create(&name, Bytes::from_static(b"two"), TTL),
+        );
+        let (one, two) = (one.unwrap(), two.unwrap());
+        let value = store.get(&name).await.unwrap().unwrap().value;
+        match (one, two) {
+            (WriteOutcome::Written { .. }, WriteOutcome::Conflict) => {
+                assert_eq!(&value[..], b"one")
+            }
+            (WriteOutcome::Conflict, WriteOutcome::Written { .. }) => {
+                assert_eq!(&value[..], b"two")
+            }
+            both => panic!("round {round}: {both:?}"),
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! A real etcd on loopback, in a directory of its own, killed when dropped.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use uvxlan::subnet::store::Store;
+use uvxlan::subnet::store::etcd_v3::{EtcdOptions, EtcdStore};
+
+/// Prefix of all tests.
+pub const PREFIX: &str = "/coreos.com/network";
+
+/// Certificates for a server and its clients.
+#[derive(Clone)]
+pub struct Tls {
+    pub ca: PathBuf,
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    pub client_cert: PathBuf,
+    pub client_key: PathBuf,
+    pub mutual: bool,
+}
+
+/// A running (or killed) etcd.
+pub struct Etcd {
+    dir: TempDir,
+    client_port: u16,
+    peer_port: u16,
+    tls: Option<Tls>,
+    child: Option<Child>,
+}
+
+/// Finds a program, or says why the test is skipped.
+pub fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path)
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file());
+    if found.is_none() {
+        println!("SKIPPED: {name} is not installed");
+    }
+    found
+}
+
+/// A TCP port that was free a moment ago.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+impl Etcd {
+    /// Starts a single member; `None` (and a word on stdout) where etcd is not installed.
+    pub async fn start(tls: Option<Tls>) -> Option<Self> {
+        program("etcd")?;
+        let mut etcd = Self {
+            dir: tempfile::tempdir().unwrap(),
+            client_port: 0,
+            peer_port: 0,
+            tls,
+            child: None,
+        };
+        for _ in 0..3 {
+            etcd.client_port = free_port();
+            etcd.peer_port = free_port();
+            if etcd.run().await {
+                return Some(etcd);
+            }
+        }
+        panic!("etcd does not start; its output:\n{}", etcd.log());
+    }
+
+    /// Starts the program on its data directory and waits until it answers.
+    pub async fn run(&mut self) -> bool {
+        let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        let log = std::fs::File::create(self.dir.path().join("log")).unwrap();
+        let mut command = Command::new("etcd");
+        command
+            .args(["--name", "test", "--logger", "zap", "--log-level", "warn"])
+            .args([
+                "--listen-client-urls",
+                &self.url(),
+                "--advertise-client-urls",
+                &self.url(),
+            ])
+            .args([
+                "--listen-peer-urls",
+                &peer,
+                "--initial-advertise-peer-urls",
+                &peer,
+            ])
+            .args(["--initial-cluster", &format!("test={peer}")])
+            .arg("--data-dir")
+            .arg(self.dir.path().join("data"));
+        if let Some(tls) = &self.tls {
+            command
+                .arg("--cert-file")
+                .arg(&tls.cert)
+                .arg("--key-file")
+                .arg(&tls.key);
+            if tls.mutual {
+                command
+                    .arg("--client-cert-auth")
+                    .arg("--trusted-ca-file")
+                    .arg(&tls.ca);
+            }
+        }
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+        self.wait_ready().await
+    }
+
+    async fn wait_ready(&mut self) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let address = (Ipv4Addr::LOCALHOST, self.client_port);
+        while Instant::now() < deadline {
+            if self.child.as_mut().unwrap().try_wait().unwrap().is_some() {
+                return false;
+            }
+            if tokio::net::TcpStream::connect(address).await.is_ok() {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        false
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Removes what a killed etcd has stored.
+    pub fn wipe(&mut self) {
+        assert!(self.child.is_none(), "kill first");
+        std::fs::remove_dir_all(self.dir.path().join("data")).unwrap();
+    }
+
+    pub fn url(&self) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}", self.client_port)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.client_port
+    }
+
+    /// A directory for files of the test.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Options for this etcd, without user and TLS files.
+    pub fn options(&self) -> EtcdOptions {
+        EtcdOptions {
+            endpoints: vec![self.url()],
+            prefix: PREFIX.into(),
+            ..EtcdOptions::default()
+        }
+    }
+
+    pub fn store(&self) -> EtcdStore {
+        EtcdStore::new(self.options()).unwrap()
+    }
+
+    /// A client of the library's own, for what the store does not do.
+    pub async fn client(&self) -> etcd_client::Client {
+        etcd_client::Client::connect([self.url()], None)
+            .await
+            .unwrap()
+    }
+
+    /// Runs etcdctl, the second opinion.
+    pub fn ctl(&self, arguments: &[&str]) -> Option<Output> {
+        let program = program("etcdctl")?;
+        let output = Command::new(program)
+            .env("ETCDCTL_API", "3")
+            .arg("--endpoints")
+            .arg(self.url())
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "etcdctl {arguments:?}: {output:?}");
+        Some(output)
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Waits until the store answers, for tests that just started etcd.
+pub async fn until_up(store: &dyn Store) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match store.list().await {
+            Ok(_) => return,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
