@@ -1,1 +1,131 @@
-//! state_file
+//! `state.json` in the state directory: what must survive a restart and a lost subnet file.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use super::subnet_env;
+use crate::wire::{MacAddr, Vni};
+
+const NAME: &str = "state.json";
+
+/// Who this node was when the file was written. Fields that are not known are ignored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// MAC address of the VTEP.
+    pub vtep_mac: MacAddr,
+    /// The leased subnet.
+    pub subnet: Ipv4Net,
+    /// The published address.
+    pub public_ip: Ipv4Addr,
+    /// The overlay network.
+    pub network: Ipv4Net,
+    /// The VNI.
+    pub vni: Vni,
+}
+
+/// Why a state file was not read.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// It is there and cannot be read.
+    #[error("reading {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It is no state file; it was moved aside.
+    #[error(
+        "{} is damaged ({source}) and was moved to {}; this node's MAC and subnet are taken from \
+         its lease, if there is one",
+        path.display(), aside.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where it lies now.
+        aside: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+}
+
+/// The file's path in a state directory.
+#[must_use]
+pub fn path(directory: &Path) -> PathBuf {
+    directory.join(NAME)
+}
+
+/// Reads the state; `None` where there is none. A damaged file is moved aside.
+///
+/// # Errors
+/// [`StateError`]; the daemon can go on without a state.
+pub fn load(directory: &Path) -> Result<Option<State>, StateError> {
+    let path = path(directory);
+    let text = match std::fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(StateError::Read { path, source }),
+    };
+    serde_json::from_slice(&text).map(Some).map_err(|source| {
+        let aside = path.with_extension("json.damaged");
+        // Where it cannot be moved it will be overwritten; the message has told of it.
+        let _ = std::fs::rename(&path, &aside);
+        StateError::Damaged {
+            path,
+            aside,
+            source,
+        }
+    })
+}
+
+/// Writes the state, in one step, for root's eyes only.
+///
+/// # Errors
+/// What the system says.
+pub fn save(directory: &Path, state: &State) -> io::Result<()> {
+    let mut text = serde_json::to_vec_pretty(state)?;
+    text.push(b'\n');
+    subnet_env::replace(&path(directory), &text, 0o600)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> State {
+        State {
+            vtep_mac: MacAddr([2, 0, 0, 0, 0, 1]),
+            subnet: "172.20.28.0/24".parse().unwrap(),
+            public_ip: Ipv4Addr::new(10, 211, 55, 102),
+            network: "172.20.0.0/16".parse().unwrap(),
+            vni: Vni::DEFAULT,
+        }
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded() {
+        let directory = tempfile::tempdir().unwrap();
+        let inside = directory.path().join("lib/uvxlan");
+        assert_eq!(load(&inside).unwrap(), None);
+        save(&inside, &state()).unwrap();
+        assert_eq!(load(&inside).unwrap(), Some(state()));
+    }
+
+    #[test]
+    fn a_damaged_file_is_moved_aside_and_named() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(path(directory.path()), "{\"vtep_mac\": \"02:00").unwrap();
+        let error = load(directory.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("state.json") && error.contains("state.json.damaged"),
+            "{error}"
+        );
+        assert_eq!(load(directory.path()).unwrap(), None);
+        assert!(directory.path().join("state.json.damaged").exists());
+    }
+}
