@@ -1,0 +1,35 @@
+#!/bin/sh
+# Stands where flannel's mk-docker-opts.sh stood and takes the same options; the work is
+# done by `uvxlan docker-opts`. UVXLAN_BIN names the program, else it is looked for beside
+# this script (as uvxlan, or as flanneld), then on the PATH.
+
+usage() {
+    cat >&2 <<TXT
+$0 [-f FLANNEL-ENV-FILE] [-d DOCKER-ENV-FILE] [-i] [-c] [-m] [-k COMBINED-KEY]
+
+Writes docker daemon options based on the subnet file.
+  -f  subnet file, default /run/flannel/subnet.env
+  -d  file to write, default /run/docker_opts.env
+  -i  individual variables only
+  -c  combined variable only
+  -m  without --ip-masq
+  -k  name of the combined variable, default DOCKER_OPTS
+TXT
+    exit 1
+}
+
+while getopts f:d:icmk:h flag "$@" 2>/dev/null; do
+    case $flag in
+        h | \?) usage ;;
+    esac
+done
+
+here=$(dirname "$0")
+for program in "${UVXLAN_BIN:-}" "$here/uvxlan" "$here/flanneld" "$(command -v uvxlan)"; do
+    [ -n "$program" ] && [ -x "$program" ] || continue
+    UVXLAN_CALLED_AS=uvxlan "$program" docker-opts "$@" || exit 1
+    exit 0
+done
+
+echo "$0: no uvxlan program beside this script or on the PATH; set UVXLAN_BIN to it" >&2
+exit 127
