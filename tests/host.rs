@@ -168,6 +168,13 @@ fn the_device_gets_mtu_one_address_and_no_ipv6() {
             let expected = [(ip("10.3.9.0").into(), 32), (ip("169.254.7.7").into(), 16)];
             assert_eq!(seen, BTreeSet::from(expected));
         }
+        // A device nobody has open is without carrier, and makes no address anyway.
+        for (setting, expected) in [("accept_ra", "0"), ("addr_gen_mode", "1")] {
+            let path = format!("/proc/sys/net/ipv6/conf/{DEVICE}/{setting}");
+            if let Ok(value) = std::fs::read_to_string(path) {
+                assert_eq!(value.trim(), expected, "{setting}");
+            }
+        }
         let missing = configure(&netlink, 999, settings("10.3.9.0"))
             .await
             .unwrap_err();
