@@ -27,7 +27,7 @@ done
 here=$(dirname "$0")
 for program in "${UVXLAN_BIN:-}" "$here/uvxlan" "$here/flanneld" "$(command -v uvxlan)"; do
     [ -n "$program" ] && [ -x "$program" ] || continue
-    UVXLAN_CALLED_AS=uvxlan "$program" docker-opts "$@" || exit 1
+    "$program" docker-opts "$@" || exit 1
     exit 0
 done
 

@@ -77,10 +77,16 @@ where
 {
     let mut arguments = arguments.into_iter();
     let program = arguments.next().unwrap_or_default();
+    let first = arguments.next();
     if is_flanneld(&program) {
-        return daemon("flanneld", arguments, environment);
+        // flannel has no commands, and no argument like this: it comes from mk-docker-opts.sh
+        // beside a program that was installed in flanneld's place.
+        return match first {
+            Some(first) if first == "docker-opts" => parsed(first, arguments),
+            first => daemon("flanneld", first.into_iter().chain(arguments), environment),
+        };
     }
-    let Some(first) = arguments.next() else {
+    let Some(first) = first else {
         return Action::Refuse(format!("{}\n", command().render_help()), USAGE);
     };
     match first.to_str().map(str::trim_ascii) {

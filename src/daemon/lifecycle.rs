@@ -1,1 +1,406 @@
-//! The life of the daemon.
+//! The life of `uvxlan run`, from the first look at the store to the last packet.
+//!
+//! Order of a start, as flannel's where somebody can see it: network config, interface,
+//! identity, lease, device, packet loop, peers and routes, state file, subnet file,
+//! READY=1. Until there is a lease nothing on the host is changed.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::RngExt;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::failure::Failure;
+use super::identity::{self, Traces};
+use super::options::{ReceiveOn, RunOptions, StoreChoice};
+use super::overlay::{Overlay, Plan};
+use super::state_file::{self, State};
+use super::subnet_env::{self, SubnetFile};
+use super::{instance, notify};
+use crate::dataplane::DeviceGone;
+use crate::dataplane::checks::Vtep;
+use crate::host::interface::{self, ExternalInterface, Selection};
+use crate::host::link;
+use crate::host::netlink::Netlink;
+use crate::subnet::config::NetworkConfig;
+use crate::subnet::lease::{LeaseAttrs, VxlanData};
+use crate::subnet::manager::{self, AcquireError, AcquireRequest, Acquired, PeerSet};
+use crate::subnet::store::dir::DirStore;
+use crate::subnet::store::etcd_v3::{EtcdOptions, EtcdStore};
+use crate::subnet::store::{Store, StoreError};
+use crate::subnet::validate::{self, Context};
+use crate::wire::MacAddr;
+use crate::wire::vxlan::OVERHEAD;
+
+/// Pauses between two tries while the store does not answer or has no config: flannel's
+/// second at first, then longer.
+const RETRY: [Duration; 5] = [1, 1, 2, 5, 10].map(Duration::from_secs);
+/// Smallest device MTU: what every IPv4 link must carry.
+const SMALLEST_MTU: u32 = 576;
+
+/// Runs until `stop` is cancelled, or something ends it.
+///
+/// # Errors
+/// [`Failure`]; its exit status is never 0.
+pub async fn run(options: &RunOptions, stop: CancellationToken) -> Result<(), Failure> {
+    let store = open_store(options)?;
+    let netlink = Netlink::connect()?;
+    let started = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        started = start(options, &store, &netlink) => started?,
+    };
+    let outcome = started.serve(stop).await;
+    notify::stopping();
+    outcome
+}
+
+fn open_store(options: &RunOptions) -> Result<Arc<dyn Store>, Failure> {
+    Ok(match &options.store {
+        StoreChoice::Directory(path) => Arc::new(DirStore::new(path)),
+        StoreChoice::Etcd => Arc::new(EtcdStore::new(EtcdOptions {
+            endpoints: options.etcd_endpoints.clone(),
+            prefix: options.etcd_prefix.clone(),
+            ca_file: options.etcd_ca_file.clone(),
+            cert_file: options.etcd_cert_file.clone(),
+            key_file: options.etcd_key_file.clone(),
+            username: options.etcd_username.clone(),
+            password: options.etcd_password.as_ref().map(|secret| secret.expose().to_owned()),
+            ..EtcdOptions::default()
+        })?),
+    })
+}
+
+/// A daemon that has said READY.
+struct Started {
+    overlay: Overlay,
+    port: u16,
+    manager: manager::Running,
+    manager_stop: CancellationToken,
+    device_gone: mpsc::UnboundedReceiver<DeviceGone>,
+    _lock: instance::InstanceLock,
+}
+
+async fn start(
+    options: &RunOptions,
+    store: &Arc<dyn Store>,
+    netlink: &Netlink,
+) -> Result<Started, Failure> {
+    let config = network_config(options, store.as_ref()).await?;
+    let external = external_interface(options, netlink).await?;
+    let mtu = device_mtu(&config, &external)?;
+    let device = format!("flannel.{}", config.backend.vni);
+    let lock = instance::claim(&device)?;
+
+    let acquired = lease(options, store.as_ref(), netlink, &config, &external, &device).await?;
+    let own = acquired.1.lease.subnet;
+    let (vtep, acquired) = acquired;
+
+    if let Some(mac) = link::take_over_kernel_vxlan(netlink, &device).await? {
+        tracing::warn!(
+            event = "take_over", device, %mac,
+            "took over from a kernel vxlan device: deleted it, its MAC is kept"
+        );
+    }
+    let (ended, device_gone) = mpsc::unbounded_channel();
+    let port = config.backend.port;
+    let plan = Plan {
+        device,
+        vtep,
+        network: config.network,
+        subnet: own,
+        mtu,
+        source: external.address,
+        receive: SocketAddrV4::new(receive_address(options, &external), port),
+        workers: options.workers,
+        keep_device: options.keep_device,
+    };
+    let mut overlay = Overlay::start(plan, netlink.clone(), ended).await?;
+
+    let context = Context { network: config.network, vni: config.backend.vni };
+    let peers = PeerSet::new(own, external.public_ip, context);
+    let manager_stop = CancellationToken::new();
+    let mut manager = manager::spawn(
+        Arc::clone(store),
+        acquired,
+        peers,
+        options.renew_margin,
+        manager_stop.clone(),
+    );
+    // The first set is complete: with it every peer of this moment has its route.
+    if let Some(changes) = manager.changes.recv().await {
+        overlay.apply(&changes, port).await?;
+    }
+    let state = State {
+        vtep_mac: vtep.mac,
+        subnet: own,
+        public_ip: external.public_ip,
+        network: config.network,
+        vni: config.backend.vni,
+    };
+    write_files(options, &state, mtu)?;
+    notify::ready(&format!("serving {own}, {} peers", overlay.peers()));
+    tracing::info!(event = "ready", subnet = %own, peers = overlay.peers(), "Running backend.");
+    Ok(Started {
+        overlay,
+        port,
+        manager,
+        manager_stop,
+        device_gone,
+        _lock: lock,
+    })
+}
+
+/// The network config, waited for as flannel does; only a config that cannot be used ends
+/// the wait.
+async fn network_config(options: &RunOptions, store: &dyn Store) -> Result<NetworkConfig, Failure> {
+    let mut patience = Patience::default();
+    loop {
+        match store.config().await {
+            Ok(Some(text)) => {
+                let config = NetworkConfig::parse(&text, options.backend_default.as_deref())
+                    .map_err(|source| Failure::Config { place: store.describe(), source })?;
+                tracing::info!(
+                    event = "config", network = %config.network, subnet_len = config.subnet_len,
+                    vni = %config.backend.vni, port = config.backend.port,
+                    "Found network config - Backend type: vxlan"
+                );
+                for key in config.without_effect() {
+                    tracing::warn!(event = "config", key, "accepted, has no effect yet");
+                }
+                return Ok(config);
+            }
+            Ok(None) => {
+                patience
+                    .wait(|| {
+                        tracing::warn!(
+                            event = "no_config", store = store.describe(),
+                            "Couldn't fetch network config: the key does not exist; waiting for it. \
+                             Was it written with the API (v2, v3) and the prefix that is used here?"
+                        );
+                    })
+                    .await;
+            }
+            Err(error) => store_error(options, &mut patience, error).await?,
+        }
+    }
+}
+
+/// Waits, or ends where waiting cannot help or was not wanted.
+async fn store_error(
+    options: &RunOptions,
+    patience: &mut Patience,
+    error: StoreError,
+) -> Result<(), Failure> {
+    if !error.transient {
+        return Err(Failure::Store(error));
+    }
+    if options.fail_fast {
+        return Err(Failure::Unreachable(error));
+    }
+    patience
+        .wait(|| {
+            notify::status("waiting for the datastore");
+            tracing::error!(event = "store_unreachable", %error, "the datastore does not answer; trying again");
+        })
+        .await;
+    Ok(())
+}
+
+/// Pauses that grow, and a log line for each pause until they have grown, then every
+/// sixth: one a minute.
+#[derive(Default)]
+struct Patience(usize);
+
+impl Patience {
+    async fn wait(&mut self, log: impl FnOnce()) {
+        if self.0 < RETRY.len() || self.0.is_multiple_of(6) {
+            log();
+        }
+        tokio::time::sleep(RETRY[self.0.min(RETRY.len() - 1)]).await;
+        self.0 += 1;
+    }
+}
+
+async fn external_interface(options: &RunOptions, netlink: &Netlink) -> Result<ExternalInterface, Failure> {
+    let selection = Selection {
+        interfaces: options.iface.clone(),
+        patterns: options.iface_regex.clone(),
+        can_reach: match options.iface_can_reach {
+            Some(std::net::IpAddr::V4(address)) => Some(address),
+            _ => None,
+        },
+        public_ip: options.public_ip,
+    };
+    let snapshot = interface::snapshot(netlink, &selection).await?;
+    let external = interface::choose(&selection, &snapshot)?;
+    tracing::info!(
+        event = "interface", interface = external.name, address = %external.address,
+        public_ip = %external.public_ip, mtu = external.mtu, "using this interface"
+    );
+    Ok(external)
+}
+
+fn device_mtu(config: &NetworkConfig, external: &ExternalInterface) -> Result<u16, Failure> {
+    let outer = config.backend.mtu.map_or(external.mtu, u32::from);
+    let inner = outer.min(65_535).saturating_sub(u32::from(OVERHEAD));
+    match u16::try_from(inner) {
+        Ok(mtu) if inner >= SMALLEST_MTU => Ok(mtu),
+        _ => Err(Failure::Mtu {
+            interface: external.name.clone(),
+            address: external.address,
+            mtu: outer,
+        }),
+    }
+}
+
+fn receive_address(options: &RunOptions, external: &ExternalInterface) -> Ipv4Addr {
+    match options.receive_on {
+        ReceiveOn::Any => Ipv4Addr::UNSPECIFIED,
+        ReceiveOn::Public => external.address,
+    }
+}
+
+/// Finds out who we are, and leases our subnet.
+async fn lease(
+    options: &RunOptions,
+    store: &dyn Store,
+    netlink: &Netlink,
+    config: &NetworkConfig,
+    external: &ExternalInterface,
+    device: &str,
+) -> Result<(Vtep, Acquired), Failure> {
+    let context = Context { network: config.network, vni: config.backend.vni };
+    let state = state_file::load(&options.state_dir).unwrap_or_else(|error| {
+        tracing::warn!(event = "state_file", %error);
+        None
+    });
+    let subnet_file = subnet_env::read(&options.subnet_file).unwrap_or_else(|error| {
+        let path = options.subnet_file.display();
+        tracing::warn!(event = "subnet_file", %error, "cannot read the subnet file {path}");
+        Default::default()
+    });
+    let device = netlink.link_by_name(device).await?;
+    let kernel_device = device.filter(|link| link.kind.as_deref() == Some("vxlan"));
+
+    let mut patience = Patience::default();
+    loop {
+        let own_lease = match store.list().await {
+            Ok(listing) => listing.records.iter().find_map(|record| {
+                let peer = validate::check(&record.name, &record.value, &context).ok()?;
+                (peer.public_ip == external.public_ip).then_some(peer)
+            }),
+            Err(error) => {
+                store_error(options, &mut patience, error).await?;
+                continue;
+            }
+        };
+        let traces = Traces {
+            state: state.as_ref(),
+            kernel_device: kernel_device.as_ref().and_then(|link| link.mac),
+            own_lease: own_lease.as_ref(),
+            subnet_file: subnet_file.subnet,
+        };
+        let mut rng = rand::rng();
+        let (mac, origin) = identity::choose_mac(&traces, config.backend.vni, rng.random());
+        let request = request(options, config, external, &traces, mac)?;
+        match manager::acquire(store, config, &request, &mut rng).await {
+            Ok(acquired) => {
+                tracing::info!(
+                    event = "lease", subnet = %acquired.lease.subnet, public_ip = %external.public_ip,
+                    vtep_mac = %mac, mac_from = ?origin, reserved = acquired.lease.reserved,
+                    "Allocated lease"
+                );
+                return Ok((Vtep { vni: config.backend.vni, mac }, acquired));
+            }
+            Err(AcquireError::Store(error)) => store_error(options, &mut patience, error).await?,
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn request(
+    options: &RunOptions,
+    config: &NetworkConfig,
+    external: &ExternalInterface,
+    traces: &Traces<'_>,
+    mac: MacAddr,
+) -> Result<AcquireRequest, Failure> {
+    let data = VxlanData { vni: Some(config.backend.vni), vtep_mac: mac };
+    Ok(AcquireRequest {
+        public_ip: external.public_ip,
+        attrs: LeaseAttrs::vxlan(external.public_ip, data).map_err(AcquireError::Encode)?,
+        previous: identity::previous_subnet(traces, config.network, external.public_ip),
+        ttl: options.lease_ttl,
+    })
+}
+
+/// The state first: it is what we need; then what others wait for.
+fn write_files(options: &RunOptions, state: &State, mtu: u16) -> Result<(), Failure> {
+    let failed = |tried: &str, path: PathBuf| {
+        let tried = format!("{tried} {}", path.display());
+        move |source| Failure::File { tried, source }
+    };
+    state_file::save(&options.state_dir, state)
+        .map_err(failed("write the state file", state_file::path(&options.state_dir)))?;
+    let file = SubnetFile {
+        network: state.network,
+        subnet: state.subnet,
+        mtu,
+        ip_masq: options.ip_masq,
+    };
+    let path = &options.subnet_file;
+    subnet_env::replace(path, file.render().as_bytes(), 0o644)
+        .map_err(failed("write the subnet file", path.clone()))?;
+    tracing::info!(event = "subnet_file", "Wrote subnet file to {}", path.display());
+    Ok(())
+}
+
+impl Started {
+    async fn serve(mut self, stop: CancellationToken) -> Result<(), Failure> {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Some(changes) = self.manager.changes.recv() => {
+                    if let Err(error) = self.overlay.apply(&changes, self.port).await {
+                        tracing::error!(event = "routes_failed", %error, "cannot set the kernel's routes");
+                    }
+                    notify::status(&format!("{} peers", self.overlay.peers()));
+                }
+                Some(gone) = self.device_gone.recv() => {
+                    tracing::error!(event = "device_gone", error = %gone, "making the device anew");
+                    tokio::select! {
+                        () = stop.cancelled() => break,
+                        () = self.restore() => {}
+                    }
+                }
+            }
+        }
+        self.stop().await;
+        Ok(())
+    }
+
+    async fn restore(&mut self) {
+        let mut patience = Patience::default();
+        while let Err(error) = self.overlay.restore().await {
+            patience
+                .wait(|| tracing::error!(event = "restore_failed", %error, "trying again"))
+                .await;
+        }
+        // Every worker has reported the same loss.
+        while self.device_gone.try_recv().is_ok() {}
+        tracing::info!(event = "device_restored", "device and packet loop are back");
+    }
+
+    async fn stop(self) {
+        self.manager_stop.cancel();
+        if let Some(totals) = self.overlay.totals() {
+            tracing::info!(event = "stop", counters = %totals, "stopping; the lease stays ours until it expires");
+        }
+        self.overlay.stop();
+        let _ = self.manager.task.await;
+        tracing::info!(event = "stopped", "Exiting cleanly...");
+    }
+}

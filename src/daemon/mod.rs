@@ -1,9 +1,13 @@
 //! Wiring and life of the daemon.
 #![forbid(unsafe_code)]
 
+pub mod failure;
+pub mod identity;
+pub mod instance;
 pub mod lifecycle;
 pub mod log;
 pub mod notify;
 pub mod options;
+pub mod overlay;
 pub mod state_file;
 pub mod subnet_env;

@@ -4,6 +4,7 @@
 //! `tun_read = sent + Σ drops out` and `udp_read = delivered + Σ drops in`.
 //! A packet is what fits the tunnel: a super-packet counts as its segments.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! counters {
@@ -166,6 +167,18 @@ impl Totals {
     pub fn sum(&self, kind: Kind) -> u64 {
         let of_kind = Counter::ALL.iter().filter(|counter| counter.kind() == kind);
         of_kind.map(|counter| self.get(*counter)).sum()
+    }
+}
+
+impl fmt::Display for Totals {
+    /// All counters that are not zero: `tun_read=3 sent=3`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        for counter in Counter::ALL.iter().filter(|counter| self.get(**counter) > 0) {
+            write!(f, "{separator}{}={}", counter.label(), self.get(*counter))?;
+            separator = " ";
+        }
+        Ok(())
     }
 }
 

@@ -1,0 +1,224 @@
+//! The overlay on this host: device, packet loop, and a route for each peer. It can be
+//! put together again when somebody deletes the device.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::num::NonZeroUsize;
+
+use ipnet::Ipv4Net;
+use tokio::sync::mpsc;
+
+use super::failure::Failure;
+use crate::dataplane::checks::Vtep;
+use crate::dataplane::counters::Totals;
+use crate::dataplane::{Dataplane, DeviceGone, Options};
+use crate::host::link::{self, DeviceSettings};
+use crate::host::netlink::Netlink;
+use crate::host::routes;
+use crate::route::peer::{Peer, PeerId};
+use crate::route::publish::Routes;
+use crate::route::table::{Change, RouteTable};
+use crate::subnet::manager::PeerChange;
+use crate::subnet::validate::PeerRecord;
+use crate::sys::tun::{self, TunOffload, TunOptions};
+
+/// What the overlay is made of; it does not change while the daemon lives.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Name of the device: `flannel.<VNI>`.
+    pub device: String,
+    /// Our VNI and MAC.
+    pub vtep: Vtep,
+    /// The overlay network.
+    pub network: Ipv4Net,
+    /// Our subnet.
+    pub subnet: Ipv4Net,
+    /// MTU of the device.
+    pub mtu: u16,
+    /// Address from which datagrams are sent.
+    pub source: Ipv4Addr,
+    /// Where datagrams are received.
+    pub receive: SocketAddrV4,
+    /// Threads; by default one for each processor, at most four.
+    pub workers: Option<NonZeroUsize>,
+    /// Whether the device stays when the daemon stops.
+    pub keep_device: bool,
+}
+
+/// The running overlay.
+#[derive(Debug)]
+pub struct Overlay {
+    plan: Plan,
+    netlink: Netlink,
+    routes: Routes,
+    /// Subnets that the kernel must send to the device.
+    desired: BTreeSet<Ipv4Net>,
+    ifindex: u32,
+    dataplane: Option<Dataplane>,
+    ended: mpsc::UnboundedSender<DeviceGone>,
+}
+
+impl Overlay {
+    /// Opens the device, sets it up and starts the packet loop, with no peers yet. A worker
+    /// that loses the device says so on `ended`.
+    ///
+    /// # Errors
+    /// [`Failure`] names what is missing.
+    pub async fn start(
+        plan: Plan,
+        netlink: Netlink,
+        ended: mpsc::UnboundedSender<DeviceGone>,
+    ) -> Result<Self, Failure> {
+        let subnet_len = plan.subnet.prefix_len();
+        let routes = Routes::new(RouteTable::empty(plan.network, subnet_len));
+        let mut this = Self {
+            plan,
+            netlink,
+            routes,
+            desired: BTreeSet::new(),
+            ifindex: 0,
+            dataplane: None,
+            ended,
+        };
+        this.open().await?;
+        Ok(this)
+    }
+
+    async fn open(&mut self) -> Result<(), Failure> {
+        let plan = &self.plan;
+        let queues = plan.workers.map_or_else(default_workers, NonZeroUsize::get);
+        let options = TunOptions {
+            name: plan.device.clone(),
+            queues,
+            offload: TunOffload::None,
+        };
+        let tun = tun::open(&options)?;
+        if let Some(queue) = tun.queues.first() {
+            queue.set_persistent(plan.keep_device).map_err(|source| Failure::File {
+                tried: format!("make {} outlive this process, or not", plan.device),
+                source,
+            })?;
+        }
+        let found = self.netlink.expect_link(&plan.device).await?;
+        let settings = DeviceSettings {
+            mtu: u32::from(plan.mtu),
+            address: plan.subnet.network(),
+            network: plan.network,
+            tx_queue_len: None,
+        };
+        link::configure(&self.netlink, found.index, settings).await?;
+        tracing::info!(
+            event = "device",
+            device = plan.device,
+            mtu = plan.mtu,
+            queues = tun.queues.len(),
+            vnet_hdr = tun.vnet_hdr,
+            "device is up"
+        );
+        let options = Options {
+            vtep: plan.vtep,
+            source: plan.source,
+            receive: plan.receive,
+            routes: self.routes.clone(),
+        };
+        let ended = self.ended.clone();
+        let dataplane = Dataplane::start(tun, &options, move |gone| {
+            // Nobody listens only when the daemon is on its way out.
+            let _ = ended.send(gone);
+        })?;
+        self.ifindex = found.index;
+        self.dataplane = Some(dataplane);
+        Ok(())
+    }
+
+    /// Puts device and packet loop together again; peers stay as they are.
+    ///
+    /// # Errors
+    /// As [`Overlay::start`]; it can be tried again.
+    pub async fn restore(&mut self) -> Result<(), Failure> {
+        if let Some(mut broken) = self.dataplane.take() {
+            broken.stop();
+        }
+        self.open().await?;
+        self.reconcile_routes().await
+    }
+
+    /// Takes in what changed among the peers: first the route table, then the kernel's
+    /// routes, so that no packet comes for which there is no peer yet.
+    ///
+    /// # Errors
+    /// When the kernel's routes cannot be read. A route that is refused is logged.
+    pub async fn apply(&mut self, changes: &[PeerChange], port: u16) -> Result<(), Failure> {
+        let mut table_changes = Vec::with_capacity(changes.len());
+        for change in changes {
+            log_change(change);
+            match change {
+                PeerChange::Added(peer) | PeerChange::Updated { new: peer, .. } => {
+                    self.desired.insert(peer.subnet);
+                    table_changes.push(self.route(peer, port));
+                }
+                PeerChange::Removed(peer) => {
+                    self.desired.remove(&peer.subnet);
+                    table_changes.push((peer.subnet, None));
+                }
+            }
+        }
+        self.routes.apply(table_changes);
+        self.reconcile_routes().await
+    }
+
+    fn route(&self, peer: &PeerRecord, port: u16) -> Change {
+        let endpoint = SocketAddrV4::new(peer.public_ip, port);
+        // Subnets are unique among peers, so their address can number them.
+        let id = PeerId(peer.subnet.network().to_bits());
+        (peer.subnet, Peer::new(endpoint, peer.vxlan.vtep_mac, id))
+    }
+
+    async fn reconcile_routes(&self) -> Result<(), Failure> {
+        let outcome = routes::reconcile(&self.netlink, &self.desired, self.ifindex).await?;
+        for (subnet, error) in &outcome.failed {
+            tracing::error!(event = "route_failed", %subnet, %error, "no route to a peer's subnet");
+        }
+        Ok(())
+    }
+
+    /// Number of peers.
+    #[must_use]
+    pub fn peers(&self) -> usize {
+        self.desired.len()
+    }
+
+    /// Counters of the packet loop, where it runs.
+    #[must_use]
+    pub fn totals(&self) -> Option<Totals> {
+        self.dataplane.as_ref().map(Dataplane::totals)
+    }
+
+    /// Stops the packet loop. The device and its routes go with it, unless they are kept.
+    pub fn stop(mut self) {
+        if let Some(mut dataplane) = self.dataplane.take() {
+            dataplane.stop();
+        }
+    }
+}
+
+fn log_change(change: &PeerChange) {
+    match change {
+        PeerChange::Added(peer) => tracing::info!(
+            event = "peer_added", subnet = %peer.subnet, public_ip = %peer.public_ip,
+            vtep_mac = %peer.vxlan.vtep_mac, "peer added"
+        ),
+        PeerChange::Updated { old, new } => tracing::info!(
+            event = "peer_updated", subnet = %new.subnet, public_ip = %new.public_ip,
+            vtep_mac = %new.vxlan.vtep_mac, old_public_ip = %old.public_ip,
+            old_vtep_mac = %old.vxlan.vtep_mac, "peer updated"
+        ),
+        PeerChange::Removed(peer) => tracing::info!(
+            event = "peer_removed", subnet = %peer.subnet, public_ip = %peer.public_ip, "peer removed"
+        ),
+    }
+}
+
+fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(4)
+}
