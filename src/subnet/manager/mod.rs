@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -106,7 +106,10 @@ impl Manager {
                 event = events.recv() => match event {
                     Some(event) => self.take(event).await?,
                     // Against the store's contract; the peers known so far stay.
-                    None => events = self.store.watch(0),
+                    None => {
+                        sleep(LOG_WINDOW).await;
+                        events = self.store.watch(0);
+                    }
                 },
                 () = sleep_until(self.keeper.due()) => self.keeper.renew().await,
             }

@@ -229,20 +229,14 @@ impl PeerSet {
             && accepted.peer.subnet == peer.subnet
         {
             if accepted.peer != peer {
-                let old = std::mem::replace(&mut accepted.peer, peer.clone());
+                let old = std::mem::replace(&mut accepted.peer, peer);
                 changes.push(PeerChange::Updated { old, new: peer });
             }
             return false;
         }
         let freed = self.remove(&name, changes);
         self.by_name.insert(name.clone(), network);
-        self.by_network.insert(
-            network,
-            Accepted {
-                name,
-                peer: peer.clone(),
-            },
-        );
+        self.by_network.insert(network, Accepted { name, peer });
         changes.push(PeerChange::Added(peer));
         freed
     }
