@@ -78,6 +78,8 @@ rejections! {
     VtepMac => "vtep_mac", "VtepMAC is multicast or zero";
     /// Another VNI than ours.
     OtherVni => "other_vni", "the VNI is not this network's";
+    /// Our own public address, under a subnet that is not ours.
+    OwnAddress => "own_address", "PublicIP is our own";
     /// The subnet overlaps an older record's.
     Overlap => "overlap", "the subnet overlaps that of an older lease, or our own";
 }

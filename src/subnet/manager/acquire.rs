@@ -5,24 +5,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ipnet::Ipv4Net;
+use rand::Rng;
 use tracing::{info, warn};
 
+use super::super::allocate::{OutOfSubnets, allocate, compatible};
+use super::super::config::NetworkConfig;
+use super::super::key::SubnetKey;
 use super::super::lease::{Lease, LeaseAttrs};
 use super::super::store::{Listing, Record, Store, StoreError, WriteOutcome};
 
 /// Tries after lost races, as flannel's `raceRetries`.
 const TRIES: usize = 10;
-
-/// What acquiring has to know of the network config.
-pub trait Network: Send + Sync {
-    /// Whether the config would hand out this subnet: its length, and between `SubnetMin`
-    /// and `SubnetMax`.
-    fn compatible(&self, subnet: Ipv4Net) -> bool;
-
-    /// A free subnet, chosen at random, that overlaps none of `taken`; `None` when there
-    /// is none.
-    fn allocate(&self, taken: &[Ipv4Net]) -> Option<Ipv4Net>;
-}
 
 /// What a host wants.
 #[derive(Debug, Clone)]
@@ -57,14 +50,8 @@ pub enum AcquireError {
     #[error("failed to acquire lease: {0}")]
     Store(#[from] StoreError),
     /// No subnet is free.
-    #[error(
-        "out of subnets: {taken} leases fill the network; widen it in the config, or remove \
-         leases of hosts that are gone"
-    )]
-    OutOfSubnets {
-        /// Leases that are there.
-        taken: usize,
-    },
+    #[error(transparent)]
+    OutOfSubnets(#[from] OutOfSubnets),
     /// Others were faster each time.
     #[error(
         "Max retries reached trying to acquire a subnet: in {tries} tries, each subnet was \
@@ -82,22 +69,10 @@ pub enum AcquireError {
 /// A record whose key is a subnet's.
 struct Known<'a> {
     subnet: Ipv4Net,
+    /// Has an IPv6 subnet too, which this program does not lease.
+    dual_stack: bool,
     record: &'a Record,
     public_ip: Option<Ipv4Addr>,
-}
-
-/// The name of a subnet's record: `10.5.1.0-24`.
-#[must_use]
-pub fn record_name(subnet: Ipv4Net) -> String {
-    format!("{}-{}", subnet.network(), subnet.prefix_len())
-}
-
-/// The IPv4 subnet in a record's name, also of a dual-stack one.
-fn subnet_of(name: &str) -> Option<Ipv4Net> {
-    let v4 = name.split('&').next()?;
-    let (address, length) = v4.rsplit_once('-')?;
-    let subnet = Ipv4Net::new(address.parse().ok()?, length.parse().ok()?).ok()?;
-    Some(subnet.trunc())
 }
 
 fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
@@ -113,13 +88,14 @@ fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
 /// See [`AcquireError`].
 pub async fn acquire(
     store: &dyn Store,
-    network: &dyn Network,
+    config: &NetworkConfig,
     request: &AcquireRequest,
+    rng: &mut (impl Rng + Send),
 ) -> Result<Acquired, AcquireError> {
-    let value = Bytes::from(serde_json::to_vec(&request.attrs)?);
+    let value = Bytes::from(request.attrs.encode()?);
     for _ in 0..TRIES {
         let listing = store.list().await?;
-        let lease = attempt(store, network, request, &value, &listing).await?;
+        let lease = attempt(store, config, request, &value, &listing, rng).await?;
         if let Some(lease) = lease {
             return Ok(Acquired {
                 lease,
@@ -135,22 +111,21 @@ pub async fn acquire(
 /// One try; `None` when somebody else was faster.
 async fn attempt(
     store: &dyn Store,
-    network: &dyn Network,
+    config: &NetworkConfig,
     request: &AcquireRequest,
     value: &Bytes,
     listing: &Listing,
+    rng: &mut (impl Rng + Send),
 ) -> Result<Option<Lease>, AcquireError> {
-    let mut known = known(listing);
-    let (mut ours, mut others): (Vec<_>, Vec<_>) = known
-        .drain(..)
+    let (mut ours, others): (Vec<_>, Vec<_>) = known(listing)
+        .into_iter()
         .partition(|lease| lease.public_ip == Some(request.public_ip));
-    let usable = |lease: &Known<'_>| {
-        network.compatible(lease.subnet) && lease.record.name == record_name(lease.subnet)
-    };
+    let usable = |lease: &Known<'_>| !lease.dual_stack && compatible(config, lease.subnet);
+    let earlier = request.previous.map(|subnet| subnet.trunc());
     ours.sort_by_key(|lease| {
         (
             !usable(lease),
-            Some(lease.subnet) != request.previous,
+            Some(lease.subnet) != earlier,
             lease.record.created,
         )
     });
@@ -167,16 +142,18 @@ async fn attempt(
             return Ok(None);
         }
     }
-    let taken: Vec<_> = others.drain(..).map(|lease| lease.subnet).collect();
-    let subnet = match previous(network, request, &taken) {
+    // A record outside the network is refused as a peer, so it takes no place either.
+    let taken: Vec<_> = others
+        .iter()
+        .map(|lease| lease.subnet)
+        .filter(|subnet| config.network.contains(subnet))
+        .collect();
+    let subnet = match previous(config, request, &taken) {
         Some(subnet) => subnet,
-        None => network
-            .allocate(&taken)
-            .ok_or(AcquireError::OutOfSubnets { taken: taken.len() })?,
+        None => allocate(config, &taken, rng)?,
     };
-    let outcome = store
-        .create(&record_name(subnet), value.clone(), request.ttl)
-        .await?;
+    let name = SubnetKey::from(subnet).to_string();
+    let outcome = store.create(&name, value.clone(), request.ttl).await?;
     Ok(lease_of(request, subnet, outcome, false))
 }
 
@@ -213,9 +190,13 @@ fn lease_of(
 
 /// The previous subnet, where the config allows it and nobody has any part of it: an
 /// earlier flannel took it from whoever had it (flannel issue 1289).
-fn previous(network: &dyn Network, request: &AcquireRequest, taken: &[Ipv4Net]) -> Option<Ipv4Net> {
+fn previous(
+    config: &NetworkConfig,
+    request: &AcquireRequest,
+    taken: &[Ipv4Net],
+) -> Option<Ipv4Net> {
     let subnet = request.previous?.trunc();
-    if !network.compatible(subnet) {
+    if !compatible(config, subnet) {
         warn!(%subnet, "our previous subnet does not fit the network config any more");
         return None;
     }
@@ -231,20 +212,14 @@ fn known(listing: &Listing) -> Vec<Known<'_>> {
         .records
         .iter()
         .filter_map(|record| {
-            let subnet = subnet_of(&record.name)?;
-            let public_ip = public_ip(&record.value);
+            let key: SubnetKey = record.name.parse().ok()?;
+            let attrs = serde_json::from_slice::<LeaseAttrs>(&record.value).ok();
             Some(Known {
-                subnet,
+                subnet: key.v4,
+                dual_stack: key.v6.is_some(),
                 record,
-                public_ip,
+                public_ip: attrs.map(|attrs| attrs.public_ip),
             })
         })
         .collect()
-}
-
-/// Who holds a record; `None` when the value can't be read.
-pub(super) fn public_ip(value: &[u8]) -> Option<Ipv4Addr> {
-    serde_json::from_slice::<LeaseAttrs>(value)
-        .ok()
-        .map(|attrs| attrs.public_ip)
 }

@@ -9,9 +9,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use super::super::key::SubnetKey;
 use super::super::lease::{LeaseAttrs, VxlanData};
 use super::super::store::{Record, Store, StoreError, WatchEvent, WriteOutcome};
-use super::acquire::{Acquired, record_name};
+use super::acquire::Acquired;
 
 /// A sign of life is cheap, and a lost session should be noticed before the day is over.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(600);
@@ -85,7 +86,7 @@ impl Keeper {
         let interval = interval(acquired.ttl, margin);
         Self {
             store,
-            name: record_name(lease.subnet),
+            name: SubnetKey::from(lease.subnet).to_string(),
             value: acquired.value.clone(),
             attrs: lease.attrs.clone(),
             revision: lease.revision,

@@ -9,19 +9,22 @@ pub mod acquire;
 pub mod keeper;
 pub mod peers;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-pub use self::acquire::{AcquireError, AcquireRequest, Acquired, Network, acquire};
+pub use self::acquire::{AcquireError, AcquireRequest, Acquired, acquire};
 pub use self::keeper::{Keeper, OwnState};
-pub use self::peers::{Peer, PeerChange, PeerSet};
+pub use self::peers::{PeerChange, PeerSet, Refused};
 use super::store::{Store, WatchEvent};
 
 /// Lines about refused records in one [`LOG_WINDOW`]; the rest is only counted.
@@ -33,10 +36,10 @@ const CAPACITY: usize = 64;
 
 /// A running manager.
 #[derive(Debug)]
-pub struct Running<P> {
+pub struct Running {
     /// What changed, in order. The first set comes from the list of the acquisition and
     /// is sent even if it is empty: from then on the set of peers is complete.
-    pub changes: mpsc::Receiver<Vec<PeerChange<P>>>,
+    pub changes: mpsc::Receiver<Vec<PeerChange>>,
     /// How our own lease stands.
     pub own: watch::Receiver<OwnState>,
     /// Ends after the token was cancelled, or when `changes` is dropped.
@@ -48,17 +51,13 @@ pub struct Running<P> {
 ///
 /// `acquired` is what [`acquire`] returned; `peers` is a fresh set; `margin` is flannel's
 /// `--subnet-lease-renew-margin`.
-pub fn spawn<P, C>(
+pub fn spawn(
     store: Arc<dyn Store>,
     acquired: Acquired,
-    peers: PeerSet<P, C>,
+    peers: PeerSet,
     margin: Duration,
     stop: CancellationToken,
-) -> Running<P>
-where
-    P: Peer,
-    C: Fn(&str, &[u8]) -> Result<P, String> + Send + 'static,
-{
+) -> Running {
     let (changes, receiver) = mpsc::channel(CAPACITY);
     let keeper = Keeper::new(Arc::clone(&store), &acquired, margin);
     let own = keeper.state();
@@ -84,11 +83,11 @@ where
     }
 }
 
-struct Manager<P, C> {
+struct Manager {
     store: Arc<dyn Store>,
     keeper: Keeper,
-    peers: PeerSet<P, C>,
-    changes: mpsc::Sender<Vec<PeerChange<P>>>,
+    peers: PeerSet,
+    changes: mpsc::Sender<Vec<PeerChange>>,
     /// When the latest lines about refused records were written.
     logged: VecDeque<Instant>,
 }
@@ -96,11 +95,7 @@ struct Manager<P, C> {
 /// The consumer of the changes is gone.
 struct ConsumerGone;
 
-impl<P, C> Manager<P, C>
-where
-    P: Peer,
-    C: Fn(&str, &[u8]) -> Result<P, String>,
-{
+impl Manager {
     async fn run(mut self, acquired: Acquired) -> Result<(), ConsumerGone> {
         let mut events = self.store.watch(acquired.listing.revision);
         let first = self.peers.resync(acquired.listing);
@@ -111,7 +106,10 @@ where
                 event = events.recv() => match event {
                     Some(event) => self.take(event).await?,
                     // Against the store's contract; the peers known so far stay.
-                    None => events = self.store.watch(0),
+                    None => {
+                        sleep(LOG_WINDOW).await;
+                        events = self.store.watch(0);
+                    }
                 },
                 () = sleep_until(self.keeper.due()) => self.keeper.renew().await,
             }
@@ -145,13 +143,24 @@ where
         {
             self.logged.pop_front();
         }
-        for (name, reason) in self.peers.take_news() {
+        for Refused {
+            name,
+            reason,
+            rival,
+        } in self.peers.take_news()
+        {
             if self.logged.len() >= LOG_LINES {
                 return;
             }
             self.logged.push_back(now);
             let refused = self.peers.refused_total();
-            warn!(name, reason, refused, "lease record refused");
+            warn!(
+                name,
+                reason = reason.text(),
+                rival,
+                refused,
+                "lease record refused"
+            );
         }
     }
 }

@@ -5,45 +5,52 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
+use super::super::key::SubnetKey;
 use super::super::store::{Listing, Record};
+use super::super::validate::{Context, PeerRecord, Rejection, check};
 
 /// Refused and waiting records that are remembered; what goes beyond is only counted, so
 /// that a store full of rubbish does not fill the memory.
 const MAX_REMEMBERED: usize = 4096;
 
-/// What the set has to know of an accepted record.
-pub trait Peer: Clone + PartialEq + Send + 'static {
-    /// The subnet behind the peer.
-    fn subnet(&self) -> Ipv4Net;
-    /// Where its datagrams go.
-    fn public_ip(&self) -> Ipv4Addr;
-}
-
 /// A change to the set.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PeerChange<P> {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerChange {
     /// A new peer.
-    Added(P),
+    Added(PeerRecord),
     /// A peer of the same record with other content.
     Updated {
         /// As it was.
-        old: P,
+        old: PeerRecord,
         /// As it is.
-        new: P,
+        new: PeerRecord,
     },
     /// A peer is gone: deleted, expired or absent from a complete list.
-    Removed(P),
+    Removed(PeerRecord),
 }
 
-struct Accepted<P> {
+#[derive(Debug)]
+struct Accepted {
     name: String,
-    peer: P,
+    peer: PeerRecord,
+}
+
+/// A record that is not believed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// Its name.
+    pub name: String,
+    /// Why.
+    pub reason: Rejection,
+    /// The record that it overlaps, if it is another host's.
+    pub rival: Option<String>,
 }
 
 /// A good record that overlaps an accepted one.
-struct Waiting<P> {
+#[derive(Debug)]
+struct Waiting {
     created: i64,
-    peer: P,
+    peer: PeerRecord,
 }
 
 /// The peers, by the records they come from.
@@ -51,44 +58,30 @@ struct Waiting<P> {
 /// A record that `check` refuses affects only itself; if its earlier content was good,
 /// that stays in force. Of two records that overlap, the one accepted first wins, in a
 /// list the older one; the other waits until the winner goes.
-pub struct PeerSet<P, C> {
+#[derive(Debug)]
+pub struct PeerSet {
     own_subnet: Ipv4Net,
     own_name: String,
     own_ip: Ipv4Addr,
-    check: C,
+    context: Context,
     /// Accepted peers are disjoint, so the network address tells them apart.
-    by_network: BTreeMap<Ipv4Addr, Accepted<P>>,
+    by_network: BTreeMap<Ipv4Addr, Accepted>,
     by_name: BTreeMap<String, Ipv4Addr>,
-    waiting: BTreeMap<String, Waiting<P>>,
-    refused: BTreeMap<String, String>,
+    waiting: BTreeMap<String, Waiting>,
+    refused: BTreeMap<String, Refused>,
     refused_total: u64,
-    news: Vec<(String, String)>,
+    news: Vec<Refused>,
 }
 
-impl<P: std::fmt::Debug, C> std::fmt::Debug for PeerSet<P, C> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PeerSet")
-            .field("own_subnet", &self.own_subnet)
-            .field("accepted", &self.by_network.len())
-            .field("waiting", &self.waiting.len())
-            .field("refused_total", &self.refused_total)
-            .finish_non_exhaustive()
-    }
-}
-
-impl<P, C> PeerSet<P, C>
-where
-    P: Peer,
-    C: Fn(&str, &[u8]) -> Result<P, String>,
-{
-    /// An empty set of the host that has `own_subnet` and `own_ip`. `check` reads a
-    /// record's name and value, or says why it is refused.
-    pub fn new(own_subnet: Ipv4Net, own_ip: Ipv4Addr, check: C) -> Self {
+impl PeerSet {
+    /// An empty set of the host that has `own_subnet` and `own_ip`. Records are
+    /// checked against `context`.
+    pub fn new(own_subnet: Ipv4Net, own_ip: Ipv4Addr, context: Context) -> Self {
         Self {
             own_subnet,
-            own_name: super::acquire::record_name(own_subnet),
+            own_name: SubnetKey::from(own_subnet).to_string(),
             own_ip,
-            check,
+            context,
             by_network: BTreeMap::new(),
             by_name: BTreeMap::new(),
             waiting: BTreeMap::new(),
@@ -99,15 +92,13 @@ where
     }
 
     /// The peers, by address.
-    pub fn peers(&self) -> impl Iterator<Item = &P> {
+    pub fn peers(&self) -> impl Iterator<Item = &PeerRecord> {
         self.by_network.values().map(|accepted| &accepted.peer)
     }
 
     /// Records that are refused now, with the reason; no more than some thousand.
-    pub fn refused(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.refused
-            .iter()
-            .map(|(name, reason)| (name.as_str(), reason.as_str()))
+    pub fn refused(&self) -> impl Iterator<Item = &Refused> {
+        self.refused.values()
     }
 
     /// How often a record was refused since the start.
@@ -117,12 +108,12 @@ where
     }
 
     /// Refusals since the last call, for the log.
-    pub fn take_news(&mut self) -> Vec<(String, String)> {
+    pub fn take_news(&mut self) -> Vec<Refused> {
         std::mem::take(&mut self.news)
     }
 
     /// A record was written.
-    pub fn put(&mut self, record: Record) -> Vec<PeerChange<P>> {
+    pub fn put(&mut self, record: Record) -> Vec<PeerChange> {
         let mut changes = Vec::new();
         if self.consider(record, &mut changes) {
             self.reconsider(&mut changes);
@@ -131,7 +122,7 @@ where
     }
 
     /// A record is gone.
-    pub fn delete(&mut self, name: &str) -> Vec<PeerChange<P>> {
+    pub fn delete(&mut self, name: &str) -> Vec<PeerChange> {
         let mut changes = Vec::new();
         self.forget(name);
         if self.remove(name, &mut changes) {
@@ -141,7 +132,7 @@ where
     }
 
     /// A complete list: what is absent is gone, what differs is changed.
-    pub fn resync(&mut self, listing: Listing) -> Vec<PeerChange<P>> {
+    pub fn resync(&mut self, listing: Listing) -> Vec<PeerChange> {
         let mut changes = Vec::new();
         let present: BTreeSet<&str> = listing
             .records
@@ -170,7 +161,7 @@ where
 
     /// Checks one record and accepts it if nothing stands against it; `true` if an
     /// accepted peer gave up its place.
-    fn consider(&mut self, record: Record, changes: &mut Vec<PeerChange<P>>) -> bool {
+    fn consider(&mut self, record: Record, changes: &mut Vec<PeerChange>) -> bool {
         let Record {
             name,
             value,
@@ -181,37 +172,33 @@ where
         if name == self.own_name {
             return false;
         }
-        let checked = (self.check)(&name, &value).and_then(|peer| self.not_us(peer));
+        let checked = check(&name, &value, &self.context).and_then(|peer| self.not_us(peer));
         let peer = match checked {
             Ok(peer) => peer,
             Err(reason) => {
-                self.refuse(name, reason);
+                self.refuse(name, reason, None);
                 return false;
             }
         };
-        if let Some(rival) = self.rival(&name, peer.subnet()) {
-            let reason = format!("{} overlaps the older lease {rival}", peer.subnet());
+        if let Some(rival) = self.rival(&name, peer.subnet).map(str::to_owned) {
             // Only a name that can stand for several subnets gets here with a peer.
             let freed = self.remove(&name, changes);
             if self.waiting.len() < MAX_REMEMBERED {
                 self.waiting.insert(name.clone(), Waiting { created, peer });
             }
-            self.refuse(name, reason);
+            self.refuse(name, Rejection::Overlap, Some(rival));
             return freed;
         }
         self.accept(name, peer, changes)
     }
 
-    fn not_us(&self, peer: P) -> Result<P, String> {
-        let subnet = peer.subnet();
+    fn not_us(&self, peer: PeerRecord) -> Result<PeerRecord, Rejection> {
+        let subnet = peer.subnet;
         if subnet.contains(&self.own_subnet) || self.own_subnet.contains(&subnet) {
-            return Err(format!(
-                "{subnet} overlaps our own subnet {}",
-                self.own_subnet
-            ));
+            return Err(Rejection::Overlap);
         }
-        if peer.public_ip() == self.own_ip {
-            return Err(format!("its public IP {} is our own", self.own_ip));
+        if peer.public_ip == self.own_ip {
+            return Err(Rejection::OwnAddress);
         }
         Ok(peer)
     }
@@ -226,41 +213,35 @@ where
             .chain(before)
             .map(|(_, accepted)| accepted)
             .find(|accepted| {
-                let other = accepted.peer.subnet();
+                let other = accepted.peer.subnet;
                 accepted.name != name && (other.contains(&subnet) || subnet.contains(&other))
             })
             .map(|accepted| accepted.name.as_str())
     }
 
-    fn accept(&mut self, name: String, peer: P, changes: &mut Vec<PeerChange<P>>) -> bool {
-        let network = peer.subnet().network();
+    fn accept(&mut self, name: String, peer: PeerRecord, changes: &mut Vec<PeerChange>) -> bool {
+        let network = peer.subnet.network();
         let old = self
             .by_name
             .get(&name)
             .and_then(|place| self.by_network.get_mut(place));
         if let Some(accepted) = old
-            && accepted.peer.subnet() == peer.subnet()
+            && accepted.peer.subnet == peer.subnet
         {
             if accepted.peer != peer {
-                let old = std::mem::replace(&mut accepted.peer, peer.clone());
+                let old = std::mem::replace(&mut accepted.peer, peer);
                 changes.push(PeerChange::Updated { old, new: peer });
             }
             return false;
         }
         let freed = self.remove(&name, changes);
         self.by_name.insert(name.clone(), network);
-        self.by_network.insert(
-            network,
-            Accepted {
-                name,
-                peer: peer.clone(),
-            },
-        );
+        self.by_network.insert(network, Accepted { name, peer });
         changes.push(PeerChange::Added(peer));
         freed
     }
 
-    fn remove(&mut self, name: &str, changes: &mut Vec<PeerChange<P>>) -> bool {
+    fn remove(&mut self, name: &str, changes: &mut Vec<PeerChange>) -> bool {
         let place = self.by_name.remove(name);
         let accepted = place.and_then(|place| self.by_network.remove(&place));
         let removed = accepted.is_some();
@@ -273,18 +254,23 @@ where
         self.refused.remove(name);
     }
 
-    fn refuse(&mut self, name: String, reason: String) {
+    fn refuse(&mut self, name: String, reason: Rejection, rival: Option<String>) {
         self.refused_total += 1;
+        let refused = Refused {
+            name: name.clone(),
+            reason,
+            rival,
+        };
         if self.news.len() < MAX_REMEMBERED {
-            self.news.push((name.clone(), reason.clone()));
+            self.news.push(refused.clone());
         }
         if self.refused.len() < MAX_REMEMBERED {
-            self.refused.insert(name, reason);
+            self.refused.insert(name, refused);
         }
     }
 
     /// A place became free: the oldest of those that wait for it takes it.
-    fn reconsider(&mut self, changes: &mut Vec<PeerChange<P>>) {
+    fn reconsider(&mut self, changes: &mut Vec<PeerChange>) {
         let mut order: Vec<_> = self
             .waiting
             .iter()
@@ -295,7 +281,7 @@ where
             let free = self
                 .waiting
                 .get(&name)
-                .is_some_and(|waiting| self.rival(&name, waiting.peer.subnet()).is_none());
+                .is_some_and(|waiting| self.rival(&name, waiting.peer.subnet).is_none());
             if !free {
                 continue;
             }

@@ -311,6 +311,11 @@ fn message(error: &EtcdError) -> String {
     }
 }
 
+/// Whether a text of etcd's says that user or password are wrong.
+pub(super) fn is_refused_login(text: &str) -> bool {
+    text.contains("authentication failed")
+}
+
 /// Whether a text of etcd's says that the login is out of date.
 pub(super) fn is_stale_login(text: &str) -> bool {
     text.contains("invalid auth token")
@@ -359,7 +364,8 @@ fn verdict(error: &EtcdError) -> Verdict {
 
 /// Whether the same request may succeed later without anybody changing a setting.
 fn is_transient(error: &EtcdError) -> bool {
-    if explain(error).contains("certificate") {
+    // "invalid peer certificate: …" of ours, "BadCertificate" of the member's.
+    if explain(error).to_lowercase().contains("certificate") {
         return false;
     }
     match verdict(error) {
@@ -380,7 +386,7 @@ pub(super) fn explain(error: &EtcdError) -> String {
     };
     while let Some(inner) = cause {
         let more = inner.to_string();
-        if !text.contains(&more) {
+        if more != "transport error" && !text.contains(&more) {
             text = format!("{text}: {more}");
         }
         cause = inner.source();

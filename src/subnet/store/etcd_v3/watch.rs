@@ -8,11 +8,13 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
-use super::connection::{Lent, explain, is_stale_login};
+use super::connection::{Lent, explain, is_refused_login, is_stale_login};
 use super::{Inner, MAX_ANSWER, WatchEvent};
 
 /// First and longest wait between tries, as flannel's.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// A wrong password does not get right by trying, and each try costs etcd a bcrypt.
+const REFUSED_LOGIN: Duration = Duration::from_secs(30);
 /// A watch must be confirmed by the server within this time.
 const CONFIRMATION: Duration = Duration::from_secs(10);
 /// Events that may wait for the receiver; then the stream's flow control holds etcd back.
@@ -92,10 +94,12 @@ impl Watcher {
                 "etcd watch still interrupted"
             );
         }
-        let wait = BACKOFF
-            .0
-            .saturating_mul(1 << self.failures.min(10))
-            .min(BACKOFF.1);
+        let wait = if is_refused_login(reason) {
+            REFUSED_LOGIN
+        } else {
+            let doubled = BACKOFF.0.saturating_mul(1 << self.failures.min(10));
+            doubled.min(BACKOFF.1)
+        };
         self.failures = self.failures.saturating_add(1);
         sleep(wait).await;
     }
