@@ -16,10 +16,18 @@ use crate::daemon::subnet_env;
 #[derive(clap::Args, Debug, Clone)]
 pub struct DockerOptsArgs {
     /// Subnet file to read
-    #[arg(short = 'f', value_name = "FILE", default_value = "/run/flannel/subnet.env")]
+    #[arg(
+        short = 'f',
+        value_name = "FILE",
+        default_value = "/run/flannel/subnet.env"
+    )]
     pub input: PathBuf,
     /// File to write
-    #[arg(short = 'd', value_name = "FILE", default_value = "/run/docker_opts.env")]
+    #[arg(
+        short = 'd',
+        value_name = "FILE",
+        default_value = "/run/docker_opts.env"
+    )]
     pub output: PathBuf,
     /// Write the individual variables only (DOCKER_OPT_BIP, DOCKER_OPT_IPMASQ, DOCKER_OPT_MTU)
     #[arg(short = 'i')]
@@ -86,13 +94,19 @@ fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
 pub fn render(input: &[u8], args: &DockerOptsArgs) -> Result<String, RenderError> {
     let key = args.key.as_str();
     let first_is_digit = key.starts_with(|c: char| c.is_ascii_digit());
-    if key.is_empty() || first_is_digit || !key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+    if key.is_empty()
+        || first_is_digit
+        || !key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+    {
         return Err(RenderError::Key(key.to_owned()));
     }
     // A shell lists its variables in this order too.
     let mut variables: BTreeMap<String, String> = subnet_env::env_lines(input).collect();
     let set = |variables: &BTreeMap<String, String>, name: &str| {
-        variables.get(name).filter(|value| !value.is_empty()).cloned()
+        variables
+            .get(name)
+            .filter(|value| !value.is_empty())
+            .cloned()
     };
     if let Some(subnet) = set(&variables, "FLANNEL_SUBNET") {
         variables.insert("DOCKER_OPT_BIP".into(), format!("--bip={subnet}"));
@@ -109,8 +123,10 @@ pub fn render(input: &[u8], args: &DockerOptsArgs) -> Result<String, RenderError
         };
         variables.insert("DOCKER_OPT_IPMASQ".into(), format!("--ip-masq={docker}"));
     }
-    let options: Vec<(&String, &String)> =
-        variables.iter().filter(|(name, _)| name.starts_with("DOCKER_OPT_")).collect();
+    let options: Vec<(&String, &String)> = variables
+        .iter()
+        .filter(|(name, _)| name.starts_with("DOCKER_OPT_"))
+        .collect();
     let mut text = String::new();
     let both = args.individual == args.combined;
     if args.individual || both {
@@ -140,10 +156,8 @@ mod tests {
         args: DockerOptsArgs,
     }
 
-    const SAMPLE: &str =
-        "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.74.1/24\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n";
-    const INDIVIDUAL: &str =
-        "DOCKER_OPT_BIP=\"--bip=10.1.74.1/24\"\nDOCKER_OPT_IPMASQ=\"--ip-masq=true\"\nDOCKER_OPT_MTU=\"--mtu=1472\"\n";
+    const SAMPLE: &str = "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.74.1/24\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n";
+    const INDIVIDUAL: &str = "DOCKER_OPT_BIP=\"--bip=10.1.74.1/24\"\nDOCKER_OPT_IPMASQ=\"--ip-masq=true\"\nDOCKER_OPT_MTU=\"--mtu=1472\"\n";
     const OPTIONS: &str = "=\" --bip=10.1.74.1/24 --ip-masq=true --mtu=1472\"\n";
 
     fn rendered(input: &str, words: &str) -> Result<String, RenderError> {
@@ -169,7 +183,11 @@ mod tests {
         for (words, expected) in table {
             assert_eq!(rendered(SAMPLE, words), Ok(expected), "{words}");
         }
-        assert_eq!(rendered("", ""), Ok("DOCKER_OPTS=\"\"\n".to_owned()), "no input file");
+        assert_eq!(
+            rendered("", ""),
+            Ok("DOCKER_OPTS=\"\"\n".to_owned()),
+            "no input file"
+        );
         assert_eq!(
             rendered("FLANNEL_IPV6_SUBNET=fd00::1/64\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n", ""),
             Ok("DOCKER_OPT_IPMASQ=\"--ip-masq=false\"\nDOCKER_OPT_MTU=\"--mtu=1450\"\nDOCKER_OPTS=\" --ip-masq=false --mtu=1450\"\n".to_owned()),
@@ -187,7 +205,10 @@ mod tests {
         let options = " --bip=172.20.28.1/24 --ip-masq=false --mtu=1450";
         assert!(first.ends_with(&format!("DOCKER_NETWORK_OPTIONS=\"{options}\"\n")));
         let second = rendered(&first, "-k DOCKER_NETWORK_OPTIONS").unwrap();
-        assert!(second.ends_with(&format!("DOCKER_NETWORK_OPTIONS=\"{options} {options}\"\n")), "{second}");
+        assert!(
+            second.ends_with(&format!("DOCKER_NETWORK_OPTIONS=\"{options} {options}\"\n")),
+            "{second}"
+        );
     }
 
     #[test]

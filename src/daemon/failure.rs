@@ -94,8 +94,14 @@ impl Failure {
             Self::Unreachable(_) => 69,
             Self::Tun(TunError::Permission { .. }) => 77,
             Self::Tun(_) => 71,
-            Self::Netlink(error) | Self::Link(LinkError::Netlink(error)) if is_permission(error) => 77,
-            Self::File { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => 77,
+            Self::Netlink(error) | Self::Link(LinkError::Netlink(error))
+                if is_permission(error) =>
+            {
+                77
+            }
+            Self::File { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                77
+            }
             Self::File { .. } => 73,
             Self::Options(_)
             | Self::Config { .. }
@@ -108,5 +114,8 @@ impl Failure {
 }
 
 fn is_permission(error: &NetlinkError) -> bool {
-    matches!(error.errno().map(i32::abs), Some(libc::EPERM | libc::EACCES))
+    matches!(
+        error.errno().map(i32::abs),
+        Some(libc::EPERM | libc::EACCES)
+    )
 }

@@ -43,7 +43,10 @@ pub fn choose_mac(traces: &Traces<'_>, vni: Vni, random: [u8; 6]) -> (MacAddr, M
     let known = [
         (traces.kernel_device, MacOrigin::KernelDevice),
         (state.map(|state| state.vtep_mac), MacOrigin::StateFile),
-        (traces.own_lease.map(|lease| lease.vxlan.vtep_mac), MacOrigin::OwnLease),
+        (
+            traces.own_lease.map(|lease| lease.vxlan.vtep_mac),
+            MacOrigin::OwnLease,
+        ),
     ];
     known
         .into_iter()
@@ -54,8 +57,14 @@ pub fn choose_mac(traces: &Traces<'_>, vni: Vni, random: [u8; 6]) -> (MacAddr, M
 /// The subnet that this node had: by the state file, if it was written for this network
 /// and address, else by the subnet file.
 #[must_use]
-pub fn previous_subnet(traces: &Traces<'_>, network: Ipv4Net, public_ip: Ipv4Addr) -> Option<Ipv4Net> {
-    let state = traces.state.filter(|state| state.network == network && state.public_ip == public_ip);
+pub fn previous_subnet(
+    traces: &Traces<'_>,
+    network: Ipv4Net,
+    public_ip: Ipv4Addr,
+) -> Option<Ipv4Net> {
+    let state = traces
+        .state
+        .filter(|state| state.network == network && state.public_ip == public_ip);
     state
         .map(|state| state.subnet)
         .or(traces.subnet_file)
@@ -83,20 +92,41 @@ mod tests {
     #[test]
     fn the_mac_that_peers_know_is_kept() {
         let state = state();
-        let both = Traces { state: Some(&state), kernel_device: Some(mac(2)), ..Traces::default() };
-        let only_state = Traces { state: Some(&state), ..Traces::default() };
+        let both = Traces {
+            state: Some(&state),
+            kernel_device: Some(mac(2)),
+            ..Traces::default()
+        };
+        let only_state = Traces {
+            state: Some(&state),
+            ..Traces::default()
+        };
         let random = [0xff; 6];
-        assert_eq!(choose_mac(&both, Vni::DEFAULT, random), (mac(2), MacOrigin::KernelDevice));
-        assert_eq!(choose_mac(&only_state, Vni::DEFAULT, random), (mac(1), MacOrigin::StateFile));
+        assert_eq!(
+            choose_mac(&both, Vni::DEFAULT, random),
+            (mac(2), MacOrigin::KernelDevice)
+        );
+        assert_eq!(
+            choose_mac(&only_state, Vni::DEFAULT, random),
+            (mac(1), MacOrigin::StateFile)
+        );
         let (made, origin) = choose_mac(&only_state, Vni::MAX, random);
-        assert_eq!((made.is_valid_vtep(), origin), (true, MacOrigin::New), "another network's state");
+        assert_eq!(
+            (made.is_valid_vtep(), origin),
+            (true, MacOrigin::New),
+            "another network's state"
+        );
     }
 
     #[test]
     fn a_subnet_of_another_network_or_address_is_not_ours() {
         let state = state();
         let file: Ipv4Net = "10.3.9.0/24".parse().unwrap();
-        let traces = Traces { state: Some(&state), subnet_file: Some(file), ..Traces::default() };
+        let traces = Traces {
+            state: Some(&state),
+            subnet_file: Some(file),
+            ..Traces::default()
+        };
         let previous = |network: &str, last| {
             let address = Ipv4Addr::new(192, 0, 2, last);
             previous_subnet(&traces, network.parse().unwrap(), address).map(|net| net.to_string())

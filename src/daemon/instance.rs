@@ -24,9 +24,11 @@ pub fn claim(device: &str) -> Result<InstanceLock, Failure> {
         .and_then(|address| UnixDatagram::bind_addr(&address));
     match claimed {
         Ok(socket) => Ok(InstanceLock { _socket: socket }),
-        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(Failure::AlreadyRunning {
-            device: device.to_owned(),
-        }),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+            Err(Failure::AlreadyRunning {
+                device: device.to_owned(),
+            })
+        }
         Err(source) => Err(Failure::File {
             tried: format!("claim the socket name @{name}"),
             source,
@@ -42,7 +44,10 @@ mod tests {
     fn a_device_has_one_daemon_at_a_time() {
         let device = format!("test.{}", std::process::id());
         let first = claim(&device).unwrap();
-        assert!(matches!(claim(&device), Err(Failure::AlreadyRunning { .. })));
+        assert!(matches!(
+            claim(&device),
+            Err(Failure::AlreadyRunning { .. })
+        ));
         assert!(claim("another device").is_ok());
         drop(first);
         assert!(claim(&device).is_ok());

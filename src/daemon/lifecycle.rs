@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt;
+use rand::rngs::StdRng;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -37,7 +38,7 @@ use crate::wire::vxlan::OVERHEAD;
 
 /// Pauses between two tries while the store does not answer or has no config: flannel's
 /// second at first, then longer.
-const RETRY: [Duration; 5] = [1, 1, 2, 5, 10].map(Duration::from_secs);
+const RETRY_SECONDS: [u64; 5] = [1, 1, 2, 5, 10];
 /// Smallest device MTU: what every IPv4 link must carry.
 const SMALLEST_MTU: u32 = 576;
 
@@ -67,7 +68,10 @@ fn open_store(options: &RunOptions) -> Result<Arc<dyn Store>, Failure> {
             cert_file: options.etcd_cert_file.clone(),
             key_file: options.etcd_key_file.clone(),
             username: options.etcd_username.clone(),
-            password: options.etcd_password.as_ref().map(|secret| secret.expose().to_owned()),
+            password: options
+                .etcd_password
+                .as_ref()
+                .map(|secret| secret.expose().to_owned()),
             ..EtcdOptions::default()
         })?),
     })
@@ -94,7 +98,15 @@ async fn start(
     let device = format!("flannel.{}", config.backend.vni);
     let lock = instance::claim(&device)?;
 
-    let acquired = lease(options, store.as_ref(), netlink, &config, &external, &device).await?;
+    let acquired = lease(
+        options,
+        store.as_ref(),
+        netlink,
+        &config,
+        &external,
+        &device,
+    )
+    .await?;
     let own = acquired.1.lease.subnet;
     let (vtep, acquired) = acquired;
 
@@ -119,7 +131,10 @@ async fn start(
     };
     let mut overlay = Overlay::start(plan, netlink.clone(), ended).await?;
 
-    let context = Context { network: config.network, vni: config.backend.vni };
+    let context = Context {
+        network: config.network,
+        vni: config.backend.vni,
+    };
     let peers = PeerSet::new(own, external.public_ip, context);
     let manager_stop = CancellationToken::new();
     let mut manager = manager::spawn(
@@ -161,7 +176,10 @@ async fn network_config(options: &RunOptions, store: &dyn Store) -> Result<Netwo
         match store.config().await {
             Ok(Some(text)) => {
                 let config = NetworkConfig::parse(&text, options.backend_default.as_deref())
-                    .map_err(|source| Failure::Config { place: store.describe(), source })?;
+                    .map_err(|source| Failure::Config {
+                        place: store.describe(),
+                        source,
+                    })?;
                 tracing::info!(
                     event = "config", network = %config.network, subnet_len = config.subnet_len,
                     vni = %config.backend.vni, port = config.backend.port,
@@ -216,15 +234,19 @@ struct Patience(usize);
 
 impl Patience {
     async fn wait(&mut self, log: impl FnOnce()) {
-        if self.0 < RETRY.len() || self.0.is_multiple_of(6) {
+        if self.0 < RETRY_SECONDS.len() || self.0.is_multiple_of(6) {
             log();
         }
-        tokio::time::sleep(RETRY[self.0.min(RETRY.len() - 1)]).await;
+        let seconds = RETRY_SECONDS[self.0.min(RETRY_SECONDS.len() - 1)];
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
         self.0 += 1;
     }
 }
 
-async fn external_interface(options: &RunOptions, netlink: &Netlink) -> Result<ExternalInterface, Failure> {
+async fn external_interface(
+    options: &RunOptions,
+    netlink: &Netlink,
+) -> Result<ExternalInterface, Failure> {
     let selection = Selection {
         interfaces: options.iface.clone(),
         patterns: options.iface_regex.clone(),
@@ -272,7 +294,10 @@ async fn lease(
     external: &ExternalInterface,
     device: &str,
 ) -> Result<(Vtep, Acquired), Failure> {
-    let context = Context { network: config.network, vni: config.backend.vni };
+    let context = Context {
+        network: config.network,
+        vni: config.backend.vni,
+    };
     let state = state_file::load(&options.state_dir).unwrap_or_else(|error| {
         tracing::warn!(event = "state_file", %error);
         None
@@ -303,7 +328,7 @@ async fn lease(
             own_lease: own_lease.as_ref(),
             subnet_file: subnet_file.subnet,
         };
-        let mut rng = rand::rng();
+        let mut rng: StdRng = rand::make_rng();
         let (mac, origin) = identity::choose_mac(&traces, config.backend.vni, rng.random());
         let request = request(options, config, external, &traces, mac)?;
         match manager::acquire(store, config, &request, &mut rng).await {
@@ -313,7 +338,13 @@ async fn lease(
                     vtep_mac = %mac, mac_from = ?origin, reserved = acquired.lease.reserved,
                     "Allocated lease"
                 );
-                return Ok((Vtep { vni: config.backend.vni, mac }, acquired));
+                return Ok((
+                    Vtep {
+                        vni: config.backend.vni,
+                        mac,
+                    },
+                    acquired,
+                ));
             }
             Err(AcquireError::Store(error)) => store_error(options, &mut patience, error).await?,
             Err(error) => return Err(error.into()),
@@ -328,7 +359,10 @@ fn request(
     traces: &Traces<'_>,
     mac: MacAddr,
 ) -> Result<AcquireRequest, Failure> {
-    let data = VxlanData { vni: Some(config.backend.vni), vtep_mac: mac };
+    let data = VxlanData {
+        vni: Some(config.backend.vni),
+        vtep_mac: mac,
+    };
     Ok(AcquireRequest {
         public_ip: external.public_ip,
         attrs: LeaseAttrs::vxlan(external.public_ip, data).map_err(AcquireError::Encode)?,
@@ -343,8 +377,10 @@ fn write_files(options: &RunOptions, state: &State, mtu: u16) -> Result<(), Fail
         let tried = format!("{tried} {}", path.display());
         move |source| Failure::File { tried, source }
     };
-    state_file::save(&options.state_dir, state)
-        .map_err(failed("write the state file", state_file::path(&options.state_dir)))?;
+    state_file::save(&options.state_dir, state).map_err(failed(
+        "write the state file",
+        state_file::path(&options.state_dir),
+    ))?;
     let file = SubnetFile {
         network: state.network,
         subnet: state.subnet,
@@ -354,7 +390,11 @@ fn write_files(options: &RunOptions, state: &State, mtu: u16) -> Result<(), Fail
     let path = &options.subnet_file;
     subnet_env::replace(path, file.render().as_bytes(), 0o644)
         .map_err(failed("write the subnet file", path.clone()))?;
-    tracing::info!(event = "subnet_file", "Wrote subnet file to {}", path.display());
+    tracing::info!(
+        event = "subnet_file",
+        "Wrote subnet file to {}",
+        path.display()
+    );
     Ok(())
 }
 

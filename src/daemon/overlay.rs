@@ -94,10 +94,12 @@ impl Overlay {
         };
         let tun = tun::open(&options)?;
         if let Some(queue) = tun.queues.first() {
-            queue.set_persistent(plan.keep_device).map_err(|source| Failure::File {
-                tried: format!("make {} outlive this process, or not", plan.device),
-                source,
-            })?;
+            queue
+                .set_persistent(plan.keep_device)
+                .map_err(|source| Failure::File {
+                    tried: format!("make {} outlive this process, or not", plan.device),
+                    source,
+                })?;
         }
         let found = self.netlink.expect_link(&plan.device).await?;
         let settings = DeviceSettings {
@@ -220,5 +222,7 @@ fn log_change(change: &PeerChange) {
 }
 
 fn default_workers() -> usize {
-    std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(4)
+    std::thread::available_parallelism()
+        .map_or(1, NonZeroUsize::get)
+        .min(4)
 }

@@ -174,7 +174,10 @@ impl fmt::Display for Totals {
     /// All counters that are not zero: `tun_read=3 sent=3`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut separator = "";
-        for counter in Counter::ALL.iter().filter(|counter| self.get(**counter) > 0) {
+        for counter in Counter::ALL
+            .iter()
+            .filter(|counter| self.get(**counter) > 0)
+        {
             write!(f, "{separator}{}={}", counter.label(), self.get(*counter))?;
             separator = " ";
         }
