@@ -412,11 +412,9 @@ async fn tls_with_a_ca_alone_and_mutual() {
         };
         if mutual {
             let anonymous = EtcdStore::new(options.clone()).unwrap();
-            let error = anonymous.list().await.unwrap_err();
-            assert!(
-                !error.transient,
-                "the server wants our certificate: {error}"
-            );
+            // In TLS 1.3 the member's alert may be lost when it closes the connection, so
+            // neither the words nor whether it lasts can be told.
+            assert!(anonymous.list().await.is_err());
             options.cert_file = Some(tls.client_cert.clone());
             options.key_file = Some(tls.client_key.clone());
         }
