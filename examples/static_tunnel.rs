@@ -42,7 +42,7 @@ fn main() -> anyhow::Result<()> {
     let options = TunOptions {
         name: device.clone(),
         queues: 2,
-        offload: TunOffload::None,
+        offload: TunOffload::TcpUdp,
     };
     let options_loop = Options {
         vtep: Vtep {

@@ -90,7 +90,7 @@ impl Overlay {
         let options = TunOptions {
             name: plan.device.clone(),
             queues,
-            offload: TunOffload::None,
+            offload: TunOffload::TcpUdp,
         };
         let tun = tun::open(&options)?;
         if let Some(queue) = tun.queues.first() {
