@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -44,10 +45,18 @@ pub fn program(name: &str) -> Option<PathBuf> {
     found
 }
 
-/// A TCP port that was free a moment ago.
+/// A port that nobody has, and that no other caller in this process gets: a server that is
+/// killed must find its port free when it is started again. Below the ephemeral range, so
+/// that no connection takes it in between either.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap().port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 20_000 + (std::process::id() % 1000) as u16 * 10;
+    loop {
+        let port = first + NEXT.fetch_add(1, Ordering::Relaxed) % 2000;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 impl Etcd {
@@ -77,7 +86,7 @@ impl Etcd {
         let log = std::fs::File::create(self.dir.path().join("log")).unwrap();
         let mut command = Command::new("etcd");
         command
-            .args(["--name", "test", "--logger", "zap", "--log-level", "warn"])
+            .args(["--name", "test", "--logger", "zap", "--log-level", "info"])
             .args([
                 "--listen-client-urls",
                 &self.url(),
@@ -116,14 +125,15 @@ impl Etcd {
         self.wait_ready().await
     }
 
+    /// An open port is not enough: etcd takes connections before it has a leader, and a
+    /// member killed before its first entry is committed never elects one again.
     async fn wait_ready(&mut self) -> bool {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        let address = (Ipv4Addr::LOCALHOST, self.client_port);
+        let deadline = Instant::now() + Duration::from_secs(30);
         while Instant::now() < deadline {
             if self.child.as_mut().unwrap().try_wait().unwrap().is_some() {
                 return false;
             }
-            if tokio::net::TcpStream::connect(address).await.is_ok() {
+            if self.log().contains("published local member to cluster") {
                 return true;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -200,6 +210,9 @@ impl Etcd {
 
 impl Drop for Etcd {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("output of etcd:\n{}", self.log());
+        }
         self.kill();
     }
 }
