@@ -1,6 +1,8 @@
 //! flannel's network config, which anybody who may write to the store can write.
 #![no_main]
 
+use std::net::Ipv4Addr;
+
 use libfuzzer_sys::fuzz_target;
 use uvxlan::subnet::allocate;
 use uvxlan::subnet::config::{ConfigError, NetworkConfig};
@@ -29,7 +31,7 @@ fn is_consistent(config: &NetworkConfig) {
     for subnet in [config.subnet_min, config.subnet_max] {
         assert!(network.contains(&subnet), "{subnet} outside {network}");
         assert_eq!(subnet.to_bits() & host_bits, 0, "{subnet} has host bits");
-        let last = (subnet.to_bits() | host_bits).into();
+        let last = Ipv4Addr::from_bits(subnet.to_bits() | host_bits);
         assert!(network.contains(&last), "{subnet} ends outside {network}");
         let prefix = format!("{subnet}/{}", config.subnet_len);
         assert_eq!(

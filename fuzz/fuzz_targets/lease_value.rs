@@ -14,13 +14,19 @@ fuzz_target!(|value: &[u8]| {
         vni: Vni::DEFAULT,
     };
     let verdict = validate::check(NAME, value, &context);
-    let attrs = serde_json::from_slice::<LeaseAttrs>(value);
+    let attrs = LeaseAttrs::decode(value);
     match &verdict {
         Ok(record) => {
             let attrs = attrs.as_ref().expect("what is believed is a lease");
             assert_eq!(attrs.backend_type, BACKEND_TYPE);
             assert_eq!(attrs.public_ip, record.public_ip);
-            assert!(value.trim_ascii_start().starts_with(b"{"), "no object");
+            let data = attrs
+                .backend_data
+                .as_ref()
+                .expect("what is believed has data");
+            for object in [value, data.get().as_bytes()] {
+                assert!(object.trim_ascii_start().starts_with(b"{"), "no object");
+            }
             is_believable(record, &context);
         }
         Err(Rejection::Key | Rejection::OutsideNetwork | Rejection::Overlap) => {
@@ -30,7 +36,7 @@ fuzz_target!(|value: &[u8]| {
     }
     if let Ok(attrs) = attrs {
         let first = attrs.encode().expect("encodes");
-        let again: LeaseAttrs = serde_json::from_slice(&first).expect("reads its own text");
+        let again = LeaseAttrs::decode(&first).expect("reads its own text");
         assert_eq!(again.encode().expect("encodes"), first);
         if verdict.is_ok() {
             assert_eq!(validate::check(NAME, &first, &context), verdict);

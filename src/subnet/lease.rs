@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::Ipv4Net;
+use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -86,6 +87,14 @@ impl LeaseAttrs {
         })
     }
 
+    /// Reads a value.
+    ///
+    /// # Errors
+    /// When the bytes are no JSON object with these fields.
+    pub fn decode(value: &[u8]) -> serde_json::Result<Self> {
+        object(value)
+    }
+
     /// The value's bytes.
     ///
     /// # Errors
@@ -93,6 +102,25 @@ impl LeaseAttrs {
     pub fn encode(&self) -> serde_json::Result<Vec<u8>> {
         serde_json::to_vec(self)
     }
+}
+
+impl VxlanData {
+    /// Reads a lease's `BackendData`.
+    ///
+    /// # Errors
+    /// When it is no JSON object with these fields, or one is out of range.
+    pub fn decode(data: &RawValue) -> serde_json::Result<Self> {
+        object(data.get().as_bytes())
+    }
+}
+
+/// Reads an object. serde's derived readers take an array of the fields too; flannel's do
+/// not, and a record must not be a lease to some nodes only.
+fn object<T: DeserializeOwned>(json: &[u8]) -> serde_json::Result<T> {
+    if !json.trim_ascii_start().starts_with(b"{") {
+        return Err(serde_json::Error::custom("expected a JSON object"));
+    }
+    serde_json::from_slice(json)
 }
 
 #[cfg(test)]
@@ -119,8 +147,20 @@ mod tests {
             r#"{"PublicIP":"1.2.3.4","PublicIPv6":"fd00::1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"BackendV6Data":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:45"}}"#,
             r#"{"PublicIP":"1.2.3.4","PublicIPv6":null,"BackendType":"wireguard","BackendData":{"PublicKey":"a b"}}"#,
         ] {
-            let attrs: LeaseAttrs = serde_json::from_str(value).unwrap();
+            let attrs = LeaseAttrs::decode(value.as_bytes()).unwrap();
             assert_eq!(String::from_utf8(attrs.encode().unwrap()).unwrap(), value);
         }
+    }
+
+    #[test]
+    fn arrays_of_the_fields_are_no_leases() {
+        let array = br#"["1.2.3.4",null,"vxlan",{"VtepMAC":"c6:d2:32:6f:8f:44"},null]"#;
+        assert!(LeaseAttrs::decode(array).is_err());
+        let data = |text: &str| {
+            let raw = RawValue::from_string(text.to_owned()).unwrap();
+            VxlanData::decode(&raw).is_ok()
+        };
+        assert!(data(r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#));
+        assert!(!data(r#"[1,"c6:d2:32:6f:8f:44"]"#));
     }
 }

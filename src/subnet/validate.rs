@@ -97,7 +97,7 @@ pub fn check(name: &str, value: &[u8], context: &Context) -> Result<PeerRecord, 
     if value.len() > MAX_VALUE_LEN {
         return Err(Rejection::TooLarge);
     }
-    let attrs: LeaseAttrs = serde_json::from_slice(value).map_err(|_| Rejection::Value)?;
+    let attrs = LeaseAttrs::decode(value).map_err(|_| Rejection::Value)?;
     if attrs.backend_type != BACKEND_TYPE {
         return Err(Rejection::OtherBackend);
     }
@@ -105,7 +105,7 @@ pub fn check(name: &str, value: &[u8], context: &Context) -> Result<PeerRecord, 
         return Err(Rejection::PublicIp);
     }
     let data = attrs.backend_data.ok_or(Rejection::BackendData)?;
-    let vxlan: VxlanData = serde_json::from_str(data.get()).map_err(|_| Rejection::BackendData)?;
+    let vxlan = VxlanData::decode(&data).map_err(|_| Rejection::BackendData)?;
     if !vxlan.vtep_mac.is_valid_vtep() {
         return Err(Rejection::VtepMac);
     }
@@ -166,6 +166,11 @@ mod tests {
                 Rejection::TooLarge,
             ),
             (name, String::new(), Rejection::Value),
+            (
+                name,
+                r#"["10.211.55.101",null,"vxlan",{"VtepMAC":"f6:df:b4:d0:5d:72"},null]"#.to_owned(),
+                Rejection::Value,
+            ),
             (name, GOOD.replace("10.211", "999.1"), Rejection::Value),
             (
                 name,

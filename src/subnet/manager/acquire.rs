@@ -213,7 +213,7 @@ fn known(listing: &Listing) -> Vec<Known<'_>> {
         .iter()
         .filter_map(|record| {
             let key: SubnetKey = record.name.parse().ok()?;
-            let attrs = serde_json::from_slice::<LeaseAttrs>(&record.value).ok();
+            let attrs = LeaseAttrs::decode(&record.value).ok();
             Some(Known {
                 subnet: key.v4,
                 dual_stack: key.v6.is_some(),

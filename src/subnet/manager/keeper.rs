@@ -222,7 +222,7 @@ impl Keeper {
         if record.revision == self.revision {
             return Finding::Unchanged;
         }
-        let Ok(found) = serde_json::from_slice::<LeaseAttrs>(&record.value) else {
+        let Ok(found) = LeaseAttrs::decode(&record.value) else {
             return Finding::Foreign(OwnState::Unreadable);
         };
         if found.public_ip != self.attrs.public_ip {
@@ -285,7 +285,5 @@ impl Keeper {
 /// The VTEP's MAC in a lease of the vxlan backend.
 fn mac(attrs: &LeaseAttrs) -> Option<crate::wire::MacAddr> {
     let data = attrs.backend_data.as_ref()?;
-    serde_json::from_str::<VxlanData>(data.get())
-        .ok()
-        .map(|data| data.vtep_mac)
+    VxlanData::decode(data).ok().map(|data| data.vtep_mac)
 }
