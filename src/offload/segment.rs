@@ -235,7 +235,7 @@ impl Network {
 
     fn read_v4(protocol: u8, header: &[u8]) -> Result<(Self, Sum), SegmentError> {
         let len = header.len();
-        if len < ipv4::MIN_HEADER_LEN || len > 60 || usize::from(header[0] & 0x0f) * 4 != len {
+        if !(ipv4::MIN_HEADER_LEN..=60).contains(&len) || usize::from(header[0] & 0x0f) * 4 != len {
             return Err(SegmentError::Header);
         }
         if header[9] != protocol {

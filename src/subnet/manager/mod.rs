@@ -49,7 +49,7 @@ pub struct Running {
 /// Keeps our lease and follows the others' until `stop` is cancelled. Must be called
 /// inside a tokio runtime.
 ///
-/// `acquired` is what [`acquire`] returned; `peers` is a fresh set; `margin` is flannel's
+/// `acquired` is what [`acquire()`] returned; `peers` is a fresh set; `margin` is flannel's
 /// `--subnet-lease-renew-margin`.
 pub fn spawn(
     store: Arc<dyn Store>,
