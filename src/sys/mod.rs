@@ -2,6 +2,7 @@
 
 pub mod netns;
 pub mod poll;
+pub mod process;
 pub mod simd;
 pub mod tun;
 pub mod udp;

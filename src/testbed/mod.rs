@@ -4,11 +4,13 @@
 //! kernel removes namespaces and devices. No `ip` program is needed.
 #![forbid(unsafe_code)]
 
+pub mod daemon;
 pub mod kernel_vxlan;
 pub mod namespace;
 pub mod topology;
 pub mod traffic;
 
+pub use daemon::{DaemonProcess, SubnetEnv};
 pub use kernel_vxlan::{KernelVxlan, kernel_has_vxlan};
 pub use namespace::{Node, TestbedError, available};
 pub use topology::{Container, Host, Topology};

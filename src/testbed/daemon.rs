@@ -1,0 +1,137 @@
+//! The daemon as a process on a host of the testbed.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use ipnet::Ipv4Net;
+
+use super::namespace::TestbedError;
+use super::topology::{Host, UNDERLAY_DEVICE};
+
+/// `uvxlan run` in a host's namespace, with all its files in a folder of its own. It is
+/// killed, by its process id, when this value is dropped, and dies with this process.
+#[derive(Debug)]
+pub struct DaemonProcess {
+    child: Child,
+    host: String,
+    folder: PathBuf,
+}
+
+/// What the daemon wrote for docker and others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SubnetEnv {
+    /// The leased subnet.
+    pub subnet: Ipv4Net,
+    /// MTU of the overlay.
+    pub mtu: u32,
+}
+
+impl DaemonProcess {
+    /// Starts `program run` with the arguments given, the host's underlay device, and
+    /// files below `folder`.
+    ///
+    /// # Errors
+    /// When the folder cannot be made or the program not be started.
+    pub fn start<'a>(
+        program: &Path,
+        host: &Host,
+        folder: &Path,
+        arguments: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Self, TestbedError> {
+        let name = host.node().name().to_owned();
+        let failed = |what: &str, source| TestbedError::Io {
+            what: what.to_owned(),
+            place: name.clone(),
+            source,
+        };
+        fs::create_dir_all(folder).map_err(|error| failed("make the daemon's folder", error))?;
+        let log = File::create(folder.join("log"))
+            .map_err(|error| failed("make the daemon's log file", error))?;
+        let path = |flag: &str, file: &str| format!("--{flag}={}", folder.join(file).display());
+        let mut command = Command::new(program);
+        command
+            .arg("run")
+            .args(arguments)
+            .arg(format!("--iface={UNDERLAY_DEVICE}"))
+            .arg(path("subnet-file", "subnet.env"))
+            .arg(path("state-dir", "state"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        let mut command = host
+            .namespace()
+            .command(crate::sys::process::dies_with_parent(command));
+        let child = command
+            .spawn()
+            .map_err(|error| failed("start the daemon", error))?;
+        Ok(Self {
+            child,
+            host: name,
+            folder: folder.to_owned(),
+        })
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it logged so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+
+    /// Waits until it serves a subnet.
+    ///
+    /// # Errors
+    /// When it ends, or takes longer; with the end of its log.
+    pub fn ready(&mut self, patience: Duration) -> Result<SubnetEnv, TestbedError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Some(found) = self.subnet_env() {
+                return Ok(found);
+            }
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return Err(self.gave_up(&format!("ended with {status}")));
+            }
+            if Instant::now() >= deadline {
+                return Err(self.gave_up(&format!("served no subnet within {patience:?}")));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn subnet_env(&self) -> Option<SubnetEnv> {
+        let text = fs::read_to_string(self.folder.join("subnet.env")).ok()?;
+        let value = |key: &str| {
+            text.lines()
+                .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
+        };
+        Some(SubnetEnv {
+            subnet: value("FLANNEL_SUBNET")?.parse::<Ipv4Net>().ok()?.trunc(),
+            mtu: value("FLANNEL_MTU")?.parse().ok()?,
+        })
+    }
+
+    fn gave_up(&self, what: &str) -> TestbedError {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        let tail = lines[lines.len().saturating_sub(15)..].join("\n");
+        TestbedError::Request(format!(
+            "the daemon on {} {what}; its log ends:\n{tail}",
+            self.host
+        ))
+    }
+}
+
+impl Drop for DaemonProcess {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
