@@ -94,6 +94,9 @@ counters! {
     InMalformed => "in_malformed", DropIn;
     /// Congestion marked outside on a flow that is not capable of ECN inside.
     InEcn => "in_ecn", DropIn;
+    /// A super-packet of a kernel peer on this machine, and a TUN device without
+    /// virtio-net header, which cannot be told to cut it.
+    InUnsegmented => "in_unsegmented", DropIn;
     /// The TUN device is down (EIO).
     InDeviceDown => "in_device_down", DropIn;
     /// The kernel had no memory or refused the packet.
@@ -105,6 +108,10 @@ counters! {
     ReceiveCalls => "receive_calls", Event;
     /// Times that a batch was sent again without segmentation by the kernel.
     SegmentFallbacks => "segment_fallbacks", Event;
+    /// Packets that a kernel peer on this machine sent with an unfinished checksum.
+    PartialChecksums => "partial_checksums", Event;
+    /// Packets longer than the MTU that a kernel peer on this machine sent in one piece.
+    SuperPackets => "super_packets", Event;
 }
 
 const COUNT: usize = Counter::ALL.len();

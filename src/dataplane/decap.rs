@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::DeviceGone;
 use super::checks::{self, Vtep};
 use super::counters::{Counter, Counters};
+use super::kernel_peer::{self, Unfinished};
 use crate::sys::tun::{TunQueue, VNET_HDR_LEN};
 use crate::sys::udp::{DatagramInfo, ReceiveBatch, UdpSocket};
 use crate::wire::ecn;
@@ -24,18 +25,21 @@ pub struct Decap {
     tun: Arc<TunQueue>,
     vnet_len: usize,
     vtep: Vtep,
+    mtu: u16,
     batch: ReceiveBatch,
     counters: Arc<Counters>,
 }
 
 impl Decap {
-    /// A way in from this socket to this queue.
+    /// A way in from this socket to this queue, of a device with this MTU; `vnet_hdr`
+    /// says whether its packets have that header.
     #[must_use]
     pub fn new(
         socket: UdpSocket,
         tun: Arc<TunQueue>,
         vnet_hdr: bool,
         vtep: Vtep,
+        mtu: u16,
         counters: Arc<Counters>,
     ) -> Self {
         Self {
@@ -43,6 +47,7 @@ impl Decap {
             tun,
             vnet_len: if vnet_hdr { VNET_HDR_LEN } else { 0 },
             vtep,
+            mtu,
             batch: ReceiveBatch::new(SLOTS, SLOT_LEN),
             counters,
         }
@@ -81,20 +86,28 @@ impl Decap {
 
     /// Splits what the kernel joined, and delivers each part.
     fn deliver_datagram(&mut self, info: DatagramInfo) -> Result<(), DeviceGone> {
-        let step = info.segment.unwrap_or(info.len).max(1);
         let end = info.start + info.len;
+        let flat = info.segment.filter(|segment| {
+            kernel_peer::is_flat(&self.batch.buffer()[info.start..end], *segment)
+        });
+        let step = match info.segment {
+            Some(segment) if flat.is_none() => segment.max(1),
+            _ => info.len.max(1),
+        };
         let mut at = info.start;
         loop {
             let len = step.min(end - at);
-            self.counters.add(Counter::UdpRead, 1);
-            let verdict = if info.truncated {
+            let opened = if info.truncated {
                 Err(Counter::InTruncated)
             } else {
-                self.open(at, len, info.tos)
+                self.open(at, len, info.tos, flat)
             };
-            match verdict.map(|packet_len| self.write(at + ENCAP_LEN, packet_len)) {
-                Ok(outcome) => outcome?,
-                Err(reason) => self.counters.add(reason, 1),
+            match opened {
+                Ok(opened) => self.deliver(at + ENCAP_LEN, opened)?,
+                Err(reason) => {
+                    self.counters.add(Counter::UdpRead, 1);
+                    self.counters.add(reason, 1);
+                }
             }
             at += len;
             if at >= end {
@@ -103,12 +116,22 @@ impl Decap {
         }
     }
 
-    /// Checks the frame at `at` and combines ECN; returns the inner packet's length.
-    fn open(&mut self, at: usize, len: usize, outer_tos: u8) -> Result<usize, Counter> {
+    /// Checks the frame at `at` and combines ECN.
+    fn open(
+        &mut self,
+        at: usize,
+        len: usize,
+        outer_tos: u8,
+        inner_segment: Option<usize>,
+    ) -> Result<Opened, Counter> {
         let buffer = self.batch.buffer();
-        let (packet_len, tos) = {
+        let (opened, tos) = {
             let packet = checks::incoming(&self.vtep, &buffer[at..at + len])?;
-            (packet.total_len(), packet.tos())
+            let opened = Opened {
+                len: packet.total_len(),
+                unfinished: kernel_peer::examine(&packet, self.mtu, inner_segment),
+            };
+            (opened, packet.tos())
         };
         match ecn::decapsulate(outer_tos, tos) {
             ecn::Decapsulated::Unchanged => {}
@@ -118,23 +141,72 @@ impl Decap {
                 ipv4::set_tos(header, (tos & !ecn::MASK) | codepoint);
             }
         }
-        Ok(packet_len)
+        Ok(opened)
     }
 
-    /// Writes the packet at `start`. The encapsulation before it has been read and makes
-    /// room for an empty virtio-net header: the kernel verifies what it delivers.
-    fn write(&mut self, start: usize, len: usize) -> Result<(), DeviceGone> {
-        let from = start - self.vnet_len;
-        let buffer = self.batch.buffer();
-        buffer[from..start].fill(0);
-        match self.tun.write(&buffer[from..start + len]) {
-            Ok(_) => self.counters.add(Counter::Delivered, 1),
-            Err(error) => match error.raw_os_error() {
-                Some(libc::EBADFD) => return Err(DeviceGone(error)),
-                Some(libc::EIO) => self.counters.add(Counter::InDeviceDown, 1),
-                _ => self.counters.add(Counter::InWriteError, 1),
-            },
-        }
+    /// Delivers the packet at `start`, and counts it as the packets that it stands for.
+    fn deliver(&mut self, start: usize, opened: Opened) -> Result<(), DeviceGone> {
+        let packets = opened.unfinished.map_or(1, |left| u64::from(left.segments));
+        self.counters.add(Counter::UdpRead, packets);
+        let outcome = match self.prepare(start, opened) {
+            Ok(from) => self.write(from, start + opened.len)?,
+            Err(reason) => reason,
+        };
+        self.counters.add(outcome, packets);
         Ok(())
     }
+
+    /// Puts the virtio-net header before the packet, over the encapsulation, which has
+    /// been read; returns where the bytes to write begin. An empty header says that the
+    /// packet is complete: the kernel verifies what it delivers.
+    fn prepare(&mut self, start: usize, opened: Opened) -> Result<usize, Counter> {
+        let from = start - self.vnet_len;
+        let (before, packet) =
+            self.batch.buffer()[from..start + opened.len].split_at_mut(self.vnet_len);
+        let Some(unfinished) = opened.unfinished else {
+            before.fill(0);
+            return Ok(from);
+        };
+        self.counters.add(
+            if unfinished.is_super_packet() {
+                Counter::SuperPackets
+            } else {
+                Counter::PartialChecksums
+            },
+            1,
+        );
+        if let Some(header) = before.first_chunk_mut() {
+            *header = unfinished.hdr.to_bytes();
+            unfinished.seed(packet);
+        } else if unfinished.is_super_packet() {
+            return Err(Counter::InUnsegmented);
+        } else {
+            unfinished.finish_checksum(packet);
+        }
+        Ok(from)
+    }
+
+    /// Writes to the device; returns the counter of what came of it.
+    fn write(&mut self, from: usize, end: usize) -> Result<Counter, DeviceGone> {
+        match self.tun.write(&self.batch.buffer()[from..end]) {
+            Ok(_) => Ok(Counter::Delivered),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EBADFD) => Err(DeviceGone(error)),
+                Some(libc::EIO) => Ok(Counter::InDeviceDown),
+                _ => Ok(Counter::InWriteError),
+            },
+        }
+    }
 }
+
+/// A frame that passed.
+#[derive(Clone, Copy)]
+struct Opened {
+    /// Length of the inner packet.
+    len: usize,
+    /// What its sender left to do.
+    unfinished: Option<Unfinished>,
+}
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,7 @@ pub mod checks;
 pub mod counters;
 pub mod decap;
 pub mod encap;
+pub mod kernel_peer;
 pub mod transmit;
 pub mod worker;
 
@@ -71,6 +72,8 @@ pub enum StartError {
 pub struct Options {
     /// Our network and MAC.
     pub vtep: Vtep,
+    /// MTU of the TUN device in bytes: what is longer must be cut before it fits.
+    pub mtu: u16,
     /// Address from which datagrams are sent: the published one, or the interface's.
     pub source: Ipv4Addr,
     /// Where datagrams are received: wildcard or one address, and the tunnel port.
@@ -165,6 +168,7 @@ impl Dataplane {
                     Arc::clone(&queue),
                     tun.vnet_hdr,
                     options.vtep,
+                    options.mtu,
                     Arc::clone(&counters),
                 ),
                 tun: queue,
