@@ -14,8 +14,8 @@ pub mod ipv6;
 pub mod mac;
 pub mod tcp;
 pub mod udp;
-pub mod vni;
 pub mod vnet_hdr;
+pub mod vni;
 pub mod vxlan;
 
 pub use mac::MacAddr;

@@ -109,7 +109,12 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// When the store could not be asked, or did not answer whether it wrote.
-    async fn create(&self, name: &str, value: Bytes, ttl: Duration) -> Result<WriteOutcome, StoreError>;
+    async fn create(
+        &self,
+        name: &str,
+        value: Bytes,
+        ttl: Duration,
+    ) -> Result<WriteOutcome, StoreError>;
 
     /// Replaces a record only if its revision is still `expected`. `ttl` `None` keeps it
     /// without time to live (a reservation).
