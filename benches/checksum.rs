@@ -6,7 +6,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use uvxlan::sys::simd;
-use uvxlan::wire::checksum::{Checksummer, sum_lanes};
+use uvxlan::wire::checksum::Checksummer;
 
 fn checksum(c: &mut Criterion) {
     let mut group = c.benchmark_group("checksum");
@@ -16,7 +16,6 @@ fn checksum(c: &mut Criterion) {
         group.throughput(Throughput::Bytes(len as u64));
         for (name, sum) in [
             ("portable", Checksummer::PORTABLE),
-            ("lanes", Checksummer::new(|bytes| sum_lanes(bytes))),
             ("best", simd::checksummer()),
         ] {
             group.bench_with_input(BenchmarkId::new(name, len), &bytes, |b, bytes| {
