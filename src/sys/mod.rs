@@ -2,7 +2,6 @@
 
 pub mod netns;
 pub mod poll;
-pub mod process;
 pub mod simd;
 pub mod tun;
 pub mod udp;
