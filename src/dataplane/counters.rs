@@ -2,7 +2,8 @@
 //!
 //! Both invariants hold at any time when the worker is between two drains:
 //! `tun_read = sent + Σ drops out` and `udp_read = delivered + Σ drops in`.
-//! A packet is what fits the tunnel: a super-packet counts as its segments.
+//! A packet is what fits the tunnel: a super-packet counts as its segments. Only what a
+//! kernel peer on this machine hands over uncut counts as one, in and out.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -94,9 +95,6 @@ counters! {
     InMalformed => "in_malformed", DropIn;
     /// Congestion marked outside on a flow that is not capable of ECN inside.
     InEcn => "in_ecn", DropIn;
-    /// A super-packet of a kernel peer on this machine, and a TUN device without
-    /// virtio-net header, which cannot be told to cut it.
-    InUnsegmented => "in_unsegmented", DropIn;
     /// The TUN device is down (EIO).
     InDeviceDown => "in_device_down", DropIn;
     /// The kernel had no memory or refused the packet.
@@ -110,8 +108,10 @@ counters! {
     SegmentFallbacks => "segment_fallbacks", Event;
     /// Packets that a kernel peer on this machine sent with an unfinished checksum.
     PartialChecksums => "partial_checksums", Event;
-    /// Packets longer than the MTU that a kernel peer on this machine sent in one piece.
-    SuperPackets => "super_packets", Event;
+    /// Calls that wrote packets to the device.
+    WriteCalls => "write_calls", Event;
+    /// Times that the kernel refused a merged packet, and it was written in parts.
+    MergeFallbacks => "merge_fallbacks", Event;
 }
 
 const COUNT: usize = Counter::ALL.len();

@@ -1,7 +1,9 @@
 //! The kernel edge: the only place with `unsafe`.
 
+pub mod kernel;
 pub mod netns;
 pub mod poll;
+pub mod process;
 pub mod simd;
 pub mod tun;
 pub mod udp;

