@@ -49,6 +49,7 @@ fn main() -> anyhow::Result<()> {
             vni: Vni::DEFAULT,
             mac: mac.parse::<MacAddr>()?,
         },
+        mtu: 1450,
         source: local.parse::<Ipv4Addr>()?,
         receive: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, DEFAULT_PORT),
         routes: Routes::new(table.with(changes)),

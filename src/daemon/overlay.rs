@@ -119,6 +119,7 @@ impl Overlay {
         );
         let options = Options {
             vtep: plan.vtep,
+            mtu: plan.mtu,
             source: plan.source,
             receive: plan.receive,
             routes: self.routes.clone(),

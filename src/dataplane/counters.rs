@@ -2,7 +2,8 @@
 //!
 //! Both invariants hold at any time when the worker is between two drains:
 //! `tun_read = sent + Σ drops out` and `udp_read = delivered + Σ drops in`.
-//! A packet is what fits the tunnel: a super-packet counts as its segments.
+//! A packet is what fits the tunnel: a super-packet counts as its segments. Only what a
+//! kernel peer on this machine hands over uncut counts as one, in and out.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -105,6 +106,12 @@ counters! {
     ReceiveCalls => "receive_calls", Event;
     /// Times that a batch was sent again without segmentation by the kernel.
     SegmentFallbacks => "segment_fallbacks", Event;
+    /// Packets that a kernel peer on this machine sent with an unfinished checksum.
+    PartialChecksums => "partial_checksums", Event;
+    /// Calls that wrote packets to the device.
+    WriteCalls => "write_calls", Event;
+    /// Times that the kernel refused a merged packet, and it was written in parts.
+    MergeFallbacks => "merge_fallbacks", Event;
 }
 
 const COUNT: usize = Counter::ALL.len();

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use super::DeviceGone;
 use super::checks::{self, Vtep};
 use super::counters::{Counter, Counters};
-use crate::sys::tun::{TunQueue, VNET_HDR_LEN};
+use super::deliver::{self, Deliverer};
+use crate::offload::coalesce::{PacketRef, classify_flat_giant};
 use crate::sys::udp::{DatagramInfo, ReceiveBatch, UdpSocket};
 use crate::wire::ecn;
-use crate::wire::ipv4;
+use crate::wire::ipv4::{self, Packet};
 use crate::wire::vxlan::ENCAP_LEN;
 
 /// Datagrams of one call; each slot holds the longest (64 KiB joined by the kernel, or a
@@ -18,32 +19,34 @@ const SLOT_LEN: usize = 65_536;
 /// Calls of one drain at most: then the other direction has its turn.
 const DRAIN_CALLS: usize = 4;
 
+const _: () = assert!(
+    ENCAP_LEN >= deliver::HEADROOM,
+    "the encapsulation, once read, makes room for what goes before the packet"
+);
+
 /// The way in of one worker.
 pub struct Decap {
     socket: UdpSocket,
-    tun: Arc<TunQueue>,
-    vnet_len: usize,
     vtep: Vtep,
     batch: ReceiveBatch,
+    deliverer: Deliverer,
     counters: Arc<Counters>,
 }
 
 impl Decap {
-    /// A way in from this socket to this queue.
+    /// A way in from this socket.
     #[must_use]
     pub fn new(
         socket: UdpSocket,
-        tun: Arc<TunQueue>,
-        vnet_hdr: bool,
         vtep: Vtep,
+        deliverer: Deliverer,
         counters: Arc<Counters>,
     ) -> Self {
         Self {
             socket,
-            tun,
-            vnet_len: if vnet_hdr { VNET_HDR_LEN } else { 0 },
             vtep,
             batch: ReceiveBatch::new(SLOTS, SLOT_LEN),
+            deliverer,
             counters,
         }
     }
@@ -70,8 +73,9 @@ impl Decap {
             };
             any |= count > 0;
             for slot in 0..count {
-                self.deliver_datagram(self.batch.datagram(slot))?;
+                self.take_datagram(self.batch.datagram(slot));
             }
+            self.deliverer.flush(self.batch.buffer())?;
             if count < self.batch.slots() {
                 break;
             }
@@ -79,32 +83,38 @@ impl Decap {
         Ok(any)
     }
 
-    /// Splits what the kernel joined, and delivers each part.
-    fn deliver_datagram(&mut self, info: DatagramInfo) -> Result<(), DeviceGone> {
-        let step = info.segment.unwrap_or(info.len).max(1);
+    /// Splits what the kernel joined, and takes each part.
+    fn take_datagram(&mut self, info: DatagramInfo) {
         let end = info.start + info.len;
+        let flat = info
+            .segment
+            .filter(|segment| is_flat(&self.batch.buffer()[info.start..end], *segment));
+        let step = match info.segment {
+            Some(segment) if flat.is_none() => segment.max(1),
+            _ => info.len.max(1),
+        };
         let mut at = info.start;
         loop {
             let len = step.min(end - at);
             self.counters.add(Counter::UdpRead, 1);
-            let verdict = if info.truncated {
+            let opened = if info.truncated {
                 Err(Counter::InTruncated)
             } else {
                 self.open(at, len, info.tos)
             };
-            match verdict.map(|packet_len| self.write(at + ENCAP_LEN, packet_len)) {
-                Ok(outcome) => outcome?,
+            match opened {
+                Ok(packet) => self.take(packet, flat),
                 Err(reason) => self.counters.add(reason, 1),
             }
             at += len;
             if at >= end {
-                return Ok(());
+                return;
             }
         }
     }
 
-    /// Checks the frame at `at` and combines ECN; returns the inner packet's length.
-    fn open(&mut self, at: usize, len: usize, outer_tos: u8) -> Result<usize, Counter> {
+    /// Checks the frame at `at` and combines ECN; returns where the inner packet lies.
+    fn open(&mut self, at: usize, len: usize, outer_tos: u8) -> Result<PacketRef, Counter> {
         let buffer = self.batch.buffer();
         let (packet_len, tos) = {
             let packet = checks::incoming(&self.vtep, &buffer[at..at + len])?;
@@ -118,23 +128,30 @@ impl Decap {
                 ipv4::set_tos(header, (tos & !ecn::MASK) | codepoint);
             }
         }
-        Ok(packet_len)
+        Ok(PacketRef {
+            offset: (at + ENCAP_LEN) as u32,
+            len: packet_len as u32,
+        })
     }
 
-    /// Writes the packet at `start`. The encapsulation before it has been read and makes
-    /// room for an empty virtio-net header: the kernel verifies what it delivers.
-    fn write(&mut self, start: usize, len: usize) -> Result<(), DeviceGone> {
-        let from = start - self.vnet_len;
-        let buffer = self.batch.buffer();
-        buffer[from..start].fill(0);
-        match self.tun.write(&buffer[from..start + len]) {
-            Ok(_) => self.counters.add(Counter::Delivered, 1),
-            Err(error) => match error.raw_os_error() {
-                Some(libc::EBADFD) => return Err(DeviceGone(error)),
-                Some(libc::EIO) => self.counters.add(Counter::InDeviceDown, 1),
-                _ => self.counters.add(Counter::InWriteError, 1),
-            },
+    fn take(&mut self, packet: PacketRef, flat: Option<usize>) {
+        let arena = self.batch.buffer();
+        let segment = flat.and_then(|segment| u16::try_from(segment).ok());
+        match segment.and_then(|segment| classify_flat_giant(&arena[packet.range()], segment)) {
+            Some(vnet) => self.deliverer.push_whole(arena, packet, vnet),
+            None => self.deliverer.push(arena, packet),
         }
-        Ok(())
     }
+}
+
+/// Whether a datagram with a segment size is one frame and not joined ones: of a kernel
+/// peer on this machine, the kernel passes on the segment size of an inner UDP super-packet
+/// as if it were the outer one's.
+fn is_flat(datagram: &[u8], segment: usize) -> bool {
+    let inner = datagram.get(ENCAP_LEN..).map(Packet::new_checked);
+    let Some(Ok(packet)) = inner else {
+        return false;
+    };
+    let frame_len = ENCAP_LEN + packet.total_len();
+    frame_len > segment && frame_len == datagram.len()
 }

@@ -7,13 +7,13 @@ use super::DeviceGone;
 use super::batch::{Key, Plan, Span};
 use super::counters::{Counter, Counters};
 use super::transmit::{Buffers, Segmentation, Transmitter};
-use crate::offload::segment::{self, Cut};
+use crate::offload::segment::{self, Plan as Cut};
 use crate::route::publish::Reader;
 use crate::sys::simd;
 use crate::sys::tun::{TunQueue, VNET_HDR_LEN};
-use crate::wire::checksum::Summer;
+use crate::wire::checksum::Checksummer;
 use crate::wire::ipv4::{Packet, PacketError};
-use crate::wire::vnet_hdr::{GsoKind, VnetHdr};
+use crate::wire::vnet_hdr::VnetHdr;
 use crate::wire::vxlan::{ENCAP_LEN, EncapTemplate};
 use crate::wire::{ecn, flow};
 
@@ -45,7 +45,7 @@ pub struct Encap {
     /// Header blocks of segments: encapsulation, then IP and transport header.
     heads: Box<[u8]>,
     heads_used: usize,
-    summer: Summer,
+    checksummer: Checksummer,
     plan: Plan,
     transmitter: Transmitter,
     counters: Arc<Counters>,
@@ -70,7 +70,7 @@ impl Encap {
             buffer: vec![0; BUFFER_LEN].into_boxed_slice(),
             heads: vec![0; HEADS_LEN].into_boxed_slice(),
             heads_used: 0,
-            summer: simd::summer(),
+            checksummer: simd::checksummer(),
             plan: Plan::new(max_segments(transmitter.segmentation())),
             transmitter,
             counters,
@@ -108,37 +108,29 @@ impl Encap {
     }
 
     fn flush(&mut self) {
-        if self.plan.is_empty() {
-            return;
-        }
-        let buffers = Buffers {
-            heads: &self.heads,
-            packets: &self.buffer,
-        };
-        self.transmitter.flush(&self.plan, buffers);
-        self.plan.clear();
+        flush(
+            &mut self.plan,
+            &mut self.transmitter,
+            &self.heads,
+            &self.buffer,
+        );
         self.heads_used = 0;
-        self.plan
-            .set_max_segments(max_segments(self.transmitter.segmentation()));
     }
 
     /// Plans the packet that lies at `start`, or counts why not.
     fn admit(&mut self, start: usize, len: usize) {
         let header = match self.vnet_len {
-            0 => Some(VnetHdr::EMPTY),
-            _ => self.buffer[..start].last_chunk().and_then(VnetHdr::parse),
+            0 => VnetHdr::default(),
+            _ => self.buffer[..start]
+                .last_chunk()
+                .map_or_else(VnetHdr::default, |bytes| VnetHdr::from_bytes(*bytes)),
         };
-        let planned = match header {
-            Some(header) if header.gso == GsoKind::None => {
-                self.counters.add(Counter::TunRead, 1);
-                self.plan_packet(start, len, &header)
-                    .map_err(|reason| (reason, 1))
-            }
-            Some(header) => self.plan_super_packet(start, len, &header),
-            None => {
-                self.counters.add(Counter::TunRead, 1);
-                Err((Counter::OutMalformed, 1))
-            }
+        let planned = if header.is_gso() {
+            self.plan_super_packet(start, len, &header)
+        } else {
+            self.counters.add(Counter::TunRead, 1);
+            self.plan_packet(start, len, &header)
+                .map_err(|reason| (reason, 1))
         };
         if let Err((reason, packets)) = planned {
             self.counters.add(reason, packets);
@@ -147,10 +139,8 @@ impl Encap {
 
     fn plan_packet(&mut self, start: usize, len: usize, header: &VnetHdr) -> Result<(), Counter> {
         let packet = &mut self.buffer[start..start + len];
-        if header.needs_checksum() {
-            segment::finish_checksum(header, packet, self.summer)
-                .map_err(|_| Counter::OutMalformed)?;
-        }
+        segment::finish_checksum(header, packet, self.checksummer)
+            .map_err(|_| Counter::OutMalformed)?;
         let way = self.way(start, len)?;
         let frame = Span {
             start: (start - ENCAP_LEN) as u32,
@@ -168,34 +158,39 @@ impl Encap {
         len: usize,
         header: &VnetHdr,
     ) -> Result<(), (Counter, u64)> {
-        let cut = match Cut::new(header, &self.buffer[start..start + len]) {
-            Ok(cut) => cut,
-            Err(_) => {
-                self.counters.add(Counter::TunRead, 1);
-                return Err((Counter::OutMalformed, 1));
-            }
+        let way = self.way(start, len);
+        let Ok(cut) = Cut::new(header, &self.buffer[start..start + len]) else {
+            self.counters.add(Counter::TunRead, 1);
+            return Err((Counter::OutMalformed, 1));
         };
-        let count = cut.count();
-        self.counters.add(Counter::TunRead, count as u64);
-        let way = self
-            .way(start, len)
-            .map_err(|reason| (reason, count as u64))?;
+        let count = cut.count() as u64;
+        self.counters.add(Counter::TunRead, count);
+        let way = way.map_err(|reason| (reason, count))?;
         let block_len = ENCAP_LEN + cut.header_len();
-        for number in 0..count {
+        if block_len > self.heads.len() {
+            return Err((Counter::OutMalformed, count));
+        }
+        for number in 0..cut.count() {
             if self.heads_used + block_len > self.heads.len() {
-                self.flush();
+                flush(
+                    &mut self.plan,
+                    &mut self.transmitter,
+                    &self.heads,
+                    &self.buffer,
+                );
+                self.heads_used = 0;
             }
             let head = Span {
                 start: self.heads_used as u32,
                 len: block_len as u32,
             };
-            let block = &mut self.heads[head.range()];
-            let (encapsulation, headers) = block.split_at_mut(ENCAP_LEN);
+            let (encapsulation, headers) = self.heads[head.range()].split_at_mut(ENCAP_LEN);
             encapsulation.copy_from_slice(&way.encapsulation);
-            let packet = &self.buffer[start..start + len];
-            cut.write_header(number, packet, headers, self.summer);
+            let Ok(payload) = cut.write_header(number, headers, self.checksummer) else {
+                self.counters.add(Counter::OutMalformed, 1);
+                continue;
+            };
             self.heads_used += block_len;
-            let payload = cut.payload(number);
             let payload = Span {
                 start: (start + payload.start) as u32,
                 len: payload.len() as u32,
@@ -231,6 +226,16 @@ impl Encap {
             total_len: packet.total_len(),
         })
     }
+}
+
+/// Sends what is planned.
+fn flush(plan: &mut Plan, transmitter: &mut Transmitter, heads: &[u8], packets: &[u8]) {
+    if plan.is_empty() {
+        return;
+    }
+    transmitter.flush(plan, Buffers { heads, packets });
+    plan.clear();
+    plan.set_max_segments(max_segments(transmitter.segmentation()));
 }
 
 /// Where a packet goes.

@@ -2,7 +2,7 @@
 //!
 //! Out: [`encap`] reads packets, finds the peer, puts the encapsulation before them, and
 //! plans what leaves together ([`batch`]); [`transmit`] hands it to the kernel.
-//! In: [`decap`] receives, lets [`checks`] judge, and writes to the device.
+//! In: [`decap`] receives, lets [`checks`] judge, and [`deliver`] merges and writes.
 //! No packet changes threads, none waits for another, and a steady state allocates nothing.
 #![forbid(unsafe_code)]
 
@@ -10,6 +10,7 @@ pub mod batch;
 pub mod checks;
 pub mod counters;
 pub mod decap;
+pub mod deliver;
 pub mod encap;
 pub mod transmit;
 pub mod worker;
@@ -24,12 +25,15 @@ use std::thread::JoinHandle;
 use checks::Vtep;
 use counters::{Counters, Totals};
 use decap::Decap;
+use deliver::Deliverer;
 use encap::Encap;
 use transmit::{Segmentation, Transmitter};
 use worker::Worker;
 
 use crate::route::publish::Routes;
+use crate::sys::kernel::{self, Version};
 use crate::sys::poll::StopFlag;
+use crate::sys::simd;
 use crate::sys::tun::Tun;
 use crate::sys::udp::UdpSocket;
 use crate::wire::vxlan::EncapTemplate;
@@ -71,6 +75,8 @@ pub enum StartError {
 pub struct Options {
     /// Our network and MAC.
     pub vtep: Vtep,
+    /// MTU of the TUN device in bytes: what is longer must be cut before it fits.
+    pub mtu: u16,
     /// Address from which datagrams are sent: the published one, or the interface's.
     pub source: Ipv4Addr,
     /// Where datagrams are received: wildcard or one address, and the tunnel port.
@@ -162,9 +168,15 @@ impl Dataplane {
                 ),
                 decap: Decap::new(
                     socket,
-                    Arc::clone(&queue),
-                    tun.vnet_hdr,
                     options.vtep,
+                    Deliverer::new(
+                        Arc::clone(&queue),
+                        tun.vnet_hdr,
+                        tun.offload,
+                        options.mtu,
+                        simd::checksummer(),
+                        Arc::clone(&counters),
+                    ),
                     Arc::clone(&counters),
                 ),
                 tun: queue,
@@ -224,8 +236,11 @@ impl Drop for Dataplane {
     }
 }
 
+/// `UDP_GRO` is there since Linux 5.0, and right since this one.
+const JOINS_ON_RECEIVE: Version = Version(5, 12, 0);
+
 fn receiver(address: SocketAddrV4) -> Result<UdpSocket, StartError> {
-    UdpSocket::receiver(address).map_err(|source| match source.kind() {
+    let socket = UdpSocket::receiver(address).map_err(|source| match source.kind() {
         io::ErrorKind::AddrInUse => StartError::PortInUse {
             address: *address.ip(),
             port: address.port(),
@@ -234,7 +249,11 @@ fn receiver(address: SocketAddrV4) -> Result<UdpSocket, StartError> {
             tried: format!("receive on UDP {address}"),
             source,
         },
-    })
+    })?;
+    if kernel::version() >= JOINS_ON_RECEIVE {
+        socket.join_on_receive();
+    }
+    Ok(socket)
 }
 
 fn transmitter(options: &Options, counters: Arc<Counters>) -> Result<Transmitter, StartError> {

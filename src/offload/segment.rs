@@ -1,300 +1,394 @@
-//! One super-packet from the TUN device into the packets of its flow, as the kernel's
-//! `tcp_gso_segment` and `__udp_gso_segment` would cut it.
+//! One super-packet into the segments of its flow.
 //!
-//! Only headers are written; payload stays where it is, and whoever sends gathers both.
+//! A TUN with TSO and USO hands out packets of up to 64 KiB, which stand for a run of
+//! segments with `gso_size` payload bytes each. A [`Plan`] writes the header of each
+//! segment into space of the caller and names the range of the super-packet that is its
+//! payload, as the kernel's `tcp_gso_segment`, `__udp_gso_segment` and
+//! `inet_gso_segment` would have made them.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
 
-use crate::wire::checksum::{self, Sum, Summer};
-use crate::wire::vnet_hdr::{GsoKind, VnetHdr};
-use crate::wire::{ipv4, tcp};
+use super::ip::{self, IpPacket, NotIp};
+use crate::wire::checksum::{Checksummer, Sum};
+use crate::wire::ipv6::{self, Ipv6HeaderMut};
+use crate::wire::tcp::{Flags, TcpHeaderMut};
+use crate::wire::udp::{self, UdpHeaderMut};
+use crate::wire::vnet_hdr::{
+    CSUM_OFFSET_TCP, CSUM_OFFSET_UDP, GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, VnetHdr,
+};
 
-/// Longest header block: IPv6 with some extension headers, or IPv4 with options, and TCP.
-pub const MAX_HEADER_LEN: usize = 256;
+/// Bytes of the longest header block that [`Plan::write_header`] writes for TCP over
+/// IPv4 (60 of IP, 60 of TCP) or over plain IPv6. Only IPv6 extension headers can exceed
+/// it; [`Plan::header_len`] tells.
+pub const USUAL_MAX_HEADER_LEN: usize = 120;
 
-const IPV6_HEADER_LEN: usize = 40;
-const UDP_HEADER_LEN: usize = 8;
-
-/// Why a packet cannot be cut or finished.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+/// Why a packet off the TUN cannot be segmented. None of these comes from a sound kernel;
+/// the packet is to be dropped and counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SegmentError {
-    /// The virtio-net header does not fit the packet.
-    #[error("virtio-net header does not fit the packet")]
-    Header,
-    /// The packet is not of the kind that its virtio-net header says.
-    #[error("packet is not of the announced kind")]
-    Kind,
+    /// The first nibble is neither 4 nor 6.
+    #[error("super-packet has IP version {0}; dropped, as only 4 and 6 can be segmented")]
+    Version(u8),
+    /// A header, or what a length field announces, exceeds the bytes at hand.
+    #[error("super-packet of {0} bytes is shorter than its headers say; dropped")]
+    Truncated(usize),
+    /// The packet is no GSO packet, or of a type that was never asked for (UFO, tunnels).
+    #[error("gso_type {0:#04x} was not asked for with TUNSETOFFLOAD; packet dropped")]
+    GsoType(u8),
+    /// The vnet header and the IP header disagree on version or protocol.
+    #[error(
+        "gso_type {gso_type:#04x} does not fit IPv{version} with protocol {protocol}; packet dropped"
+    )]
+    Mismatch {
+        /// `gso_type` of the vnet header.
+        gso_type: u8,
+        /// IP version of the packet.
+        version: u8,
+        /// Protocol behind the IP headers.
+        protocol: u8,
+    },
+    /// `gso_size` is zero.
+    #[error("gso_size is 0 in a GSO packet of {0} bytes; dropped")]
+    GsoSize(usize),
+    /// The checksum's place is not where the transport header is.
+    #[error("checksum at {start}+{offset}, transport header at {transport}; packet dropped")]
+    ChecksumPlace {
+        /// `csum_start` in bytes.
+        start: u16,
+        /// `csum_offset` in bytes.
+        offset: u16,
+        /// Where the transport header begins, or the packet's length if only that matters.
+        transport: usize,
+    },
+    /// A fragment, or a packet with an IPv6 routing header, claims to be a super-packet.
+    #[error("super-packet is a fragment or source-routed; dropped")]
+    Unsegmentable,
+    /// The caller asked for a segment that is not there.
+    #[error("segment {index} of {count} asked for")]
+    Index {
+        /// What was asked for.
+        index: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// The caller's space is too small.
+    #[error("{have} bytes of header space, {need} needed")]
+    HeaderSpace {
+        /// Bytes needed.
+        need: usize,
+        /// Bytes given.
+        have: usize,
+    },
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What differs between the transport headers of the segments.
+#[derive(Clone, Copy, Debug)]
 enum Transport {
-    Tcp { sequence: u32, flags: u8 },
+    /// First sequence number, and byte 12 and flags of the header.
+    Tcp {
+        seq: u32,
+        offset_byte: u8,
+        flags: Flags,
+    },
+    /// Datagrams differ in length and checksum alone.
     Udp,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Network {
-    /// With the sum of the header but length, identification and checksum.
-    V4 {
-        sum: Sum,
-        identification: u16,
-    },
-    V6,
-}
-
-/// How a super-packet is cut.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cut {
+/// How a super-packet comes apart. Borrows the packet; allocates nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan<'a> {
+    packet: IpPacket<'a>,
     transport: Transport,
-    network: Network,
-    transport_start: usize,
     header_len: usize,
-    packet_len: usize,
-    segment_len: usize,
-    /// Sum of pseudo header and transport header but lengths, sequence, flags, checksum.
-    transport_sum: Sum,
+    gso_size: usize,
+    count: usize,
+    /// Sum of the IPv4 header without the fields that differ.
+    v4_rest: Sum,
+    v4_id: u16,
+    /// Sum of pseudo-header and transport header without the fields that differ.
+    transport_rest: Sum,
 }
 
-impl Cut {
-    /// Understands a super-packet: its virtio-net header and its bytes.
+impl<'a> Plan<'a> {
+    /// Checks `packet`, as read behind `vnet`, and computes what all segments share.
+    ///
+    /// `packet` begins with the IP header. `hdr_len` is not used: for forwarded packets
+    /// it covers more than headers (`skb_headlen`).
     ///
     /// # Errors
-    /// [`SegmentError`] for what the kernel would never hand over.
-    pub fn new(header: &VnetHdr, packet: &[u8]) -> Result<Self, SegmentError> {
-        let start = usize::from(header.csum_start);
-        let segment_len = usize::from(header.gso_size);
-        if !header.needs_checksum() || segment_len == 0 || start >= packet.len() {
-            return Err(SegmentError::Header);
+    /// If the packet is not a GSO packet of TCP or UDP (callers ask [`VnetHdr::is_gso`]
+    /// first), or contradicts itself or its vnet header.
+    pub fn new(vnet: &VnetHdr, packet: &'a [u8]) -> Result<Self, SegmentError> {
+        let packet = IpPacket::parse(packet).map_err(|error| match error {
+            NotIp::Version(version) => SegmentError::Version(version),
+            NotIp::Length => SegmentError::Truncated(packet.len()),
+        })?;
+        check_type(vnet, &packet)?;
+        check_place(vnet, &packet)?;
+        if vnet.gso_size == 0 {
+            return Err(SegmentError::GsoSize(packet.bytes.len()));
         }
-        let (transport, transport_len) = Transport::read(header.gso, &packet[start..])?;
-        let header_len = start + transport_len;
-        if header_len >= packet.len() || header_len > MAX_HEADER_LEN {
-            return Err(SegmentError::Header);
-        }
-        let (network, pseudo) = Network::read(header.gso, transport, &packet[..start])?;
-        let mut block = [0; MAX_HEADER_LEN];
-        let block = &mut block[..transport_len];
-        block.copy_from_slice(&packet[start..header_len]);
-        transport.clear_varying(block);
+        let truncated = SegmentError::Truncated(packet.bytes.len());
+        let (transport, transport_len, rest) = if packet.protocol == ip::TCP {
+            tcp_parts(&packet).ok_or(truncated)?
+        } else {
+            udp_parts(&packet).ok_or(truncated)?
+        };
+        let header_len = packet.transport + transport_len;
+        let payload_len = packet.bytes.len().saturating_sub(header_len);
+        let gso_size = usize::from(vnet.gso_size);
+        let headers = packet.ip_headers();
+        let (v4_rest, v4_id) = match headers {
+            [_, _, _, _, high, low, ..] if !packet.v6 => {
+                (ip::v4_rest_sum(headers), u16::from_be_bytes([*high, *low]))
+            }
+            _ => (Sum::ZERO, 0),
+        };
         Ok(Self {
+            packet,
             transport,
-            network,
-            transport_start: start,
             header_len,
-            packet_len: packet.len(),
-            segment_len,
-            transport_sum: pseudo.plus(Summer::PORTABLE.sum(block)),
+            gso_size,
+            count: payload_len.div_ceil(gso_size).max(1),
+            v4_rest,
+            v4_id,
+            transport_rest: packet.pseudo_sum() + rest,
         })
     }
 
-    /// Number of packets, at least 1.
-    #[must_use]
+    /// How many segments there are, at least 1. A small `gso_size` makes this large (65495
+    /// at worst), so callers with bounded space go through it in parts.
     #[inline]
+    #[must_use]
     pub const fn count(&self) -> usize {
-        (self.packet_len - self.header_len).div_ceil(self.segment_len)
+        self.count
     }
 
-    /// Length of each packet's headers in bytes.
-    #[must_use]
+    /// Bytes of the header block of each segment: IP and transport header.
     #[inline]
+    #[must_use]
     pub const fn header_len(&self) -> usize {
         self.header_len
     }
 
-    /// Where the payload of a packet lies in the super-packet.
-    #[must_use]
+    /// Bytes of the IP packet of segment `index`, headers included; all but the last are
+    /// equal.
     #[inline]
-    pub fn payload(&self, number: usize) -> Range<usize> {
-        let start = self.header_len + number * self.segment_len;
-        start..(start + self.segment_len).min(self.packet_len)
+    #[must_use]
+    pub fn segment_len(&self, index: usize) -> usize {
+        self.header_len + self.payload(index).len()
     }
 
-    /// Writes the headers of a packet, finished, into `block` of [`Cut::header_len`] bytes.
-    /// `packet` is the super-packet given to [`Cut::new`].
-    ///
-    /// # Panics
-    /// When `block` or `packet` has another length, or there is no such packet.
+    /// The range of the super-packet which is the payload of segment `index`; empty beyond
+    /// the last.
     #[inline]
-    pub fn write_header(&self, number: usize, packet: &[u8], block: &mut [u8], summer: Summer) {
-        block.copy_from_slice(&packet[..self.header_len]);
-        let payload = self.payload(number);
-        let transport_len = self.header_len - self.transport_start + payload.len();
-        self.write_network(number, transport_len, &mut block[..self.transport_start]);
+    #[must_use]
+    pub fn payload(&self, index: usize) -> Range<usize> {
+        let end = self.packet.bytes.len();
+        let start = index
+            .saturating_mul(self.gso_size)
+            .saturating_add(self.header_len)
+            .min(end);
+        start..start.saturating_add(self.gso_size).min(end)
+    }
 
-        let header = &mut block[self.transport_start..];
-        // In the pseudo header; a segment of 64 KiB and more does not exist.
-        let mut sum = self.transport_sum.plus_word(transport_len as u16);
-        let check = match self.transport {
-            Transport::Tcp { sequence, flags } => {
-                let sequence = sequence.wrapping_add((number * self.segment_len) as u32);
-                let flags = flags_of(flags, number == 0, payload.end == self.packet_len);
-                header[tcp::field::SEQUENCE].copy_from_slice(&sequence.to_be_bytes());
-                header[tcp::field::FLAGS] = flags;
-                sum = sum.plus_long(sequence).plus_word(u16::from(flags));
-                tcp::field::CHECKSUM
+    /// Writes the headers of segment `index` to the first [`Self::header_len`] bytes of
+    /// `out` and returns the range of the super-packet that follows them on the wire.
+    ///
+    /// Lengths, IPv4 identification (counting up from the super-packet's), sequence
+    /// numbers and both checksums are the segment's own; FIN and PSH stay on the last
+    /// segment, CWR on the first.
+    ///
+    /// # Errors
+    /// [`SegmentError::Index`] and [`SegmentError::HeaderSpace`]: mistakes of the caller.
+    pub fn write_header(
+        &self,
+        index: usize,
+        out: &mut [u8],
+        csum: Checksummer,
+    ) -> Result<Range<usize>, SegmentError> {
+        if index >= self.count {
+            return Err(SegmentError::Index {
+                index,
+                count: self.count,
+            });
+        }
+        let space = SegmentError::HeaderSpace {
+            need: self.header_len,
+            have: out.len(),
+        };
+        let out = out.get_mut(..self.header_len).ok_or(space)?;
+        let truncated = SegmentError::Truncated(self.packet.bytes.len());
+        let source = self.packet.bytes.get(..self.header_len).ok_or(truncated)?;
+        out.copy_from_slice(source);
+        let payload = self.payload(index);
+        let sum = csum.sum(self.packet.bytes.get(payload.clone()).ok_or(truncated)?);
+        let (ip_header, transport) = out.split_at_mut(self.packet.transport);
+        self.patch_ip(index, ip_header, payload.len());
+        self.patch_transport(index, transport, payload.len(), sum);
+        Ok(payload)
+    }
+
+    #[inline]
+    fn patch_ip(&self, index: usize, header: &mut [u8], payload_len: usize) {
+        // Cannot be cut short: no segment is longer than the super-packet, which its own
+        // 16-bit length covers.
+        let len = (self.header_len + payload_len) as u16;
+        if self.packet.v6 {
+            if let Some(mut header) = Ipv6HeaderMut::parse(header) {
+                header.set_payload_len((self.header_len + payload_len - ipv6::HEADER_LEN) as u16);
+            }
+        } else if let Some(header) = header.first_chunk_mut() {
+            ip::patch_v4(
+                header,
+                self.v4_rest,
+                len,
+                self.v4_id.wrapping_add(index as u16),
+            );
+        }
+    }
+
+    #[inline]
+    fn patch_transport(&self, index: usize, header: &mut [u8], payload_len: usize, payload: Sum) {
+        let len = header.len() + payload_len;
+        let sum = self.transport_rest + Sum::of_u16(len as u16) + payload;
+        match self.transport {
+            Transport::Tcp {
+                seq,
+                offset_byte,
+                flags,
+            } => {
+                let seq = seq.wrapping_add((index * self.gso_size) as u32);
+                let flags = self.flags(index, flags);
+                let sum = sum
+                    + Sum::of_u32(seq)
+                    + Sum::of_u16(u16::from_be_bytes([offset_byte, flags.0]));
+                if let Some(mut header) = TcpHeaderMut::parse(header) {
+                    header.set_seq(seq);
+                    header.set_flags(flags);
+                    header.set_checksum(sum.finish());
+                }
             }
             Transport::Udp => {
-                header[4..6].copy_from_slice(&(transport_len as u16).to_be_bytes());
-                sum = sum.plus_word(transport_len as u16);
-                6..8
+                let sum = sum + Sum::of_u16(len as u16);
+                if let Some(mut header) = UdpHeaderMut::parse(header) {
+                    header.set_len(len as u16);
+                    header.set_checksum(sum.finish_udp());
+                }
             }
-        };
-        let mut value = sum.plus(summer.sum(&packet[payload])).checksum();
-        if self.transport == Transport::Udp {
-            value = checksum::nonzero(value);
         }
-        header[check].copy_from_slice(&value.to_be_bytes());
     }
 
-    fn write_network(&self, number: usize, transport_len: usize, header: &mut [u8]) {
-        match self.network {
-            Network::V4 {
-                sum,
-                identification,
-            } => {
-                let total = (self.transport_start + transport_len) as u16;
-                let identification = identification.wrapping_add(number as u16);
-                header[2..4].copy_from_slice(&total.to_be_bytes());
-                header[4..6].copy_from_slice(&identification.to_be_bytes());
-                let check = sum.plus_word(total).plus_word(identification).checksum();
-                header[10..12].copy_from_slice(&check.to_be_bytes());
-            }
-            Network::V6 => {
-                let len = (self.transport_start - IPV6_HEADER_LEN + transport_len) as u16;
-                header[4..6].copy_from_slice(&len.to_be_bytes());
-            }
+    #[inline]
+    fn flags(&self, index: usize, flags: Flags) -> Flags {
+        let mut flags = flags;
+        if index + 1 < self.count {
+            flags = flags.without(Flags::FIN.with(Flags::PSH));
         }
+        if index > 0 {
+            flags = flags.without(Flags::CWR);
+        }
+        flags
     }
 }
 
-/// FIN and PSH belong to the last packet, CWR to the first (RFC 3168 section 6.1.2).
-const fn flags_of(flags: u8, first: bool, last: bool) -> u8 {
-    let mut flags = flags;
-    if !last {
-        flags &= !(tcp::FIN | tcp::PSH);
+/// Whether version and protocol are those that `gso_type` names.
+fn check_type(vnet: &VnetHdr, packet: &IpPacket<'_>) -> Result<(), SegmentError> {
+    let fits = match vnet.gso_type & !GSO_ECN {
+        GSO_TCPV4 => !packet.v6 && packet.protocol == ip::TCP,
+        GSO_TCPV6 => packet.v6 && packet.protocol == ip::TCP,
+        GSO_UDP_L4 if vnet.gso_type & GSO_ECN == 0 => packet.protocol == ip::UDP,
+        _ => return Err(SegmentError::GsoType(vnet.gso_type)),
+    };
+    if !fits {
+        return Err(SegmentError::Mismatch {
+            gso_type: vnet.gso_type,
+            version: if packet.v6 { 6 } else { 4 },
+            protocol: packet.protocol,
+        });
     }
-    if !first {
-        flags &= !tcp::CWR;
+    if packet.fragment || packet.routed {
+        return Err(SegmentError::Unsegmentable);
     }
-    flags
+    Ok(())
 }
 
-impl Transport {
-    fn read(kind: GsoKind, bytes: &[u8]) -> Result<(Self, usize), SegmentError> {
-        match kind {
-            GsoKind::TcpV4 | GsoKind::TcpV6 => {
-                let segment = tcp::Segment::new_checked(bytes).ok_or(SegmentError::Header)?;
-                let transport = Self::Tcp {
-                    sequence: segment.sequence(),
-                    flags: segment.flags(),
-                };
-                Ok((transport, segment.header_len()))
-            }
-            GsoKind::UdpL4 if bytes.len() >= UDP_HEADER_LEN => Ok((Self::Udp, UDP_HEADER_LEN)),
-            GsoKind::UdpL4 => Err(SegmentError::Header),
-            GsoKind::None => Err(SegmentError::Kind),
-        }
+/// Whether `csum_start` and `csum_offset` point where the IP headers say. The seed behind
+/// them is not used, so that its absence is no error.
+fn check_place(vnet: &VnetHdr, packet: &IpPacket<'_>) -> Result<(), SegmentError> {
+    let offset = if packet.protocol == ip::TCP {
+        CSUM_OFFSET_TCP
+    } else {
+        CSUM_OFFSET_UDP
+    };
+    if vnet.needs_csum()
+        && (usize::from(vnet.csum_start) != packet.transport || vnet.csum_offset != offset)
+    {
+        return Err(SegmentError::ChecksumPlace {
+            start: vnet.csum_start,
+            offset: vnet.csum_offset,
+            transport: packet.transport,
+        });
     }
-
-    const fn protocol(self) -> u8 {
-        match self {
-            Self::Tcp { .. } => ipv4::PROTOCOL_TCP,
-            Self::Udp => ipv4::PROTOCOL_UDP,
-        }
-    }
-
-    /// Zeroes what differs from packet to packet, so that the rest is summed once.
-    fn clear_varying(self, header: &mut [u8]) {
-        match self {
-            Self::Tcp { .. } => {
-                header[tcp::field::SEQUENCE].fill(0);
-                header[tcp::field::FLAGS] = 0;
-                header[tcp::field::CHECKSUM].fill(0);
-            }
-            Self::Udp => header[4..8].fill(0),
-        }
-    }
+    Ok(())
 }
 
-impl Network {
-    /// Also returns the pseudo header's sum, without the length.
-    fn read(
-        kind: GsoKind,
-        transport: Transport,
-        header: &[u8],
-    ) -> Result<(Self, Sum), SegmentError> {
-        let version = header.first().map_or(0, |first| first >> 4);
-        let protocol = transport.protocol();
-        match (version, kind) {
-            (4, GsoKind::TcpV4 | GsoKind::UdpL4) => Self::read_v4(protocol, header),
-            (6, GsoKind::TcpV6 | GsoKind::UdpL4) => Self::read_v6(protocol, header),
-            _ => Err(SegmentError::Kind),
-        }
-    }
-
-    fn read_v4(protocol: u8, header: &[u8]) -> Result<(Self, Sum), SegmentError> {
-        let len = header.len();
-        if !(ipv4::MIN_HEADER_LEN..=60).contains(&len) || usize::from(header[0] & 0x0f) * 4 != len {
-            return Err(SegmentError::Header);
-        }
-        if header[9] != protocol {
-            return Err(SegmentError::Kind);
-        }
-        let mut block = [0; 60];
-        let block = &mut block[..len];
-        block.copy_from_slice(header);
-        block[2..6].fill(0);
-        block[10..12].fill(0);
-        let address =
-            |at: usize| Ipv4Addr::new(header[at], header[at + 1], header[at + 2], header[at + 3]);
-        let network = Self::V4 {
-            sum: Summer::PORTABLE.sum(block),
-            identification: u16::from_be_bytes([header[4], header[5]]),
-        };
-        Ok((
-            network,
-            checksum::pseudo_v4(address(12), address(16), protocol, 0),
-        ))
-    }
-
-    fn read_v6(protocol: u8, header: &[u8]) -> Result<(Self, Sum), SegmentError> {
-        let Some(fixed) = header.first_chunk::<IPV6_HEADER_LEN>() else {
-            return Err(SegmentError::Header);
-        };
-        let address = |at: usize| -> Option<Ipv6Addr> {
-            Some(Ipv6Addr::from(*fixed.get(at..)?.first_chunk::<16>()?))
-        };
-        let (Some(source), Some(destination)) = (address(8), address(24)) else {
-            return Err(SegmentError::Header);
-        };
-        Ok((
-            Self::V6,
-            checksum::pseudo_v6(source, destination, protocol, 0),
-        ))
-    }
+/// Kind, header length, and the header's sum without sequence number, byte 12, flags and
+/// checksum.
+fn tcp_parts(packet: &IpPacket<'_>) -> Option<(Transport, usize, Sum)> {
+    let tcp = packet.tcp()?;
+    let bytes = packet.transport_bytes();
+    let len = tcp.header_len();
+    let rest = Sum::of(bytes.get(..4)?)
+        + Sum::of(bytes.get(8..12)?)
+        + Sum::of(bytes.get(14..16)?)
+        + Sum::of(bytes.get(18..len)?);
+    let transport = Transport::Tcp {
+        seq: tcp.seq(),
+        offset_byte: *bytes.get(12)?,
+        flags: tcp.flags(),
+    };
+    Some((transport, len, rest))
 }
 
-/// Finishes the checksum of a single packet whose virtio-net header says that it needs it.
+/// Kind, header length, and the sum of the ports.
+fn udp_parts(packet: &IpPacket<'_>) -> Option<(Transport, usize, Sum)> {
+    let bytes = packet.transport_bytes();
+    let header = bytes.get(..udp::HEADER_LEN)?;
+    Some((Transport::Udp, udp::HEADER_LEN, Sum::of(header.get(..4)?)))
+}
+
+/// Completes in place the checksum of a packet that is no GSO packet but whose vnet
+/// header says `NEEDS_CSUM`: its field holds the folded pseudo-header sum, which is
+/// summed along. Does nothing without that flag.
 ///
 /// # Errors
-/// When the header points outside the packet.
+/// [`SegmentError::ChecksumPlace`] if the field is outside of `packet`.
 pub fn finish_checksum(
-    header: &VnetHdr,
+    vnet: &VnetHdr,
     packet: &mut [u8],
-    summer: Summer,
+    csum: Checksummer,
 ) -> Result<(), SegmentError> {
-    let start = usize::from(header.csum_start);
-    let at = start + usize::from(header.csum_offset);
-    if at + 2 > packet.len() {
-        return Err(SegmentError::Header);
+    if !vnet.needs_csum() {
+        return Ok(());
     }
-    // The field holds the pseudo header's sum: it takes part.
-    let mut value = summer.sum(&packet[start..]).checksum();
-    if header.csum_offset == 6 {
-        value = checksum::nonzero(value);
-    }
-    packet[at..at + 2].copy_from_slice(&value.to_be_bytes());
+    let outside = SegmentError::ChecksumPlace {
+        start: vnet.csum_start,
+        offset: vnet.csum_offset,
+        transport: packet.len(),
+    };
+    let covered = packet
+        .get_mut(usize::from(vnet.csum_start)..)
+        .ok_or(outside)?;
+    let sum = csum.sum(covered);
+    let at = usize::from(vnet.csum_offset);
+    let field = covered.get_mut(at..at + 2).ok_or(outside)?;
+    let check = if vnet.csum_offset == CSUM_OFFSET_UDP {
+        sum.finish_udp()
+    } else {
+        sum.finish()
+    };
+    field.copy_from_slice(&check);
     Ok(())
 }
 

@@ -1,161 +1,229 @@
-//! The Internet checksum (RFC 1071), in native byte order.
+//! The Internet checksum (RFC 1071).
 //!
-//! Sums are taken over 16-bit words as the machine loads them; RFC 1071 section 2(B) says
-//! that swapping bytes at the end, by storing the result in native order, is the same.
+//! Sums are kept in the machine's byte order, which RFC 1071 section 2(B) allows: the
+//! words are added as they lie in memory and the result is stored back as it lies.
+//! So a checksum is `[u8; 2]` here, the two bytes of its field, and never a number
+//! that somebody could swap once too often.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::ops::{Add, AddAssign};
 
-/// A partial sum that is not folded yet. Sums of pieces add up when every piece but the
-/// last has an even length.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// A one's complement sum of 16-bit words in the machine's order, not yet folded.
+///
+/// Room for 2^31 additions, which no packet reaches.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Sum(u64);
 
-/// How long runs of bytes are summed: portable, or with what this processor has (see
-/// `sys::simd`). Every implementation gives the same checksum.
-#[derive(Debug, Clone, Copy)]
-pub struct Summer(fn(&[u8]) -> u64);
-
-impl Summer {
-    /// The implementation for every processor.
-    pub const PORTABLE: Self = Self(portable);
-
-    /// An implementation: it returns any 64-bit value congruent, modulo 65,535, to the sum
-    /// of the native 16-bit words, an odd last byte taken as a word with a zero behind it,
-    /// and nonzero when a word is.
-    #[must_use]
-    pub const fn new(implementation: fn(&[u8]) -> u64) -> Self {
-        Self(implementation)
-    }
-
-    /// Sums a piece.
-    #[must_use]
-    #[inline]
-    pub fn sum(self, bytes: &[u8]) -> Sum {
-        Sum((self.0)(bytes))
-    }
-}
-
-impl Default for Summer {
-    fn default() -> Self {
-        Self::PORTABLE
-    }
-}
-
 impl Sum {
-    /// Adds another piece's sum.
-    #[must_use]
+    /// The sum of nothing.
+    pub const ZERO: Self = Self(0);
+
+    /// Sums `bytes` from an even offset; a last odd byte is padded with zero. Meant for
+    /// headers: payloads go through a [`Checksummer`].
     #[inline]
-    pub const fn plus(self, other: Self) -> Self {
-        let (sum, carry) = self.0.overflowing_add(other.0);
-        Self(sum + carry as u64)
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(reduce(sum_portable(bytes)))
     }
 
-    /// Adds a 16-bit number, as it stands in a header.
-    #[must_use]
+    /// The sum of one 16-bit field, given as its value.
     #[inline]
-    pub const fn plus_word(self, word: u16) -> Self {
-        self.plus(Self(word.to_be() as u64))
+    #[must_use]
+    pub const fn of_u16(value: u16) -> Self {
+        Self(u16::from_ne_bytes(value.to_be_bytes()) as u64)
     }
 
-    /// Adds a 32-bit number, as it stands in a header.
-    #[must_use]
+    /// The sum of one 32-bit field, given as its value.
     #[inline]
-    pub const fn plus_long(self, long: u32) -> Self {
-        self.plus(Self(long.to_be() as u64))
+    #[must_use]
+    pub const fn of_u32(value: u32) -> Self {
+        Self(u32::from_ne_bytes(value.to_be_bytes()) as u64)
     }
 
-    /// Takes away a piece's sum that was added before.
-    #[must_use]
+    /// Folds the carries in: the 16-bit sum as the two bytes of a field, not
+    /// complemented. This is what a field holds while its checksum is left to others
+    /// (`VIRTIO_NET_HDR_F_NEEDS_CSUM`).
     #[inline]
-    pub const fn minus(self, other: Self) -> Self {
-        self.plus(Self(!other.fold_native() as u64 & 0xffff))
+    #[must_use]
+    pub const fn fold(self) -> [u8; 2] {
+        self.fold_native().to_ne_bytes()
+    }
+
+    /// The finished checksum: folded and complemented, as the two bytes of its field.
+    #[inline]
+    #[must_use]
+    pub const fn finish(self) -> [u8; 2] {
+        (!self.fold_native()).to_ne_bytes()
+    }
+
+    /// The finished checksum of UDP, where a field of zero means "none", so that a
+    /// checksum of zero is sent as all ones (RFC 768).
+    #[inline]
+    #[must_use]
+    pub const fn finish_udp(self) -> [u8; 2] {
+        match self.finish() {
+            [0, 0] => [0xff, 0xff],
+            check => check,
+        }
+    }
+
+    /// Whether a sum that covered its own checksum field says "undamaged".
+    #[inline]
+    #[must_use]
+    pub const fn is_valid(self) -> bool {
+        self.fold_native() == 0xffff
+    }
+
+    /// The sum of the same bytes when they lie at an odd offset of the whole: the two
+    /// bytes of the folded sum change places (RFC 1071 section 2(B)).
+    #[inline]
+    #[must_use]
+    pub const fn at_odd_offset(self) -> Self {
+        Self(self.fold_native().swap_bytes() as u64)
+    }
+
+    /// The sum of `self`, which covered `len` bytes, followed by `next`.
+    #[inline]
+    #[must_use]
+    pub fn followed_by(self, len: usize, next: Self) -> Self {
+        if len.is_multiple_of(2) {
+            self + next
+        } else {
+            self + next.at_odd_offset()
+        }
     }
 
     const fn fold_native(self) -> u16 {
-        let mut sum = (self.0 & 0xffff_ffff) + (self.0 >> 32);
+        let mut sum = reduce(self.0);
         sum = (sum & 0xffff) + (sum >> 16);
         sum = (sum & 0xffff) + (sum >> 16);
         sum = (sum & 0xffff) + (sum >> 16);
         sum as u16
     }
+}
 
-    /// The sum as a header holds it while the checksum is unfinished: folded, not
-    /// complemented.
-    #[must_use]
-    #[inline]
-    pub const fn folded(self) -> u16 {
-        self.fold_native().to_be()
-    }
+impl Add for Sum {
+    type Output = Self;
 
-    /// The checksum as a number; store it with `to_be_bytes`.
-    #[must_use]
     #[inline]
-    pub const fn checksum(self) -> u16 {
-        !self.folded()
-    }
-
-    /// Whether bytes with their checksum among them add up.
-    #[must_use]
-    #[inline]
-    pub const fn is_valid(self) -> bool {
-        self.fold_native() == 0xffff
+    fn add(self, other: Self) -> Self {
+        Self(self.0.wrapping_add(other.0))
     }
 }
 
-/// The checksum of UDP: 0 would say "none" (RFC 768).
-#[must_use]
-#[inline]
-pub const fn nonzero(checksum: u16) -> u16 {
-    if checksum == 0 { 0xffff } else { checksum }
+impl AddAssign for Sum {
+    #[inline]
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
+    }
 }
 
-/// The pseudo header of TCP and UDP over IPv4; `len` is that of the whole segment.
-#[must_use]
+/// Brings a 64-bit one's complement sum to at most 2^32, so that sums of sums have room.
 #[inline]
-pub fn pseudo_v4(source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, len: u16) -> Sum {
-    Sum::default()
-        .plus_long(source.to_bits())
-        .plus_long(destination.to_bits())
-        .plus_word(u16::from(protocol))
-        .plus_word(len)
+const fn reduce(sum: u64) -> u64 {
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    (sum & 0xffff_ffff) + (sum >> 32)
 }
 
-/// The pseudo header of TCP and UDP over IPv6 (RFC 8200 section 8.1).
-#[must_use]
-#[inline]
-pub fn pseudo_v6(source: Ipv6Addr, destination: Ipv6Addr, protocol: u8, len: u32) -> Sum {
-    let addresses = [source.octets(), destination.octets()];
-    Sum(portable(addresses.as_flattened()))
-        .plus_long(len)
-        .plus_word(u16::from(protocol))
+/// How payload bytes are summed: a handle to one of the equal implementations.
+///
+/// `wire` knows only the portable one; who knows the machine (`sys::simd`) hands in a
+/// faster one, and everything that sums payload takes this handle.
+#[derive(Clone, Copy, Debug)]
+pub struct Checksummer(fn(&[u8]) -> u64);
+
+impl Checksummer {
+    /// Plain integer code for every machine.
+    pub const PORTABLE: Self = Self(sum_portable);
+
+    /// Uses `sum`, which must return the same one's complement sum of 16-bit words in
+    /// the machine's order as [`sum_portable`], up to multiples of 65535.
+    #[must_use]
+    pub const fn new(sum: fn(&[u8]) -> u64) -> Self {
+        Self(sum)
+    }
+
+    /// Sums `bytes` from an even offset; a last odd byte is padded with zero.
+    #[inline]
+    #[must_use]
+    pub fn sum(self, bytes: &[u8]) -> Sum {
+        Sum(reduce((self.0)(bytes)))
+    }
 }
 
-/// Four lanes of 64 bits, each taking 32-bit halves: no carry is lost in 2^32 steps, more
-/// than any packet has.
-fn portable(bytes: &[u8]) -> u64 {
-    let mut lanes = [0u64; 4];
-    let (blocks, rest) = bytes.as_chunks::<32>();
+impl Default for Checksummer {
+    fn default() -> Self {
+        Self::PORTABLE
+    }
+}
+
+/// Sums 16-bit words eight bytes at a time, counting the carries; the result is a one's
+/// complement sum that still has to be folded.
+#[must_use]
+pub fn sum_portable(bytes: &[u8]) -> u64 {
+    let (blocks, rest) = bytes.as_chunks::<64>();
+    // Two chains, so that one addition need not wait for the carry of the other.
+    let (mut even, mut odd) = (0u128, 0u128);
     for block in blocks {
-        let (words, _) = block.as_chunks::<8>();
-        for (lane, word) in lanes.iter_mut().zip(words) {
-            let word = u64::from_ne_bytes(*word);
-            *lane += (word & 0xffff_ffff) + (word >> 32);
+        let (words, _) = block.as_chunks::<16>();
+        for word in words {
+            let both = u128::from_ne_bytes(*word);
+            even += both & u128::from(u64::MAX);
+            odd += both >> 64;
         }
     }
-    lanes.iter().sum::<u64>() + tail(rest)
+    let sum = even + odd;
+    let high = (sum >> 64) as u64;
+    let low = sum as u64;
+    reduce(low) + reduce(high) + sum_short(rest)
 }
 
-/// The sum of fewer than some dozen bytes.
-pub fn tail(bytes: &[u8]) -> u64 {
-    let (words, odd) = bytes.as_chunks::<2>();
-    let sum: u64 = words
-        .iter()
-        .map(|word| u64::from(u16::from_ne_bytes(*word)))
-        .sum();
-    match odd {
-        [last] => sum + u64::from(u16::from_ne_bytes([*last, 0])),
-        _ => sum,
+/// Sums fewer than some hundred bytes.
+#[inline]
+fn sum_short(bytes: &[u8]) -> u64 {
+    let (words, rest) = bytes.as_chunks::<8>();
+    let mut sum = 0u64;
+    for word in words {
+        let word = u64::from_ne_bytes(*word);
+        sum += (word & 0xffff_ffff) + (word >> 32);
     }
+    let (words, rest) = rest.as_chunks::<2>();
+    for word in words {
+        sum += u64::from(u16::from_ne_bytes(*word));
+    }
+    if let [last] = rest {
+        sum += u64::from(u16::from_ne_bytes([*last, 0]));
+    }
+    sum
+}
+
+/// The pseudo-header sum of IPv4 (RFC 793, RFC 768): addresses, protocol and the length
+/// of transport header and payload in bytes.
+#[inline]
+#[must_use]
+pub fn pseudo_v4(src: [u8; 4], dst: [u8; 4], protocol: u8, len: u16) -> Sum {
+    Sum::of_u32(u32::from_be_bytes(src))
+        + Sum::of_u32(u32::from_be_bytes(dst))
+        + Sum::of_u16(u16::from(protocol))
+        + Sum::of_u16(len)
+}
+
+/// The pseudo-header sum of IPv6 (RFC 8200 section 8.1): addresses, the upper-layer
+/// protocol and the length of its header and payload in bytes.
+#[inline]
+#[must_use]
+pub fn pseudo_v6(src: &[u8; 16], dst: &[u8; 16], protocol: u8, len: u32) -> Sum {
+    Sum::of(src) + Sum::of(dst) + Sum::of_u16(u16::from(protocol)) + Sum::of_u32(len)
+}
+
+/// The checksum after one 16-bit word under it changed from `old` to `new`, all three
+/// as bytes of their fields (RFC 1624, equation 3).
+#[inline]
+#[must_use]
+pub const fn update(check: [u8; 2], old: [u8; 2], new: [u8; 2]) -> [u8; 2] {
+    let check = !u16::from_ne_bytes(check);
+    let old = !u16::from_ne_bytes(old);
+    let new = u16::from_ne_bytes(new);
+    Sum(check as u64 + old as u64 + new as u64).finish()
 }
 
 #[cfg(test)]
@@ -163,70 +231,119 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// RFC 1071 section 4.1, word by word in network order.
+    /// RFC 1071 as it is written: big-endian 16-bit words, one by one.
     fn naive(bytes: &[u8]) -> u16 {
         let mut sum = 0u32;
         for pair in bytes.chunks(2) {
-            sum += u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0));
+            let low = pair.get(1).copied().unwrap_or(0);
+            sum += u32::from(u16::from_be_bytes([pair[0], low]));
             sum = (sum & 0xffff) + (sum >> 16);
         }
-        !(sum as u16)
+        sum as u16
     }
 
     #[test]
-    fn the_example_of_rfc_1071() {
+    fn rfc_1071_example() {
         let bytes = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
-        assert_eq!(Summer::PORTABLE.sum(&bytes).folded(), 0xddf2);
+        assert_eq!(Sum::of(&bytes).fold(), [0xdd, 0xf2]);
+        assert_eq!(Sum::of(&bytes).finish(), [0x22, 0x0d]);
     }
 
     #[test]
-    fn full_words_carry_around() {
-        for len in 0..200 {
-            let bytes = vec![0xff; len];
-            assert_eq!(
-                Summer::PORTABLE.sum(&bytes).checksum(),
-                naive(&bytes),
-                "{len}"
-            );
+    fn largest_words_of_all_lengths_carry_right() {
+        let ones = vec![0xff; 70_000];
+        for len in (0..=300).chain([1500, 65_535, 70_000]) {
+            let expected = naive(&ones[..len]).to_be_bytes();
+            assert_eq!(Sum::of(&ones[..len]).fold(), expected, "{len} bytes");
         }
+    }
+
+    #[test]
+    fn udp_never_sends_zero() {
+        assert_eq!(Sum::of(&[0xff, 0xff]).finish(), [0, 0]);
+        assert_eq!(Sum::of(&[0xff, 0xff]).finish_udp(), [0xff, 0xff]);
+        assert_eq!(Sum::of(&[0x12, 0x34]).finish_udp(), [0xed, 0xcb]);
     }
 
     proptest! {
         #[test]
-        fn equals_the_naive_sum(bytes in proptest::collection::vec(any::<u8>(), 0..400), cut in 0usize..400) {
-            let summer = Summer::PORTABLE;
-            prop_assert_eq!(summer.sum(&bytes).checksum(), naive(&bytes));
-            let cut = cut.min(bytes.len()) & !1;
-            let (first, second) = bytes.split_at(cut);
-            let joined = summer.sum(first).plus(summer.sum(second));
-            prop_assert_eq!(joined.checksum(), naive(&bytes));
-            prop_assert_eq!(joined.minus(summer.sum(first)).checksum() % 0xffff, naive(second) % 0xffff);
+        fn equals_naive_for_all_lengths(bytes in prop::collection::vec(any::<u8>(), 300)) {
+            for len in 0..=bytes.len() {
+                for start in 0..=(bytes.len() - len).min(3) {
+                    let part = &bytes[start..start + len];
+                    let expected = naive(part).to_be_bytes();
+                    prop_assert_eq!(Checksummer::PORTABLE.sum(part).fold(), expected);
+                    }
+            }
         }
 
         #[test]
-        fn a_stored_checksum_is_valid(bytes in proptest::collection::vec(any::<u8>(), 2..100)) {
-            let mut bytes = bytes;
-            bytes[..2].fill(0);
-            let checksum = Summer::PORTABLE.sum(&bytes).checksum();
-            bytes[..2].copy_from_slice(&checksum.to_be_bytes());
-            prop_assert!(Summer::PORTABLE.sum(&bytes).is_valid());
+        fn parts_combine_at_any_cut(
+            bytes in prop::collection::vec(any::<u8>(), 0..300),
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..5),
+        ) {
+            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let (mut sum, mut len) = (Sum::ZERO, 0);
+            for cut in cuts.windows(2) {
+                sum = sum.followed_by(len, Sum::of(&bytes[cut[0]..cut[1]]));
+                len = cut[1];
+            }
+            prop_assert_eq!(sum.fold(), naive(&bytes).to_be_bytes());
         }
 
         #[test]
-        fn pseudo_headers_are_those_of_another_library(s: u32, d: u32, payload in proptest::collection::vec(any::<u8>(), 0..50)) {
-            let (source, destination) = (Ipv4Addr::from_bits(s), Ipv4Addr::from_bits(d));
-            let header = etherparse::UdpHeader::with_ipv4_checksum(7, 9,
-                &etherparse::Ipv4Header::new(0, 1, etherparse::IpNumber::UDP, source.octets(), destination.octets()).unwrap(),
-                &payload).unwrap();
-            let len = u16::try_from(payload.len() + 8).unwrap();
-            let sum = pseudo_v4(source, destination, 17, len)
-                .plus_word(7).plus_word(9).plus_word(len).plus(Summer::PORTABLE.sum(&payload));
-            prop_assert_eq!(nonzero(sum.checksum()), header.checksum);
-            let v6 = etherparse::Ipv6Header { source: [s as u8; 16], destination: [d as u8; 16], ..Default::default() };
-            let header = etherparse::UdpHeader::with_ipv6_checksum(7, 9, &v6, &payload).unwrap();
-            let sum = pseudo_v6([s as u8; 16].into(), [d as u8; 16].into(), 17, u32::from(len))
-                .plus_word(7).plus_word(9).plus_word(len).plus(Summer::PORTABLE.sum(&payload));
-            prop_assert_eq!(nonzero(sum.checksum()), header.checksum);
+        fn update_equals_a_new_sum(
+            mut bytes in prop::collection::vec(any::<u8>(), 4..64),
+            at in any::<prop::sample::Index>(),
+            new in any::<[u8; 2]>(),
+        ) {
+            // Some word besides the changed one is not zero, as in every real header.
+            bytes.extend([0x45, 0x00]);
+            if bytes.len() % 2 == 1 {
+                bytes.insert(0, 0);
+            }
+            let at = at.index((bytes.len() - 2) / 2) * 2;
+            let before = Sum::of(&bytes).finish();
+            let old = [bytes[at], bytes[at + 1]];
+            bytes[at..at + 2].copy_from_slice(&new);
+            prop_assert_eq!(update(before, old, new), Sum::of(&bytes).finish());
+        }
+
+        #[test]
+        fn pseudo_sums_equal_their_bytes(
+            v4 in any::<([u8; 4], [u8; 4])>(),
+            v6 in any::<([u8; 16], [u8; 16])>(),
+            protocol in any::<u8>(),
+            len in any::<u16>(),
+        ) {
+            let mut bytes = [v4.0, v4.1].concat();
+            bytes.extend([0, protocol]);
+            bytes.extend(len.to_be_bytes());
+            prop_assert_eq!(
+                pseudo_v4(v4.0, v4.1, protocol, len).fold(),
+                naive(&bytes).to_be_bytes()
+            );
+            let mut bytes = [v6.0, v6.1].concat();
+            bytes.extend((u32::from(len) * 3).to_be_bytes());
+            bytes.extend([0, 0, 0, protocol]);
+            prop_assert_eq!(
+                pseudo_v6(&v6.0, &v6.1, protocol, u32::from(len) * 3).fold(),
+                naive(&bytes).to_be_bytes()
+            );
+        }
+
+        #[test]
+        fn a_sum_over_its_own_checksum_is_valid(mut bytes in prop::collection::vec(any::<u8>(), 2..100)) {
+            bytes[0] = 0;
+            bytes[1] = 0;
+            bytes.extend([0x45, 0]);
+            let check = Sum::of(&bytes).finish();
+            bytes[..2].copy_from_slice(&check);
+            prop_assert!(Sum::of(&bytes).is_valid());
+            bytes[0] ^= 1;
+            prop_assert!(!Sum::of(&bytes).is_valid());
         }
     }
 }

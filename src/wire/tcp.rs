@@ -1,150 +1,279 @@
-//! The TCP header (RFC 9293): a checked view.
+//! TCP header: view (RFC 9293 section 3.1).
 
-/// Length of a header without options, in bytes.
+use std::fmt;
+
+/// Bytes of a header without options.
 pub const MIN_HEADER_LEN: usize = 20;
-/// Where the checksum lies.
-pub const CHECKSUM_OFFSET: u16 = 16;
-/// Flag: no more data from the sender.
-pub const FIN: u8 = 0x01;
-/// Flag: synchronise sequence numbers.
-pub const SYN: u8 = 0x02;
-/// Flag: reset.
-pub const RST: u8 = 0x04;
-/// Flag: push.
-pub const PSH: u8 = 0x08;
-/// Flag: acknowledgement.
-pub const ACK: u8 = 0x10;
-/// Flag: urgent.
-pub const URG: u8 = 0x20;
-/// Flag: ECN echo.
-pub const ECE: u8 = 0x40;
-/// Flag: congestion window reduced.
-pub const CWR: u8 = 0x80;
 
-/// Offsets of fields that are patched.
-pub mod field {
-    use std::ops::Range;
-
-    /// Sequence number.
-    pub const SEQUENCE: Range<usize> = 4..8;
-    /// Flags.
-    pub const FLAGS: usize = 13;
-    /// Checksum.
-    pub const CHECKSUM: Range<usize> = 16..18;
+/// Where things are in the fixed header.
+mod field {
+    pub(super) const SEQ: usize = 4;
+    pub(super) const ACK: usize = 8;
+    pub(super) const OFFSET: usize = 12;
+    pub(super) const FLAGS: usize = 13;
+    pub(super) const WINDOW: usize = 14;
+    pub(super) const CHECKSUM: usize = 16;
+    pub(super) const URGENT: usize = 18;
 }
 
-/// A view of a segment whose header is whole.
-#[derive(Debug, Clone, Copy)]
-pub struct Segment<'a>(&'a [u8]);
+/// The eight flags of byte 13.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub struct Flags(pub u8);
 
-impl<'a> Segment<'a> {
-    /// Checks the header's length.
-    #[must_use]
+impl Flags {
+    /// No more data from the sender.
+    pub const FIN: Self = Self(0x01);
+    /// Synchronize sequence numbers.
+    pub const SYN: Self = Self(0x02);
+    /// Reset.
+    pub const RST: Self = Self(0x04);
+    /// Push.
+    pub const PSH: Self = Self(0x08);
+    /// The acknowledgment field counts.
+    pub const ACK: Self = Self(0x10);
+    /// The urgent pointer counts.
+    pub const URG: Self = Self(0x20);
+    /// ECN echo (RFC 3168).
+    pub const ECE: Self = Self(0x40);
+    /// Congestion window reduced (RFC 3168).
+    pub const CWR: Self = Self(0x80);
+
+    /// Whether all flags of `other` are set.
     #[inline]
-    pub fn new_checked(bytes: &'a [u8]) -> Option<Self> {
-        if bytes.len() < MIN_HEADER_LEN {
-            return None;
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// These flags and those of `other`.
+    #[inline]
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// These flags but not those of `other`.
+    #[inline]
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+}
+
+impl fmt::Debug for Flags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const LETTERS: &[u8; 8] = b"FSRPAUEC";
+        write!(f, "Flags(")?;
+        for (bit, letter) in LETTERS.iter().enumerate() {
+            if self.0 & (1 << bit) != 0 {
+                write!(f, "{}", char::from(*letter))?;
+            }
         }
-        let header_len = usize::from(bytes[12] >> 4) * 4;
-        (header_len >= MIN_HEADER_LEN && header_len <= bytes.len()).then_some(Self(bytes))
+        write!(f, ")")
+    }
+}
+
+/// A TCP segment: header, options, payload.
+#[derive(Clone, Copy, Debug)]
+pub struct TcpSegment<'a> {
+    fixed: &'a [u8; MIN_HEADER_LEN],
+    options: &'a [u8],
+    payload: &'a [u8],
+}
+
+impl<'a> TcpSegment<'a> {
+    /// Views `bytes`, which begin with the header and end with the payload. `None` if the
+    /// header, whose length the data offset tells, does not fit.
+    #[inline]
+    #[must_use]
+    pub fn parse(bytes: &'a [u8]) -> Option<Self> {
+        let (fixed, rest) = bytes.split_first_chunk::<MIN_HEADER_LEN>()?;
+        let header_len = usize::from(fixed[field::OFFSET] >> 4) * 4;
+        let options_len = header_len.checked_sub(MIN_HEADER_LEN)?;
+        let (options, payload) = rest.split_at_checked(options_len)?;
+        Some(Self {
+            fixed,
+            options,
+            payload,
+        })
     }
 
-    /// Header length in bytes: 20 to 60.
-    #[must_use]
+    /// Source port.
     #[inline]
-    pub fn header_len(&self) -> usize {
-        usize::from(self.0[12] >> 4) * 4
+    #[must_use]
+    pub const fn src_port(&self) -> u16 {
+        u16::from_be_bytes([self.fixed[0], self.fixed[1]])
     }
 
-    /// Source and destination port.
-    #[must_use]
+    /// Destination port.
     #[inline]
-    pub fn ports(&self) -> [u8; 4] {
-        [self.0[0], self.0[1], self.0[2], self.0[3]]
+    #[must_use]
+    pub const fn dst_port(&self) -> u16 {
+        u16::from_be_bytes([self.fixed[2], self.fixed[3]])
     }
 
     /// Sequence number of the first payload byte.
-    #[must_use]
     #[inline]
-    pub fn sequence(&self) -> u32 {
-        u32::from_be_bytes([self.0[4], self.0[5], self.0[6], self.0[7]])
+    #[must_use]
+    pub fn seq(&self) -> u32 {
+        self.word(field::SEQ)
     }
 
-    /// Acknowledgement number.
-    #[must_use]
+    /// Acknowledgment number.
     #[inline]
-    pub fn acknowledgement(&self) -> u32 {
-        u32::from_be_bytes([self.0[8], self.0[9], self.0[10], self.0[11]])
+    #[must_use]
+    pub fn ack(&self) -> u32 {
+        self.word(field::ACK)
     }
 
-    /// The flag byte.
-    #[must_use]
+    /// Bytes of header and options, 20 to 60.
     #[inline]
-    pub fn flags(&self) -> u8 {
-        self.0[field::FLAGS]
+    #[must_use]
+    pub const fn header_len(&self) -> usize {
+        MIN_HEADER_LEN + self.options.len()
     }
 
-    /// Window, as sent.
-    #[must_use]
+    /// The low nibble of byte 12: reserved bits and the AE flag of accurate ECN.
     #[inline]
-    pub fn window(&self) -> u16 {
-        u16::from_be_bytes([self.0[14], self.0[15]])
+    #[must_use]
+    pub const fn reserved(&self) -> u8 {
+        self.fixed[field::OFFSET] & 0x0f
     }
 
-    /// Checksum, as sent.
-    #[must_use]
+    /// The flags.
     #[inline]
-    pub fn checksum(&self) -> u16 {
-        u16::from_be_bytes([self.0[16], self.0[17]])
+    #[must_use]
+    pub const fn flags(&self) -> Flags {
+        Flags(self.fixed[field::FLAGS])
     }
 
-    /// Options, with padding.
-    #[must_use]
+    /// Receive window, unscaled.
     #[inline]
-    pub fn options(&self) -> &'a [u8] {
-        &self.0[MIN_HEADER_LEN..self.header_len()]
+    #[must_use]
+    pub const fn window(&self) -> u16 {
+        u16::from_be_bytes([self.fixed[field::WINDOW], self.fixed[field::WINDOW + 1]])
     }
 
-    /// What follows the header.
-    #[must_use]
+    /// The checksum field as it lies.
     #[inline]
-    pub fn payload(&self) -> &'a [u8] {
-        &self.0[self.header_len()..]
+    #[must_use]
+    pub const fn checksum(&self) -> [u8; 2] {
+        [self.fixed[field::CHECKSUM], self.fixed[field::CHECKSUM + 1]]
+    }
+
+    /// Urgent pointer.
+    #[inline]
+    #[must_use]
+    pub const fn urgent(&self) -> u16 {
+        u16::from_be_bytes([self.fixed[field::URGENT], self.fixed[field::URGENT + 1]])
+    }
+
+    /// The options, padding included.
+    #[inline]
+    #[must_use]
+    pub const fn options(&self) -> &'a [u8] {
+        self.options
+    }
+
+    /// The payload.
+    #[inline]
+    #[must_use]
+    pub const fn payload(&self) -> &'a [u8] {
+        self.payload
+    }
+
+    #[inline]
+    fn word(&self, at: usize) -> u32 {
+        let bytes = self.fixed;
+        u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+    }
+}
+
+/// The fixed part of a TCP header, for patching.
+#[derive(Debug)]
+pub struct TcpHeaderMut<'a>(&'a mut [u8; MIN_HEADER_LEN]);
+
+impl<'a> TcpHeaderMut<'a> {
+    /// The header at the front of `bytes`; `None` if they are fewer than 20.
+    #[inline]
+    #[must_use]
+    pub fn parse(bytes: &'a mut [u8]) -> Option<Self> {
+        bytes.first_chunk_mut().map(Self)
+    }
+
+    /// Sets the sequence number.
+    #[inline]
+    pub fn set_seq(&mut self, seq: u32) {
+        self.0[field::SEQ..field::SEQ + 4].copy_from_slice(&seq.to_be_bytes());
+    }
+
+    /// Sets the flags.
+    #[inline]
+    pub fn set_flags(&mut self, flags: Flags) {
+        self.0[field::FLAGS] = flags.0;
+    }
+
+    /// Sets the checksum field.
+    #[inline]
+    pub fn set_checksum(&mut self, check: [u8; 2]) {
+        self.0[field::CHECKSUM..field::CHECKSUM + 2].copy_from_slice(&check);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
-    proptest! {
-        #[test]
-        fn reads_what_another_library_writes(
-            ports: (u16, u16), numbers: (u32, u32), window: u16, options in 0usize..=10, fin: bool, cwr: bool,
-        ) {
-            let mut header = etherparse::TcpHeader::new(ports.0, ports.1, numbers.0, window);
-            header.acknowledgment_number = numbers.1;
-            (header.ack, header.fin, header.cwr) = (true, fin, cwr);
-            header.set_options_raw(&vec![1; options * 4]).unwrap();
-            let mut bytes = header.to_bytes().to_vec();
-            bytes.extend(b"payload");
-            let view = Segment::new_checked(&bytes).unwrap();
-            prop_assert_eq!(view.header_len(), 20 + options * 4);
-            prop_assert_eq!((view.sequence(), view.acknowledgement(), view.window()), (numbers.0, numbers.1, window));
-            let flags = ACK | if fin { FIN } else { 0 } | if cwr { CWR } else { 0 };
-            prop_assert_eq!(view.flags(), flags);
-            prop_assert_eq!(view.options().len(), options * 4);
-            prop_assert_eq!(view.payload(), b"payload");
-            prop_assert_eq!(view.ports(), [(ports.0 >> 8) as u8, ports.0 as u8, (ports.1 >> 8) as u8, ports.1 as u8]);
-        }
+    const SEGMENT: [u8; 26] = [
+        0x1f, 0x90, 0xc0, 0x01, 1, 2, 3, 4, 5, 6, 7, 8, 0x61, 0x18, 0x10, 0x20, 0xab, 0xcd, 0,
+        9, //
+        1, 1, 1, 0, 0xaa, 0xbb,
+    ];
 
-        #[test]
-        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
-            if let Some(view) = Segment::new_checked(&bytes) {
-                prop_assert_eq!(view.header_len() + view.payload().len(), bytes.len());
-                let _ = (view.options(), view.checksum(), view.ports());
-            }
+    #[test]
+    fn fields_are_where_rfc_9293_puts_them() {
+        let tcp = TcpSegment::parse(&SEGMENT).unwrap();
+        assert_eq!((tcp.src_port(), tcp.dst_port()), (8080, 0xc001));
+        assert_eq!((tcp.seq(), tcp.ack()), (0x0102_0304, 0x0506_0708));
+        assert_eq!((tcp.header_len(), tcp.reserved()), (24, 1));
+        assert_eq!(tcp.flags(), Flags::ACK.with(Flags::PSH));
+        assert_eq!((tcp.window(), tcp.urgent()), (0x1020, 9));
+        assert_eq!(tcp.checksum(), [0xab, 0xcd]);
+        assert_eq!(
+            (tcp.options(), tcp.payload()),
+            (&[1, 1, 1, 0][..], &[0xaa, 0xbb][..])
+        );
+    }
+
+    #[test]
+    fn headers_that_do_not_fit_are_refused() {
+        for len in 0..24 {
+            assert!(TcpSegment::parse(&SEGMENT[..len]).is_none(), "{len} bytes");
         }
+        let mut short = SEGMENT;
+        short[12] = 0x40;
+        assert!(TcpSegment::parse(&short).is_none(), "data offset below 5");
+    }
+
+    #[test]
+    fn patches_touch_their_field_only() {
+        let mut bytes = SEGMENT;
+        let mut header = TcpHeaderMut::parse(&mut bytes).unwrap();
+        header.set_seq(0x0a0b_0c0d);
+        header.set_flags(Flags::ACK);
+        header.set_checksum([0x11, 0x22]);
+        let mut expected = SEGMENT;
+        expected[4..8].copy_from_slice(&[0x0a, 0x0b, 0x0c, 0x0d]);
+        expected[13] = 0x10;
+        expected[16..18].copy_from_slice(&[0x11, 0x22]);
+        assert_eq!(bytes, expected);
+        assert!(TcpHeaderMut::parse(&mut bytes[..19]).is_none());
+    }
+
+    #[test]
+    fn flags_print_as_letters() {
+        assert_eq!(format!("{:?}", Flags::ACK.with(Flags::SYN)), "Flags(SA)");
+        assert!(!Flags::ACK.contains(Flags::ACK.with(Flags::SYN)));
+        assert_eq!(Flags(0xff).without(Flags::FIN), Flags(0xfe));
     }
 }

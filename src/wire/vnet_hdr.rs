@@ -1,113 +1,102 @@
-//! The virtio-net header before each packet of a TUN device with IFF_VNET_HDR: ten bytes
-//! in the machine's byte order (`include/uapi/linux/virtio_net.h`).
+//! The virtio-net header before each packet of a TUN with `IFF_VNET_HDR`.
+//!
+//! Layout and meaning: `include/uapi/linux/virtio_net.h` and `include/linux/virtio_net.h`.
+//! Its 16-bit fields have the host's byte order (without `TUNSETVNETLE`/`BE`).
 
-/// Length in bytes.
+/// Length of the header in bytes, the kernel's default (`TUNSETVNETHDRSZ`).
 pub const LEN: usize = 10;
-/// The checksum at `csum_start + csum_offset` is unfinished: it holds the folded sum of the
-/// pseudo header, and the bytes from `csum_start` on are still to be added.
-pub const NEEDS_CSUM: u8 = 1;
-/// The packet's checksum was verified by who hands it over.
-pub const DATA_VALID: u8 = 2;
 
-/// What a super-packet is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GsoKind {
-    /// One packet.
-    None,
-    /// TCP over IPv4.
-    TcpV4,
-    /// TCP over IPv6.
-    TcpV6,
-    /// UDP datagrams of equal length, over IPv4 or IPv6.
-    UdpL4,
-}
+/// `flags`: the checksum from `csum_start` on is still to be computed; its field holds
+/// the folded pseudo-header sum.
+pub const F_NEEDS_CSUM: u8 = 1;
+/// `flags`: somebody has verified the checksum already.
+pub const F_DATA_VALID: u8 = 2;
 
-const GSO_NONE: u8 = 0;
-const GSO_TCPV4: u8 = 1;
-const GSO_TCPV6: u8 = 4;
-const GSO_UDP_L4: u8 = 5;
-/// TCP with CWR set: the first segment alone keeps the flag.
-const GSO_ECN: u8 = 0x80;
+/// `gso_type`: one ordinary packet.
+pub const GSO_NONE: u8 = 0;
+/// `gso_type`: a super-packet of TCP over IPv4.
+pub const GSO_TCPV4: u8 = 1;
+/// `gso_type`: UDP fragmentation offload, which this program never asks for.
+pub const GSO_UDP: u8 = 3;
+/// `gso_type`: a super-packet of TCP over IPv6.
+pub const GSO_TCPV6: u8 = 4;
+/// `gso_type`: many equal UDP datagrams in one, over IPv4 or IPv6.
+pub const GSO_UDP_L4: u8 = 5;
+/// `gso_type`, added to a TCP type: the super-packet carries CWR.
+pub const GSO_ECN: u8 = 0x80;
 
-/// A virtio-net header, read or to be written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// `csum_offset` of TCP in bytes.
+pub const CSUM_OFFSET_TCP: u16 = 16;
+/// `csum_offset` of UDP in bytes.
+pub const CSUM_OFFSET_UDP: u16 = 6;
+
+/// `struct virtio_net_hdr`, as values. The default is the header of a packet that is
+/// complete as it lies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VnetHdr {
-    /// [`NEEDS_CSUM`] and others.
+    /// Bits `F_*`.
     pub flags: u8,
-    /// What the packet is made of.
-    pub gso: GsoKind,
-    /// Whether the super-packet's TCP header has CWR set.
-    pub ecn: bool,
-    /// Length of all headers in bytes; only a hint when read.
+    /// One of `GSO_*`, with [`GSO_ECN`] added where it applies.
+    pub gso_type: u8,
+    /// Bytes of all headers; the kernel's is a hint which can be too large.
     pub hdr_len: u16,
-    /// Payload bytes of each segment.
+    /// Payload bytes of each segment but the last.
     pub gso_size: u16,
-    /// Where the transport header begins, from the packet's start.
+    /// Where the checksum begins: bytes from the start of the packet.
     pub csum_start: u16,
-    /// Where in it the checksum lies.
+    /// Where the checksum's field is: bytes from `csum_start`.
     pub csum_offset: u16,
 }
 
 impl VnetHdr {
-    /// One packet with nothing left to do; as bytes, all zero.
-    pub const EMPTY: Self = Self {
-        flags: 0,
-        gso: GsoKind::None,
-        ecn: false,
-        hdr_len: 0,
-        gso_size: 0,
-        csum_start: 0,
-        csum_offset: 0,
-    };
-
-    /// Reads the header; `None` for a type of super-packet that was never asked for.
-    #[must_use]
+    /// Reads the header off the front of `bytes`; `None` if they are fewer than [`LEN`].
     #[inline]
-    pub fn parse(bytes: &[u8; LEN]) -> Option<Self> {
-        let &[flags, gso_type, h0, h1, s0, s1, c0, c1, o0, o1] = bytes;
-        let gso = match gso_type & !GSO_ECN {
-            GSO_NONE => GsoKind::None,
-            GSO_TCPV4 => GsoKind::TcpV4,
-            GSO_TCPV6 => GsoKind::TcpV6,
-            GSO_UDP_L4 => GsoKind::UdpL4,
-            _ => return None,
-        };
-        Some(Self {
+    #[must_use]
+    pub const fn parse(bytes: &[u8]) -> Option<Self> {
+        match bytes.first_chunk::<LEN>() {
+            Some(header) => Some(Self::from_bytes(*header)),
+            None => None,
+        }
+    }
+
+    /// Reads the header.
+    #[inline]
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; LEN]) -> Self {
+        let [flags, gso_type, a, b, c, d, e, f, g, h] = bytes;
+        Self {
             flags,
-            gso,
-            ecn: gso_type & GSO_ECN != 0,
-            hdr_len: u16::from_ne_bytes([h0, h1]),
-            gso_size: u16::from_ne_bytes([s0, s1]),
-            csum_start: u16::from_ne_bytes([c0, c1]),
-            csum_offset: u16::from_ne_bytes([o0, o1]),
-        })
+            gso_type,
+            hdr_len: u16::from_ne_bytes([a, b]),
+            gso_size: u16::from_ne_bytes([c, d]),
+            csum_start: u16::from_ne_bytes([e, f]),
+            csum_offset: u16::from_ne_bytes([g, h]),
+        }
     }
 
-    /// The header's bytes.
-    #[must_use]
+    /// The header as the kernel takes it.
     #[inline]
-    pub fn to_bytes(&self) -> [u8; LEN] {
-        let gso_type = match self.gso {
-            GsoKind::None => GSO_NONE,
-            GsoKind::TcpV4 => GSO_TCPV4,
-            GsoKind::TcpV6 => GSO_TCPV6,
-            GsoKind::UdpL4 => GSO_UDP_L4,
-        };
-        let mut bytes = [0; LEN];
-        bytes[0] = self.flags;
-        bytes[1] = gso_type | if self.ecn { GSO_ECN } else { 0 };
-        bytes[2..4].copy_from_slice(&self.hdr_len.to_ne_bytes());
-        bytes[4..6].copy_from_slice(&self.gso_size.to_ne_bytes());
-        bytes[6..8].copy_from_slice(&self.csum_start.to_ne_bytes());
-        bytes[8..].copy_from_slice(&self.csum_offset.to_ne_bytes());
-        bytes
+    #[must_use]
+    pub const fn to_bytes(self) -> [u8; LEN] {
+        let [a, b] = self.hdr_len.to_ne_bytes();
+        let [c, d] = self.gso_size.to_ne_bytes();
+        let [e, f] = self.csum_start.to_ne_bytes();
+        let [g, h] = self.csum_offset.to_ne_bytes();
+        [self.flags, self.gso_type, a, b, c, d, e, f, g, h]
     }
 
-    /// Whether the checksum is unfinished.
-    #[must_use]
+    /// Whether the checksum is left to the reader.
     #[inline]
-    pub const fn needs_checksum(&self) -> bool {
-        self.flags & NEEDS_CSUM != 0
+    #[must_use]
+    pub const fn needs_csum(self) -> bool {
+        self.flags & F_NEEDS_CSUM != 0
+    }
+
+    /// Whether the packet stands for several segments.
+    #[inline]
+    #[must_use]
+    pub const fn is_gso(self) -> bool {
+        self.gso_type != GSO_NONE
     }
 }
 
@@ -117,17 +106,29 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn an_empty_header_is_zero() {
-        assert_eq!(VnetHdr::EMPTY.to_bytes(), [0; LEN]);
-        assert_eq!(VnetHdr::parse(&[0; LEN]), Some(VnetHdr::EMPTY));
+    fn layout_is_the_kernels() {
+        let hdr = VnetHdr {
+            flags: F_NEEDS_CSUM,
+            gso_type: GSO_TCPV4 | GSO_ECN,
+            hdr_len: 52,
+            gso_size: 1398,
+            csum_start: 20,
+            csum_offset: CSUM_OFFSET_TCP,
+        };
+        let mut expected = vec![1, 0x81];
+        for field in [52u16, 1398, 20, 16] {
+            expected.extend(field.to_ne_bytes());
+        }
+        assert_eq!(hdr.to_bytes().to_vec(), expected);
+        assert_eq!(VnetHdr::default().to_bytes(), [0; LEN]);
     }
 
     proptest! {
         #[test]
-        fn what_is_read_is_written_alike(bytes: [u8; LEN]) {
+        fn every_header_survives_both_ways(bytes in prop::collection::vec(any::<u8>(), 0..20)) {
             match VnetHdr::parse(&bytes) {
-                Some(header) => prop_assert_eq!(header.to_bytes(), bytes),
-                None => prop_assert!(![0, 1, 4, 5].contains(&(bytes[1] & 0x7f))),
+                None => prop_assert!(bytes.len() < LEN),
+                Some(hdr) => prop_assert_eq!(&hdr.to_bytes()[..], &bytes[..LEN]),
             }
         }
     }

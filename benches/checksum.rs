@@ -1,0 +1,33 @@
+//! The Internet checksum beside a copy of the same bytes.
+//!
+//! `cargo bench --bench checksum`
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use uvxlan::sys::simd;
+use uvxlan::wire::checksum::Checksummer;
+
+fn checksum(c: &mut Criterion) {
+    let mut group = c.benchmark_group("checksum");
+    for len in [64usize, 1500, 65536] {
+        let bytes: Vec<u8> = (0..len).map(|i| (i * 7) as u8).collect();
+        let mut copy = vec![0u8; len];
+        group.throughput(Throughput::Bytes(len as u64));
+        for (name, sum) in [
+            ("portable", Checksummer::PORTABLE),
+            ("best", simd::checksummer()),
+        ] {
+            group.bench_with_input(BenchmarkId::new(name, len), &bytes, |b, bytes| {
+                b.iter(|| sum.sum(black_box(bytes)).fold());
+            });
+        }
+        group.bench_with_input(BenchmarkId::new("memcpy", len), &bytes, |b, bytes| {
+            b.iter(|| black_box(&mut copy[..]).copy_from_slice(black_box(bytes)));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, checksum);
+criterion_main!(benches);

@@ -1,0 +1,202 @@
+//! Two hosts: the kernel's vxlan on one, our packet loop in this process on the other.
+#![allow(dead_code, reason = "no test program uses all of it")]
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::process::Command;
+
+use ipnet::Ipv4Net;
+use uvxlan::dataplane::checks::Vtep;
+use uvxlan::dataplane::counters::{Counter, Kind, Totals};
+use uvxlan::dataplane::{Dataplane, Options};
+use uvxlan::host::netlink::Route;
+use uvxlan::route::peer::{Peer, PeerId};
+use uvxlan::route::publish::Routes;
+use uvxlan::route::table::RouteTable;
+use uvxlan::sys::tun::{self, TunOffload, TunOptions};
+use uvxlan::testbed::topology::UNDERLAY_DEVICE;
+use uvxlan::testbed::{Container, Host, KernelVxlan, Node, Topology, available, kernel_has_vxlan};
+use uvxlan::wire::vxlan::DEFAULT_PORT;
+use uvxlan::wire::{MacAddr, Vni};
+
+/// MTU of the overlay.
+pub const MTU: u16 = 1450;
+/// Name of the overlay device on both hosts, as flannel has it.
+pub const DEVICE: &str = "flannel.1";
+/// MAC of the kernel's VTEP.
+pub const KERNEL_MAC: MacAddr = MacAddr([0x0e, 0, 0, 0, 0, 1]);
+/// MAC of our VTEP.
+pub const OUR_MAC: MacAddr = MacAddr([0x0e, 0, 0, 0, 0, 2]);
+
+/// Leaves the test, saying why, where the host can't do what it needs.
+macro_rules! need {
+    ($check:expr) => {
+        if let Err(reason) = $check {
+            eprintln!("skipped: {reason}");
+            return;
+        }
+    };
+}
+pub(crate) use need;
+
+/// Whether namespaces and the kernel's vxlan are there.
+pub fn possible() -> Result<(), String> {
+    available()?;
+    kernel_has_vxlan()
+}
+
+/// Subnet of the host with the kernel's vxlan.
+pub fn kernel_subnet() -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(10, 3, 5, 0), 24)
+}
+
+/// Subnet of the host with our packet loop.
+pub fn our_subnet() -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(10, 3, 6, 0), 24)
+}
+
+/// The kernel's vxlan device on a host, set up as flannel does.
+pub fn kernel_end(host: &Host, subnet: Ipv4Net, mac: MacAddr) -> KernelVxlan {
+    KernelVxlan::start(host, Vni::DEFAULT, DEFAULT_PORT, subnet, mac).unwrap()
+}
+
+/// Our packet loop on a host, with one peer.
+pub fn our_end(
+    host: &Host,
+    subnet: Ipv4Net,
+    mac: MacAddr,
+    peer: (Ipv4Net, &Host, MacAddr),
+) -> Dataplane {
+    let (peer_subnet, peer_host, peer_mac) = peer;
+    let endpoint = SocketAddrV4::new(peer_host.address(), DEFAULT_PORT);
+    let table = RouteTable::empty(Ipv4Net::new_assert(Ipv4Addr::new(10, 3, 0, 0), 16), 24)
+        .with([(peer_subnet, Peer::new(endpoint, peer_mac, PeerId(0)))]);
+    let options = Options {
+        vtep: Vtep {
+            vni: Vni::DEFAULT,
+            mac,
+        },
+        mtu: MTU,
+        source: host.address(),
+        receive: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, DEFAULT_PORT),
+        routes: Routes::new(table),
+    };
+    let start = || {
+        let device = tun::open(&TunOptions {
+            name: DEVICE.into(),
+            queues: 2,
+            offload: TunOffload::None,
+        })
+        .unwrap();
+        Dataplane::start(device, &options, |gone| panic!("{gone}")).unwrap()
+    };
+    let dataplane = host.namespace().run(start).unwrap();
+    configure(host.node(), subnet.network(), peer_subnet);
+    dataplane
+}
+
+fn configure(node: &Node, address: Ipv4Addr, peer_subnet: Ipv4Net) {
+    node.netlink(async |netlink| {
+        let index = netlink.expect_link(DEVICE).await?.index;
+        netlink.set_mtu(index, u32::from(MTU)).await?;
+        netlink.add_address(index, address, 32).await?;
+        netlink.set_up(index, true).await?;
+        let route = Route {
+            onlink: true,
+            ..Route::ours(peer_subnet, Some(peer_subnet.network()), index)
+        };
+        netlink.replace_route(&route).await
+    })
+    .unwrap();
+}
+
+/// The kernel's vxlan on the first host, our packet loop on the second, a container each.
+pub struct Overlay {
+    pub topology: Topology,
+    pub vxlan: KernelVxlan,
+    pub dataplane: Dataplane,
+    pub in_kernel: Container,
+    pub in_ours: Container,
+}
+
+impl Overlay {
+    pub fn new() -> Self {
+        let topology = Topology::two_hosts().unwrap();
+        let (kernel, ours) = topology.pair().unwrap();
+        let vxlan = kernel_end(kernel, kernel_subnet(), KERNEL_MAC);
+        vxlan
+            .add_peer(our_subnet(), ours.address(), OUR_MAC)
+            .unwrap();
+        let peer = (kernel_subnet(), kernel, KERNEL_MAC);
+        let dataplane = our_end(ours, our_subnet(), OUR_MAC, peer);
+        let mtu = u32::from(MTU);
+        let in_kernel = kernel.add_container(kernel_subnet(), mtu).unwrap();
+        let in_ours = ours.add_container(our_subnet(), mtu).unwrap();
+        Self {
+            topology,
+            vxlan,
+            dataplane,
+            in_kernel,
+            in_ours,
+        }
+    }
+
+    pub fn kernel_host(&self) -> &Host {
+        self.topology.pair().unwrap().0
+    }
+
+    pub fn our_host(&self) -> &Host {
+        self.topology.pair().unwrap().1
+    }
+
+    /// Both containers, each way.
+    pub fn directions(&self) -> [(&Container, &Container); 2] {
+        [
+            (&self.in_kernel, &self.in_ours),
+            (&self.in_ours, &self.in_kernel),
+        ]
+    }
+
+    /// Nothing was dropped by us, and every packet is accounted for.
+    pub fn assert_nothing_dropped(&self) -> Totals {
+        let totals = self.dataplane.totals();
+        // IPv6 neighbour discovery of the device itself and the like are none of the test's.
+        let strangers = [Counter::OutNotIpv4, Counter::OutNotUnicast];
+        for counter in Counter::ALL.iter().filter(|c| !strangers.contains(c)) {
+            if matches!(counter.kind(), Kind::DropIn | Kind::DropOut) {
+                assert_eq!(totals.get(*counter), 0, "{}", counter.label());
+            }
+        }
+        totals
+    }
+}
+
+/// Turns transmit offloads of a node's underlay device off, as if a wire were behind it.
+///
+/// # Errors
+/// Why that can't be done here.
+pub fn finish_on_sending(node: &Node, device: &str) -> Result<(), String> {
+    let mut command = Command::new("ethtool");
+    command.args(["-K", device, "tx", "off", "tso", "off", "gso", "off"]);
+    command.args([
+        "tx-udp_tnl-segmentation",
+        "off",
+        "tx-udp_tnl-csum-segmentation",
+        "off",
+    ]);
+    let output = node
+        .namespace()
+        .command(command)
+        .output()
+        .map_err(|error| format!("no ethtool program: {error}"))?;
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(format!(
+            "ethtool: {}",
+            String::from_utf8_lossy(&output.stderr)
+        ))
+    }
+}
+
+/// The hosts' device on the underlay.
+pub const UNDERLAY: &str = UNDERLAY_DEVICE;
