@@ -32,8 +32,8 @@ pub struct BenchArgs {
     /// What to measure: tcp1, tcp4, udp64, udp1400, pingpong
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_parser = workload::parse, default_values = ["tcp1", "tcp4", "udp64", "udp1400", "pingpong"])]
     workload: Vec<Workload>,
-    /// Another contender: this program with other flags of `uvxlan run`
-    #[arg(long, value_name = "NAME=FLAGS", value_parser = contender::parse_variant)]
+    /// Another contender: this program, or another build of it, with other flags of `uvxlan run`
+    #[arg(long, value_name = "NAME=[PROGRAM] [FLAGS]", value_parser = contender::parse_variant)]
     variant: Vec<Variant>,
     /// Leave out the kernel's vxlan
     #[arg(long)]

@@ -77,11 +77,11 @@ impl Encap {
         }
     }
 
-    /// Moves what is queued, up to a budget; returns whether there was anything.
+    /// Moves what is queued, up to a budget.
     ///
     /// # Errors
     /// Only when the device is gone for good.
-    pub fn drain(&mut self) -> Result<bool, DeviceGone> {
+    pub fn drain(&mut self) -> Result<(), DeviceGone> {
         let mut used = 0;
         let mut outcome = Ok(());
         for _ in 0..DRAIN_PACKETS {
@@ -104,7 +104,7 @@ impl Encap {
             }
         }
         self.flush();
-        outcome.map(|()| used > 0)
+        outcome
     }
 
     fn flush(&mut self) {

@@ -282,7 +282,7 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(5);
         let mut all = Vec::new();
         while all.len() < count && Instant::now() < deadline {
-            let Ok(slots) = batch.receive(socket) else {
+            let Ok(slots) = batch.receive(socket, usize::MAX) else {
                 continue;
             };
             for slot in 0..slots {

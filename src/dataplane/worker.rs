@@ -27,20 +27,24 @@ impl Worker {
     /// When the device is gone for good.
     pub fn run(mut self) -> Result<(), DeviceGone> {
         while !self.stop.is_set() {
-            let out = self.encap.drain()?;
-            let back = self.decap.drain()?;
+            let descriptors = [
+                self.tun.as_fd(),
+                self.decap.socket().as_fd(),
+                self.stop.as_fd(),
+            ];
+            let [out, back, _] = poll::wait_readable(descriptors, None).map_err(DeviceGone)?;
+            // Both have a budget, so that neither starves: bulk one way needs the
+            // acknowledgements of the other.
+            if out {
+                self.encap.drain()?;
+            }
+            if back {
+                self.decap.drain()?;
+            }
             // A plain store: the watchdog only wants to see it move.
             let turns = self.progress.load(Ordering::Relaxed);
             self.progress
                 .store(turns.wrapping_add(1), Ordering::Relaxed);
-            if !out && !back {
-                let ready = [
-                    self.tun.as_fd(),
-                    self.decap.socket().as_fd(),
-                    self.stop.as_fd(),
-                ];
-                poll::wait_readable(ready, None).map_err(DeviceGone)?;
-            }
         }
         Ok(())
     }

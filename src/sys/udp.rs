@@ -211,14 +211,16 @@ impl ReceiveBatch {
         &mut self.buffer
     }
 
-    /// Receives what is there, without waiting; returns the number of datagrams.
+    /// Receives what is there, up to `limit` datagrams and the number of slots, without
+    /// waiting; returns the number of datagrams.
     ///
     /// # Errors
     /// `WouldBlock` when there is none; else the error of an earlier datagram of ours
     /// (`ConnectionRefused`), which says nothing about this socket.
-    pub fn receive(&mut self, socket: &UdpSocket) -> io::Result<usize> {
-        let slots = self.messages.len();
-        for (slot, chunk) in self.buffer.chunks_exact_mut(self.slot_len).enumerate() {
+    pub fn receive(&mut self, socket: &UdpSocket, limit: usize) -> io::Result<usize> {
+        let slots = self.messages.len().min(limit);
+        let chunks = self.buffer.chunks_exact_mut(self.slot_len);
+        for (slot, chunk) in chunks.enumerate().take(slots) {
             self.pieces[slot] = libc::iovec {
                 iov_base: chunk.as_mut_ptr().cast(),
                 iov_len: chunk.len(),
@@ -477,7 +479,7 @@ mod tests {
     fn receive(batch: &mut ReceiveBatch, socket: &UdpSocket) -> usize {
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
-            match batch.receive(socket) {
+            match batch.receive(socket, usize::MAX) {
                 Ok(count) => return count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     assert!(Instant::now() < deadline, "nothing arrived");

@@ -1,6 +1,6 @@
 //! Who takes part.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::testbed::{Pair, TestbedError};
 
@@ -8,18 +8,30 @@ use crate::testbed::{Pair, TestbedError};
 #[derive(Debug, Clone)]
 pub(super) struct Variant {
     name: String,
+    /// Another build of it.
+    program: Option<PathBuf>,
     flags: Vec<String>,
 }
 
-/// Reads `NAME=FLAGS`; the flags are split at blanks.
+/// Reads `NAME=[PROGRAM] [FLAGS]`, split at blanks.
 pub(super) fn parse_variant(text: &str) -> Result<Variant, String> {
-    match text.split_once('=') {
-        Some((name, flags)) if !name.is_empty() && flags.starts_with('-') => Ok(Variant {
-            name: name.to_owned(),
-            flags: flags.split_whitespace().map(str::to_owned).collect(),
-        }),
-        _ => Err("write it as NAME=FLAGS, like 'one worker=--workers=1'".into()),
+    let usage = "write it as NAME=FLAGS, like 'one worker=--workers=1', or with the path of \
+                 another build before the flags";
+    let (name, words) = text.split_once('=').ok_or(usage)?;
+    let mut flags: Vec<_> = words.split_whitespace().map(str::to_owned).collect();
+    let program = match flags.first() {
+        Some(first) if !first.starts_with('-') => Some(PathBuf::from(flags.remove(0))),
+        Some(_) => None,
+        None => return Err(usage.into()),
+    };
+    if name.is_empty() {
+        return Err(usage.into());
     }
+    Ok(Variant {
+        name: name.to_owned(),
+        program,
+        flags,
+    })
 }
 
 /// A way between two containers.
@@ -56,6 +68,7 @@ impl Contender {
             Self::Uvxlan => Pair::uvxlan(program, folder, &[]),
             Self::Variant(variant) => {
                 let flags: Vec<_> = variant.flags.iter().map(String::as_str).collect();
+                let program = variant.program.as_deref().unwrap_or(program);
                 Pair::uvxlan(program, folder, &flags)
             }
             Self::Kernel => Pair::kernel(),
@@ -80,7 +93,10 @@ mod tests {
         let variant = parse_variant("two workers=--workers=2 --offload=off").unwrap();
         assert_eq!(variant.name, "two workers");
         assert_eq!(variant.flags, ["--workers=2", "--offload=off"]);
-        for wrong in ["", "=--x", "name", "name=x"] {
+        let other = parse_variant("old=/opt/uvxlan-0.1 --workers=1").unwrap();
+        assert_eq!(other.program, Some("/opt/uvxlan-0.1".into()));
+        assert_eq!(other.flags, ["--workers=1"]);
+        for wrong in ["", "=--x", "name", "name="] {
             assert!(parse_variant(wrong).is_err(), "{wrong}");
         }
     }

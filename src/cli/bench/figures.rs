@@ -126,6 +126,7 @@ impl Figures {
             let shown = value(who).map_or("-".into(), |value| format!("{} {unit}", digits(value)));
             let _ = write!(text, "{shown:>15}{ratio:>7}");
         }
+        text.truncate(text.trim_end().len());
         text.push('\n');
     }
 
@@ -208,9 +209,9 @@ mod tests {
     fn the_table_has_medians_and_ratios() {
         let expected = "\
 NIC class uso                             uvxlan          kernel vxlan
-1 TCP stream                   5.00 Gb/s   1.25      4.00 Gb/s       
-  CPU for a gigabit              0.250 s   1.00        0.250 s       
-UDP round trip, median                 -                     -       
+1 TCP stream                    5.00 Gb/s   1.25      4.00 Gb/s
+  CPU for a gigabit               0.250 s   1.00        0.250 s
+UDP round trip, median                  -                     -
 ";
         assert_eq!(figures().table(), expected);
     }

@@ -129,7 +129,7 @@ fn send(
 fn receive(socket: &UdpSocket, delivered: &AtomicU64, over: &AtomicBool) {
     let mut batch = ReceiveBatch::new(BATCH, 9216);
     while !over.load(Ordering::Relaxed) {
-        match batch.receive(socket) {
+        match batch.receive(socket, BATCH) {
             Ok(count) => {
                 delivered.fetch_add(count as u64, Ordering::Relaxed);
             }
