@@ -7,6 +7,7 @@ use std::process::Command;
 use ipnet::Ipv4Net;
 use uvxlan::dataplane::checks::Vtep;
 use uvxlan::dataplane::counters::{Counter, Kind, Totals};
+use uvxlan::dataplane::offloads::Offloads;
 use uvxlan::dataplane::{Dataplane, Options};
 use uvxlan::host::netlink::Route;
 use uvxlan::route::peer::{Peer, PeerId};
@@ -79,12 +80,13 @@ pub fn our_end(
         source: host.address(),
         receive: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, DEFAULT_PORT),
         routes: Routes::new(table),
+        offloads: Offloads::AUTO,
     };
     let start = || {
         let device = tun::open(&TunOptions {
             name: DEVICE.into(),
             queues: 2,
-            offload: TunOffload::None,
+            offload: TunOffload::TcpUdp,
         })
         .unwrap();
         Dataplane::start(device, &options, |gone| panic!("{gone}")).unwrap()
