@@ -11,6 +11,7 @@
 
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
 
 use anyhow::Context;
 use ipnet::Ipv4Net;
@@ -55,6 +56,7 @@ fn main() -> anyhow::Result<()> {
         receive: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, DEFAULT_PORT),
         routes: Routes::new(table.with(changes)),
         offloads: Offloads::AUTO,
+        spin: Duration::ZERO,
     };
     let dataplane = Dataplane::start(tun::open(&options)?, &options_loop, |gone| {
         eprintln!("{gone}")

@@ -128,6 +128,7 @@ async fn start(
         receive: SocketAddrV4::new(receive_address(options, &external), port),
         workers: options.workers,
         offloads: options.offloads,
+        spin: options.spin,
         keep_device: options.keep_device,
     };
     let mut overlay = Overlay::start(plan, netlink.clone(), ended).await?;

@@ -193,6 +193,8 @@ pub struct RunOptions {
     pub workers: Option<NonZeroUsize>,
     /// What to hand to the kernel in large pieces.
     pub offloads: Offloads,
+    /// How long a worker looks for the next packet before it sleeps.
+    pub spin: Duration,
     /// Leave the TUN device and its routes in place when stopping.
     pub keep_device: bool,
     /// glog's `-v`: see [`log_level`](Self::log_level).
@@ -238,6 +240,7 @@ impl Default for RunOptions {
             healthz_port: 0,
             workers: None,
             offloads: Offloads::AUTO,
+            spin: Duration::from_micros(100),
             keep_device: false,
             verbosity: 0,
             log_format: LogFormat::Text,

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::num::NonZeroUsize;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use tokio::sync::mpsc;
@@ -44,6 +45,8 @@ pub struct Plan {
     pub workers: Option<NonZeroUsize>,
     /// What to hand to the kernel in large pieces.
     pub offloads: Offloads,
+    /// How long a worker looks for the next packet before it sleeps.
+    pub spin: Duration,
     /// Whether the device stays when the daemon stops.
     pub keep_device: bool,
 }
@@ -131,6 +134,7 @@ impl Overlay {
             receive: plan.receive,
             routes: self.routes.clone(),
             offloads: plan.offloads,
+            spin: plan.spin,
         };
         let ended = self.ended.clone();
         let dataplane = Dataplane::start(tun, &options, move |gone| {

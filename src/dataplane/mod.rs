@@ -14,6 +14,7 @@ pub mod deliver;
 pub mod encap;
 pub mod narrow;
 pub mod offloads;
+pub mod spin;
 pub mod transmit;
 pub mod worker;
 
@@ -23,6 +24,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use checks::Vtep;
 use counters::{Counters, Totals};
@@ -30,6 +32,7 @@ use decap::Decap;
 use deliver::Deliverer;
 use encap::Encap;
 use offloads::{Lacking, Offloads};
+use spin::Spin;
 use transmit::{Segmentation, Transmitter};
 use worker::Worker;
 
@@ -87,6 +90,8 @@ pub struct Options {
     pub routes: Routes,
     /// What to hand to the kernel in large pieces, if it takes them.
     pub offloads: Offloads,
+    /// How long a worker looks for the next packet before it sleeps; see [`spin`].
+    pub spin: Duration,
 }
 
 /// Set once, seen by workers between drains and while they wait.
@@ -210,6 +215,7 @@ impl Dataplane {
                 tun: queue,
                 stop: Arc::clone(&this.stop),
                 progress: Arc::clone(&progress),
+                spin: Spin::new(options.spin),
             };
             let ended = Arc::clone(&ended);
             let thread = std::thread::Builder::new()

@@ -3,6 +3,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::Command;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use uvxlan::dataplane::checks::Vtep;
@@ -81,6 +82,7 @@ pub fn our_end(
         receive: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, DEFAULT_PORT),
         routes: Routes::new(table),
         offloads: Offloads::AUTO,
+        spin: Duration::ZERO,
     };
     let start = || {
         let device = tun::open(&TunOptions {

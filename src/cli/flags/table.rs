@@ -441,6 +441,22 @@ pub(in crate::cli) static FLAGS: &[Flag] = &[
     ),
     Flag::new(
         Group::Daemon,
+        "spin",
+        "How long a worker looks for the next packet before it sleeps; 0 is not at all",
+        |to, text| {
+            to.spin = Duration::from_micros(count(text, 0, 10_000)?.into());
+            Ok(())
+        },
+    )
+    .value("MICROSECONDS")
+    .default("100")
+    .ours()
+    .details(
+        "It does so only while packets follow each other that closely, and nobody else wants \
+         the processor: a shorter round trip for some processor time.",
+    ),
+    Flag::new(
+        Group::Daemon,
         "keep-device",
         "Leave flannel.N and its routes when stopping",
         |to, text| {
