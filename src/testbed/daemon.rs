@@ -2,10 +2,11 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::namespace::TestbedError;
 use super::topology::{Host, UNDERLAY_DEVICE};
@@ -103,6 +104,32 @@ impl DaemonProcess {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Asks it to stop, and waits until it has.
+    ///
+    /// # Errors
+    /// When it does not in time; it is killed then.
+    pub fn terminate(mut self, patience: Duration) -> Result<ExitStatus, TestbedError> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        if let Some(pid) = pid {
+            // It may have ended already.
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return Ok(status);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Err(self.gave_up(&format!("did not stop within {patience:?}")))
+    }
+
+    /// The folder with its files: `log`, `subnet.env`, `state`.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     fn subnet_env(&self) -> Option<SubnetEnv> {
