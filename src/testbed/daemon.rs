@@ -93,7 +93,10 @@ impl DaemonProcess {
     pub fn ready(&mut self, patience: Duration) -> Result<SubnetEnv, TestbedError> {
         let deadline = Instant::now() + patience;
         loop {
-            if let Some(found) = self.subnet_env() {
+            // The subnet file may be an earlier daemon's.
+            if self.says_ready()
+                && let Some(found) = self.subnet_env()
+            {
                 return Ok(found);
             }
             if let Ok(Some(status)) = self.child.try_wait() {
@@ -130,6 +133,11 @@ impl DaemonProcess {
     #[must_use]
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    fn says_ready(&self) -> bool {
+        let log = self.log();
+        log.contains("event=\"ready\"") || log.contains("\"event\":\"ready\"")
     }
 
     fn subnet_env(&self) -> Option<SubnetEnv> {
