@@ -1,6 +1,7 @@
 # make demo   two hosts and their containers on this machine, and a table of figures
 # make test   everything that must hold; installs what it needs (Debian, Ubuntu)
 # make bench  the Criterion benches
+# make soak   transfers of a GiB each way over every NIC class, offloads on and off
 # make fuzz   all fuzz targets, FUZZ_SECONDS each (default one hour)
 
 PREFIX ?= /usr/local
@@ -11,7 +12,7 @@ RUN_TESTS_AS_ROOT := $(if $(SUDO),\
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(SUDO) \
 	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=$(SUDO))
 
-.PHONY: all demo test check-style unit integration bench bench-smoke fuzz fuzz-smoke doc install clean build-needs test-needs
+.PHONY: all demo test check-style unit soak bench bench-smoke fuzz fuzz-smoke doc install clean build-needs test-needs
 
 all: build-needs
 	cargo build --release --locked
@@ -37,6 +38,9 @@ check-style:
 # and only the test programs run as root.
 unit:
 	$(RUN_TESTS_AS_ROOT) cargo test --locked
+
+soak: test-needs
+	UVXLAN_TRANSFER_MIB=4096 $(RUN_TESTS_AS_ROOT) cargo test --release --locked --test large_packets -- --nocapture
 
 bench:
 	cargo bench --locked
