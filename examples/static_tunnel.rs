@@ -11,11 +11,13 @@
 
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
 
 use anyhow::Context;
 use ipnet::Ipv4Net;
 use uvxlan::dataplane::checks::Vtep;
 use uvxlan::dataplane::counters::Counter;
+use uvxlan::dataplane::offloads::Offloads;
 use uvxlan::dataplane::{Dataplane, Options};
 use uvxlan::route::peer::{Peer, PeerId};
 use uvxlan::route::publish::Routes;
@@ -53,6 +55,8 @@ fn main() -> anyhow::Result<()> {
         source: local.parse::<Ipv4Addr>()?,
         receive: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, DEFAULT_PORT),
         routes: Routes::new(table.with(changes)),
+        offloads: Offloads::AUTO,
+        spin: Duration::ZERO,
     };
     let dataplane = Dataplane::start(tun::open(&options)?, &options_loop, |gone| {
         eprintln!("{gone}")

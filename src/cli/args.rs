@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Command, FromArgMatches, Subcommand};
 
+use super::bench::{self, BenchArgs};
 use super::demo::{self, DemoArgs};
 use super::docker_opts::{self, DockerOptsArgs};
 use super::down::{self, DownArgs};
@@ -32,6 +33,8 @@ enum Parsed {
     DockerOpts(DockerOptsArgs),
     /// Show a network of two nodes on this machine
     Demo(DemoArgs),
+    /// Measure this program beside the kernel's vxlan, on this machine
+    Bench(BenchArgs),
     /// Remove the device flannel.N that a daemon left, and its routes
     Down(DownArgs),
 }
@@ -45,6 +48,8 @@ pub enum Action {
     DockerOpts(DockerOptsArgs),
     /// Run the demo.
     Demo(DemoArgs),
+    /// Measure.
+    Bench(BenchArgs),
     /// Remove a device that was left.
     Down(DownArgs),
     /// Print to stdout, and end with [`OK`].
@@ -106,6 +111,7 @@ pub fn execute(action: Action) -> ExitCode {
         Action::Run(options) => run::run(*options),
         Action::DockerOpts(args) => docker_opts::run(&args),
         Action::Demo(args) => demo::run(&args),
+        Action::Bench(args) => bench::run(&args),
         Action::Down(args) => down::run(&args),
         Action::Answer(text) => {
             print_out(&text);
@@ -201,6 +207,7 @@ fn parsed(first: OsString, rest: impl Iterator<Item = OsString>) -> Action {
     match matches.and_then(|matches| Parsed::from_arg_matches(&matches)) {
         Ok(Parsed::DockerOpts(args)) => Action::DockerOpts(args),
         Ok(Parsed::Demo(args)) => Action::Demo(args),
+        Ok(Parsed::Bench(args)) => Action::Bench(args),
         Ok(Parsed::Down(args)) => Action::Down(args),
         Err(error) if error.use_stderr() => Action::Refuse(error.render().to_string(), USAGE),
         Err(answer) => Action::Answer(answer.render().to_string()),

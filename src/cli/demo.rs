@@ -1,31 +1,23 @@
 //! `uvxlan demo`: two hosts and a container behind each on this machine, and what passes
 //! between them.
 
-mod cleanup;
 mod figures;
 
 use std::io::{BufRead, IsTerminal};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use self::cleanup::Cleanup;
 use self::figures::{Figures, Row};
-use crate::sys::netns;
+use super::cleanup::Cleanup;
+use super::namespaces;
+use crate::testbed::pair::{self, start_daemons};
 use crate::testbed::traffic::{PingRequest, TransferRequest, ping, tcp_transfer};
-use crate::testbed::{
-    Container, DaemonProcess, Host, KernelVxlan, SubnetEnv, TestbedError, Topology, available,
-    kernel_has_vxlan,
-};
-use crate::wire::vxlan::DEFAULT_PORT;
-use crate::wire::{MacAddr, Vni};
+use crate::testbed::{Container, Pair, TestbedError, Topology, kernel_has_vxlan};
 
-const CONFIG: &str = r#"{"Network": "10.42.0.0/16", "Backend": {"Type": "vxlan"}}"#;
-const READY_WITHIN: Duration = Duration::from_secs(20);
 const PINGS: u16 = 10;
-const CLONE_DEVICE: &str = "/dev/net/tun";
 /// Bytes whose digest is compared at both ends.
 const VERIFIED: u64 = 8 << 20;
 
@@ -49,9 +41,9 @@ pub struct DemoArgs {
 /// Runs the demo.
 #[must_use]
 pub fn run(args: &DemoArgs) -> ExitCode {
-    if let Err((message, status)) = permitted() {
-        super::print_err(&format!("uvxlan demo: {message}\n"));
-        return ExitCode::from(status);
+    if let Err(refused) = namespaces::permitted() {
+        super::print_err(&format!("uvxlan demo: {}\n", refused.message));
+        return ExitCode::from(refused.status);
     }
     match Demo::new(args).and_then(|mut demo| demo.play()) {
         Ok(status) => ExitCode::from(status),
@@ -62,54 +54,10 @@ pub fn run(args: &DemoArgs) -> ExitCode {
     }
 }
 
-/// Must run before any thread is started: a user namespace needs that.
-fn permitted() -> Result<(), (String, u8)> {
-    match std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open(CLONE_DEVICE)
-    {
-        Ok(_) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            return Err((
-                format!("no permission to open {CLONE_DEVICE}; run as root, or chmod 0666 it"),
-                super::NO_PERMISSION,
-            ));
-        }
-        Err(error) => {
-            return Err((
-                format!(
-                    "{CLONE_DEVICE}: {error}; load the tun module (modprobe tun), or in a container \
-                     pass the device in (docker run --device {CLONE_DEVICE})"
-                ),
-                super::NO_DEVICE,
-            ));
-        }
-    }
-    if available().is_ok() {
-        return Ok(());
-    }
-    netns::unshare_user().map_err(|error| {
-        let text = format!(
-            "no permission to make network namespaces, and none to make a user namespace for that \
-             ({error}); run as root, or allow user namespaces (sysctl user.max_user_namespaces, \
-             kernel.apparmor_restrict_unprivileged_userns)"
-        );
-        (text, super::NO_PERMISSION)
-    })?;
-    available().map_err(|reason| (reason, super::NO_PERMISSION))
-}
-
 struct Demo<'a> {
     args: &'a DemoArgs,
     cleanup: Cleanup,
     program: PathBuf,
-}
-
-/// Two hosts that have each a container.
-struct Pair {
-    topology: Topology,
-    containers: [Container; 2],
 }
 
 impl<'a> Demo<'a> {
@@ -124,7 +72,7 @@ impl<'a> Demo<'a> {
         };
         Ok(Self {
             args,
-            cleanup: Cleanup::start().map_err(io("make a temporary folder"))?,
+            cleanup: Cleanup::start("demo").map_err(io("make a temporary folder"))?,
             program: std::env::current_exe().map_err(io("find this program's file"))?,
         })
     }
@@ -161,24 +109,18 @@ impl<'a> Demo<'a> {
                 host.address()
             ));
         }
-        let store = self.cleanup.folder().join("store");
-        write_config(&store)?;
+        let store = pair::write_config(self.cleanup.folder())?;
         self.say("The network config, in a directory that both share (no etcd needed):");
-        self.say(&format!("  {CONFIG}"));
+        self.say(&format!("  {}", pair::CONFIG));
 
-        let (a, b) = topology.pair()?;
-        let store_flag = format!("--store=dir:{}", store.display());
-        let mut daemons = Vec::new();
-        for host in [a, b] {
-            let folder = self.cleanup.folder().join(host.node().name());
-            let daemon = DaemonProcess::start(&self.program, host, &folder, [store_flag.as_str()])?;
+        let mut daemons = start_daemons(&topology, &self.program, self.cleanup.folder(), &[])?;
+        for daemon in &daemons {
             self.cleanup.child(daemon.pid());
-            daemons.push(daemon);
         }
         self.say("A daemon on each (`uvxlan run`) leases a subnet and makes the device flannel.1:");
         let mut served = Vec::new();
-        for (daemon, host) in daemons.iter_mut().zip([a, b]) {
-            let env = daemon.ready(READY_WITHIN)?;
+        for (daemon, host) in daemons.iter_mut().zip(topology.hosts()) {
+            let env = daemon.ready(pair::READY_WITHIN)?;
             self.say(&format!(
                 "  {}  {}, device MTU {}  (pid {})",
                 host.node().name(),
@@ -195,15 +137,10 @@ impl<'a> Demo<'a> {
                 std::fs::read_to_string(store.join("subnets").join(&name)).unwrap_or_default();
             self.say(&format!("  subnets/{name}  {value}"));
         }
-        let containers = [container(a, served[0])?, container(b, served[1])?];
-        let pair = Pair {
-            topology,
-            containers,
-        };
-        self.wait_for_peers(&pair)?;
+        let pair = Pair::of_daemons(topology, daemons, &served)?;
         let figures = self.measure(&pair)?;
         if self.args.keep {
-            self.linger(&daemons, &pair);
+            self.linger(&pair);
         }
         Ok(Row {
             name: "uvxlan",
@@ -224,58 +161,12 @@ impl<'a> Demo<'a> {
             });
         }
         self.say("\nThe same again with the kernel's own vxlan, for comparison:");
-        let topology = Topology::two_hosts()?;
-        let (a, b) = topology.pair()?;
-        let served: Vec<SubnetEnv> = [1u8, 2]
-            .iter()
-            .map(|number| SubnetEnv {
-                subnet: subnet(*number),
-                mtu: 1450,
-            })
-            .collect();
-        let macs = [MacAddr([2, 0, 0, 0, 0, 1]), MacAddr([2, 0, 0, 0, 0, 2])];
-        let start = |host, number: usize| {
-            KernelVxlan::start(
-                host,
-                Vni::DEFAULT,
-                DEFAULT_PORT,
-                served[number].subnet,
-                macs[number],
-            )
-        };
-        let devices = [start(a, 0)?, start(b, 1)?];
-        devices[0].add_peer(served[1].subnet, b.address(), macs[1])?;
-        devices[1].add_peer(served[0].subnet, a.address(), macs[0])?;
-        let containers = [container(a, served[0])?, container(b, served[1])?];
-        let figures = self.measure(&Pair {
-            topology,
-            containers,
-        })?;
+        let figures = self.measure(&Pair::kernel()?)?;
         Ok(Row {
             name,
             figures: Some(figures),
             note: None,
         })
-    }
-
-    /// The daemon that was ready first does not know the other yet.
-    fn wait_for_peers(&self, pair: &Pair) -> Result<(), TestbedError> {
-        let [a, b] = &pair.containers;
-        for _ in 0..50 {
-            let request = PingRequest {
-                count: 1,
-                timeout: Duration::from_millis(200),
-                ..PingRequest::new(b.address())
-            };
-            if ping(a.namespace(), request)?.is_complete() {
-                return Ok(());
-            }
-        }
-        Err(TestbedError::Request(format!(
-            "no answer from {} at {} within ten seconds",
-            b.address(),
-            a.address()
-        )))
     }
 
     fn measure(&self, pair: &Pair) -> Result<Figures, TestbedError> {
@@ -338,9 +229,9 @@ impl<'a> Demo<'a> {
         bar
     }
 
-    fn linger(&self, daemons: &[DaemonProcess], pair: &Pair) {
+    fn linger(&self, pair: &Pair) {
         self.say("\nAll of this keeps running. To look around, from another terminal, as root:");
-        for (daemon, host) in daemons.iter().zip(pair.topology.hosts()) {
+        for (daemon, host) in pair.daemons.iter().zip(pair.topology.hosts()) {
             let pid = daemon.pid();
             self.say(&format!(
                 "  {}: nsenter --net=/proc/{pid}/ns/net ip route",
@@ -363,22 +254,4 @@ impl<'a> Demo<'a> {
         // An input that is closed already ends it as well.
         let _ = std::io::stdin().lock().read_line(&mut String::new());
     }
-}
-
-fn container(host: &Host, env: SubnetEnv) -> Result<Container, TestbedError> {
-    host.add_container(env.subnet, env.mtu)
-}
-
-fn subnet(number: u8) -> ipnet::Ipv4Net {
-    ipnet::Ipv4Net::new_assert([10, 42, number, 0].into(), 24)
-}
-
-fn write_config(store: &Path) -> Result<(), TestbedError> {
-    let written =
-        std::fs::create_dir_all(store).and_then(|()| std::fs::write(store.join("config"), CONFIG));
-    written.map_err(|source| TestbedError::Io {
-        what: "write the network config".into(),
-        place: store.display().to_string(),
-        source,
-    })
 }

@@ -5,12 +5,15 @@ use std::io::{self, Write};
 use std::sync::LazyLock;
 
 pub mod args;
+pub mod bench;
+mod cleanup;
 pub mod demo;
 pub mod docker_opts;
 pub mod down;
 mod flags;
 pub mod flannel_args;
 mod help;
+mod namespaces;
 pub mod run;
 mod words;
 

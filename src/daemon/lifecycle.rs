@@ -127,6 +127,8 @@ async fn start(
         source: external.address,
         receive: SocketAddrV4::new(receive_address(options, &external), port),
         workers: options.workers,
+        offloads: options.offloads,
+        spin: options.spin,
         keep_device: options.keep_device,
     };
     let mut overlay = Overlay::start(plan, netlink.clone(), ended).await?;

@@ -9,6 +9,8 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::dataplane::offloads::{Offloads, UnknownPart};
+
 /// flannel's default of `--etcd-endpoints`.
 pub const DEFAULT_ENDPOINTS: &str = "http://127.0.0.1:4001,http://127.0.0.1:2379";
 /// flannel's default of `--etcd-prefix`.
@@ -189,6 +191,10 @@ pub struct RunOptions {
     pub healthz_port: u16,
     /// Packet threads; `None`: by the number of CPUs.
     pub workers: Option<NonZeroUsize>,
+    /// What to hand to the kernel in large pieces.
+    pub offloads: Offloads,
+    /// How long a worker looks for the next packet before it sleeps.
+    pub spin: Duration,
     /// Leave the TUN device and its routes in place when stopping.
     pub keep_device: bool,
     /// glog's `-v`: see [`log_level`](Self::log_level).
@@ -233,6 +239,8 @@ impl Default for RunOptions {
             healthz_ip: "0.0.0.0".to_owned(),
             healthz_port: 0,
             workers: None,
+            offloads: Offloads::AUTO,
+            spin: Duration::from_micros(100),
             keep_device: false,
             verbosity: 0,
             log_format: LogFormat::Text,
@@ -400,6 +408,13 @@ pub(crate) fn store(text: &str) -> Result<StoreChoice, Invalid> {
 }
 
 /// One of a few words.
+/// Reads `--offload`.
+pub(crate) fn offloads(text: &str) -> Result<Offloads, Invalid> {
+    text.trim_ascii()
+        .parse()
+        .map_err(|error: UnknownPart| Invalid::Value(error.to_string()))
+}
+
 pub(crate) fn choice<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, Invalid> {
     let text = text.trim_ascii();
     if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::num::NonZeroUsize;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use tokio::sync::mpsc;
@@ -11,6 +12,7 @@ use tokio::sync::mpsc;
 use super::failure::Failure;
 use crate::dataplane::checks::Vtep;
 use crate::dataplane::counters::Totals;
+use crate::dataplane::offloads::Offloads;
 use crate::dataplane::{Dataplane, DeviceGone, Options};
 use crate::host::link::{self, DeviceSettings};
 use crate::host::netlink::Netlink;
@@ -41,6 +43,10 @@ pub struct Plan {
     pub receive: SocketAddrV4,
     /// Threads; by default one for each processor, at most four.
     pub workers: Option<NonZeroUsize>,
+    /// What to hand to the kernel in large pieces.
+    pub offloads: Offloads,
+    /// How long a worker looks for the next packet before it sleeps.
+    pub spin: Duration,
     /// Whether the device stays when the daemon stops.
     pub keep_device: bool,
 }
@@ -90,7 +96,11 @@ impl Overlay {
         let options = TunOptions {
             name: plan.device.clone(),
             queues,
-            offload: TunOffload::TcpUdp,
+            offload: if plan.offloads.read {
+                TunOffload::TcpUdp
+            } else {
+                TunOffload::None
+            },
         };
         let tun = tun::open(&options)?;
         if let Some(queue) = tun.queues.first() {
@@ -123,12 +133,27 @@ impl Overlay {
             source: plan.source,
             receive: plan.receive,
             routes: self.routes.clone(),
+            offloads: plan.offloads,
+            spin: plan.spin,
         };
         let ended = self.ended.clone();
         let dataplane = Dataplane::start(tun, &options, move |gone| {
             // Nobody listens only when the daemon is on its way out.
             let _ = ended.send(gone);
         })?;
+        let (offloads, lacking) = dataplane.offloads();
+        for part in lacking {
+            tracing::warn!(
+                event = "offload_missing",
+                part = part.part,
+                "{}",
+                part.reason
+            );
+        }
+        tracing::info!(
+            event = "packet_loop", workers = dataplane.workers(), %offloads,
+            "packet loop runs"
+        );
         self.ifindex = found.index;
         self.dataplane = Some(dataplane);
         Ok(())

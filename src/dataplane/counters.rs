@@ -108,6 +108,8 @@ counters! {
     SegmentFallbacks => "segment_fallbacks", Event;
     /// Packets that a kernel peer on this machine sent with an unfinished checksum.
     PartialChecksums => "partial_checksums", Event;
+    /// Senders that were told that their packets are too long for the path.
+    IcmpSent => "icmp_sent", Event;
     /// Calls that wrote packets to the device.
     WriteCalls => "write_calls", Event;
     /// Times that the kernel refused a merged packet, and it was written in parts.

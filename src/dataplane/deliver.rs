@@ -183,10 +183,22 @@ impl Sink<'_> {
             // one it works, and from now on this kind is not merged any more.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                 self.counters.add(Counter::MergeFallbacks, 1);
-                match write.vnet.gso_type {
-                    vnet_hdr::GSO_UDP_L4 => policy.udp = false,
-                    _ => policy.tcp = false,
-                }
+                let kind = match write.vnet.gso_type {
+                    vnet_hdr::GSO_UDP_L4 => {
+                        policy.udp = false;
+                        "UDP"
+                    }
+                    _ => {
+                        policy.tcp = false;
+                        "TCP"
+                    }
+                };
+                tracing::warn!(
+                    event = "offload_fallback",
+                    part = "write",
+                    kind,
+                    "the kernel refused a merged packet; this kind is written one by one from now on"
+                );
                 for packet in write.packets() {
                     let vnet = classify_partial(&arena[packet.range()], policy.tun_mtu);
                     self.single(packet, vnet, arena, policy.checksummer)?;

@@ -1,21 +1,25 @@
 //! The way out: from the TUN device to the peers.
 
 use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::DeviceGone;
 use super::batch::{Key, Plan, Span};
 use super::counters::{Counter, Counters};
+use super::narrow::NarrowPaths;
 use super::transmit::{Buffers, Segmentation, Transmitter};
 use crate::offload::segment::{self, Plan as Cut};
 use crate::route::publish::Reader;
 use crate::sys::simd;
 use crate::sys::tun::{TunQueue, VNET_HDR_LEN};
+use crate::sys::udp;
 use crate::wire::checksum::Checksummer;
 use crate::wire::ipv4::{Packet, PacketError};
 use crate::wire::vnet_hdr::VnetHdr;
 use crate::wire::vxlan::{ENCAP_LEN, EncapTemplate};
-use crate::wire::{ecn, flow};
+use crate::wire::{ecn, flow, icmp};
 
 /// Packets of one drain at most: then the other direction has its turn.
 const DRAIN_PACKETS: usize = 64;
@@ -33,6 +37,9 @@ const HEADS_LEN: usize = 64 * 1024;
 /// Datagrams of a message at most (`UDP_MAX_SEGMENTS` before Linux 6.9).
 const MAX_SEGMENTS: u32 = 64;
 
+/// Outer IPv4, UDP, VXLAN and inner Ethernet header.
+const OUTER_LEN: u16 = 20 + 8 + ENCAP_LEN as u16;
+
 const _: () = assert!(HEADROOM >= ENCAP_LEN && HEADROOM >= VNET_HDR_LEN);
 
 /// The way out of one worker.
@@ -48,6 +55,9 @@ pub struct Encap {
     checksummer: Checksummer,
     plan: Plan,
     transmitter: Transmitter,
+    /// Address that outer packets are sent from.
+    source: Ipv4Addr,
+    narrow: NarrowPaths,
     counters: Arc<Counters>,
 }
 
@@ -60,6 +70,7 @@ impl Encap {
         routes: Reader,
         template: EncapTemplate,
         transmitter: Transmitter,
+        source: Ipv4Addr,
         counters: Arc<Counters>,
     ) -> Self {
         Self {
@@ -73,17 +84,22 @@ impl Encap {
             checksummer: simd::checksummer(),
             plan: Plan::new(max_segments(transmitter.segmentation())),
             transmitter,
+            source,
+            narrow: NarrowPaths::new(Instant::now()),
             counters,
         }
     }
 
-    /// Moves what is queued, up to a budget; returns whether there was anything.
+    /// Moves what is queued, up to a budget.
     ///
     /// # Errors
     /// Only when the device is gone for good.
-    pub fn drain(&mut self) -> Result<bool, DeviceGone> {
+    pub fn drain(&mut self) -> Result<(), DeviceGone> {
         let mut used = 0;
         let mut outcome = Ok(());
+        if !self.narrow.is_empty() {
+            self.narrow.expire(Instant::now());
+        }
         for _ in 0..DRAIN_PACKETS {
             let start = used + HEADROOM;
             if start + LONGEST > self.buffer.len() {
@@ -104,7 +120,10 @@ impl Encap {
             }
         }
         self.flush();
-        outcome.map(|()| used > 0)
+        if let Some(destination) = self.transmitter.take_too_long() {
+            self.learn_narrow_path(destination);
+        }
+        outcome
     }
 
     fn flush(&mut self) {
@@ -142,6 +161,10 @@ impl Encap {
         segment::finish_checksum(header, packet, self.checksummer)
             .map_err(|_| Counter::OutMalformed)?;
         let way = self.way(start, len)?;
+        if let Some(mtu) = self.exceeded_mtu(&way, way.total_len) {
+            self.tell_sender(start, len, mtu);
+            return Err(Counter::OutTooBig);
+        }
         let frame = Span {
             start: (start - ENCAP_LEN) as u32,
             len: (ENCAP_LEN + way.total_len) as u32,
@@ -159,13 +182,19 @@ impl Encap {
         header: &VnetHdr,
     ) -> Result<(), (Counter, u64)> {
         let way = self.way(start, len);
-        let Ok(cut) = Cut::new(header, &self.buffer[start..start + len]) else {
+        let packet = &self.buffer[start..start + len];
+        let Ok(cut) = Cut::new(header, packet) else {
             self.counters.add(Counter::TunRead, 1);
             return Err((Counter::OutMalformed, 1));
         };
         let count = cut.count() as u64;
         self.counters.add(Counter::TunRead, count);
         let way = way.map_err(|reason| (reason, count))?;
+        let segment_len = cut.header_len() + usize::from(header.gso_size);
+        if let Some(mtu) = self.exceeded_mtu(&way, segment_len) {
+            self.tell_sender(start, len, mtu);
+            return Err((Counter::OutTooBig, count));
+        }
         let block_len = ENCAP_LEN + cut.header_len();
         if block_len > self.heads.len() {
             return Err((Counter::OutMalformed, count));
@@ -224,7 +253,57 @@ impl Encap {
             },
             encapsulation: self.template.towards(peer.vtep_mac()),
             total_len: packet.total_len(),
+            dont_fragment: packet.dont_fragment(),
         })
+    }
+
+    /// The longest packet that fits, where this one does not and may not be fragmented.
+    fn exceeded_mtu(&self, way: &Way, packet_len: usize) -> Option<u16> {
+        if self.narrow.is_empty() || !way.dont_fragment {
+            return None;
+        }
+        self.narrow
+            .inner_mtu(*way.key.destination.ip())
+            .filter(|mtu| packet_len > usize::from(*mtu))
+    }
+
+    /// Writes "fragmentation needed" for the packet at `start` into the device.
+    fn tell_sender(&mut self, start: usize, len: usize, mtu: u16) {
+        if !self.narrow.may_tell(Instant::now()) {
+            return;
+        }
+        let packet = &self.buffer[start..start + len];
+        let Ok(header) = Packet::new_checked(packet) else {
+            return;
+        };
+        // From the far end of the tunnel: the kernel takes no packet off the device that
+        // claims to come from this host.
+        let source = self.routes.current().subnet_address(header.destination());
+        let mut message = [0; VNET_HDR_LEN + icmp::V4_MAX_LEN];
+        let space = &mut message[self.vnet_len..];
+        // What must not be answered is not.
+        let Ok(length) = icmp::fragmentation_needed(packet, source, mtu, space) else {
+            return;
+        };
+        if self.tun.write(&message[..self.vnet_len + length]).is_ok() {
+            self.counters.add(Counter::IcmpSent, 1);
+        }
+    }
+
+    /// The kernel refused to cut a message, because its datagrams are longer than what the
+    /// device below takes.
+    fn learn_narrow_path(&mut self, destination: SocketAddrV4) {
+        let Ok(mtu) = udp::path_mtu(self.source, destination) else {
+            return;
+        };
+        let inner = mtu.saturating_sub(OUTER_LEN);
+        if self.narrow.learn(*destination.ip(), inner, Instant::now()) {
+            tracing::warn!(
+                event = "path_narrow", peer = %destination.ip(), path_mtu = mtu, inner_mtu = inner,
+                "packets of the overlay's MTU do not fit on the way to this peer; set \"MTU\" in \
+                 the network config's Backend, or raise the MTU of the interface"
+            );
+        }
     }
 }
 
@@ -244,6 +323,8 @@ struct Way {
     encapsulation: [u8; ENCAP_LEN],
     /// Length of the packet without padding.
     total_len: usize,
+    /// Whether the packet may not be fragmented.
+    dont_fragment: bool,
 }
 
 const fn max_segments(segmentation: Segmentation) -> u32 {

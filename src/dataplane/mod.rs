@@ -12,6 +12,9 @@ pub mod counters;
 pub mod decap;
 pub mod deliver;
 pub mod encap;
+pub mod narrow;
+pub mod offloads;
+pub mod spin;
 pub mod transmit;
 pub mod worker;
 
@@ -21,20 +24,22 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use checks::Vtep;
 use counters::{Counters, Totals};
 use decap::Decap;
 use deliver::Deliverer;
 use encap::Encap;
+use offloads::{Lacking, Offloads};
+use spin::Spin;
 use transmit::{Segmentation, Transmitter};
 use worker::Worker;
 
 use crate::route::publish::Routes;
-use crate::sys::kernel::{self, Version};
 use crate::sys::poll::StopFlag;
 use crate::sys::simd;
-use crate::sys::tun::Tun;
+use crate::sys::tun::{Tun, TunOffload};
 use crate::sys::udp::UdpSocket;
 use crate::wire::vxlan::EncapTemplate;
 
@@ -83,6 +88,10 @@ pub struct Options {
     pub receive: SocketAddrV4,
     /// Where packets go.
     pub routes: Routes,
+    /// What to hand to the kernel in large pieces, if it takes them.
+    pub offloads: Offloads,
+    /// How long a worker looks for the next packet before it sleeps; see [`spin`].
+    pub spin: Duration,
 }
 
 /// Set once, seen by workers between drains and while they wait.
@@ -123,6 +132,8 @@ pub struct Dataplane {
     threads: Vec<JoinHandle<()>>,
     counters: Vec<Arc<Counters>>,
     progress: Vec<Arc<AtomicU64>>,
+    offloads: Offloads,
+    lacking: Vec<Lacking>,
 }
 
 impl Dataplane {
@@ -145,17 +156,34 @@ impl Dataplane {
             .iter()
             .map(|_| receiver(options.receive))
             .collect::<Result<_, _>>()?;
+        let probe = UdpSocket::sender(options.source).map_err(cannot_send(options))?;
+        let (mut offloads, mut lacking) = offloads::probe_sockets(options.offloads, &probe);
+        if offloads.receive {
+            let joined = receivers.iter().all(UdpSocket::join_on_receive);
+            offloads.receive = joined;
+        }
+        offloads.read = tun.offload > TunOffload::None;
+        if options.offloads.write && tun.known == TunOffload::None {
+            offloads.write = false;
+            let reason = "this kernel's TUN devices have no virtio-net header".into();
+            lacking.push(Lacking {
+                part: "write",
+                reason,
+            });
+        }
         let mut this = Self {
             stop,
             threads: Vec::new(),
             counters: Vec::new(),
             progress: Vec::new(),
+            offloads,
+            lacking,
         };
         for (number, (queue, socket)) in tun.queues.into_iter().zip(receivers).enumerate() {
             let counters = Arc::new(Counters::default());
             let progress = Arc::new(AtomicU64::new(0));
             let queue = Arc::new(queue);
-            let transmitter = transmitter(options, Arc::clone(&counters))?;
+            let transmitter = transmitter(options, offloads.send, Arc::clone(&counters))?;
             let template = EncapTemplate::ipv4(options.vtep.vni, options.vtep.mac);
             let worker = Worker {
                 encap: Encap::new(
@@ -164,6 +192,7 @@ impl Dataplane {
                     options.routes.reader(),
                     template,
                     transmitter,
+                    options.source,
                     Arc::clone(&counters),
                 ),
                 decap: Decap::new(
@@ -172,7 +201,11 @@ impl Dataplane {
                     Deliverer::new(
                         Arc::clone(&queue),
                         tun.vnet_hdr,
-                        tun.offload,
+                        if offloads.write {
+                            tun.known
+                        } else {
+                            TunOffload::None
+                        },
                         options.mtu,
                         simd::checksummer(),
                         Arc::clone(&counters),
@@ -182,6 +215,7 @@ impl Dataplane {
                 tun: queue,
                 stop: Arc::clone(&this.stop),
                 progress: Arc::clone(&progress),
+                spin: Spin::new(options.spin),
             };
             let ended = Arc::clone(&ended);
             let thread = std::thread::Builder::new()
@@ -211,6 +245,12 @@ impl Dataplane {
         self.threads.len()
     }
 
+    /// What is handed to the kernel in large pieces, and why the rest is not.
+    #[must_use]
+    pub fn offloads(&self) -> (Offloads, &[Lacking]) {
+        (self.offloads, &self.lacking)
+    }
+
     /// Turns of each worker so far. An idle worker makes none: it waits.
     #[must_use]
     pub fn progress(&self) -> Vec<u64> {
@@ -236,11 +276,8 @@ impl Drop for Dataplane {
     }
 }
 
-/// `UDP_GRO` is there since Linux 5.0, and right since this one.
-const JOINS_ON_RECEIVE: Version = Version(5, 12, 0);
-
 fn receiver(address: SocketAddrV4) -> Result<UdpSocket, StartError> {
-    let socket = UdpSocket::receiver(address).map_err(|source| match source.kind() {
+    UdpSocket::receiver(address).map_err(|source| match source.kind() {
         io::ErrorKind::AddrInUse => StartError::PortInUse {
             address: *address.ip(),
             port: address.port(),
@@ -249,23 +286,28 @@ fn receiver(address: SocketAddrV4) -> Result<UdpSocket, StartError> {
             tried: format!("receive on UDP {address}"),
             source,
         },
-    })?;
-    if kernel::version() >= JOINS_ON_RECEIVE {
-        socket.join_on_receive();
-    }
-    Ok(socket)
+    })
 }
 
-fn transmitter(options: &Options, counters: Arc<Counters>) -> Result<Transmitter, StartError> {
+fn transmitter(
+    options: &Options,
+    segment: bool,
+    counters: Arc<Counters>,
+) -> Result<Transmitter, StartError> {
     let sockets: Vec<_> = (0..SOURCE_PORTS)
         .map(|_| UdpSocket::sender(options.source))
         .collect::<Result<_, _>>()
-        .map_err(io_error(format!("send from {}", options.source)))?;
-    let segmentation = match sockets.first() {
-        Some(socket) if socket.can_segment() => Segmentation::Kernel,
-        _ => Segmentation::Off,
+        .map_err(cannot_send(options))?;
+    let segmentation = if segment {
+        Segmentation::Kernel
+    } else {
+        Segmentation::Off
     };
     Ok(Transmitter::new(sockets, counters, segmentation))
+}
+
+fn cannot_send(options: &Options) -> impl FnOnce(io::Error) -> StartError {
+    io_error(format!("send from {}", options.source))
 }
 
 fn io_error(tried: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {

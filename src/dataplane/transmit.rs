@@ -2,16 +2,19 @@
 //! the kernel refuses.
 
 use std::io;
+use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::batch::{Message, Plan};
 use super::counters::{Counter, Counters};
 use crate::sys::poll;
-use crate::sys::udp::{MessageHead, SendBatch, Sending, UdpSocket};
+use crate::sys::udp::{self, MessageHead, SendBatch, Sending, UdpSocket};
 
 /// Messages of one call at most.
 const MESSAGES: usize = 64;
+/// Outer IPv4 and UDP header.
+const IP_UDP_LEN: usize = 28;
 /// How long a worker waits for a full socket, once a flush. Longer, and the TUN queue
 /// behind it overflows without being counted by us.
 const PATIENCE: Duration = Duration::from_millis(1);
@@ -24,6 +27,7 @@ pub struct Transmitter {
     resend: SendBatch,
     counters: Arc<Counters>,
     segmentation: Segmentation,
+    too_long: Option<SocketAddrV4>,
 }
 
 /// Whether the kernel cuts messages into datagrams.
@@ -66,7 +70,13 @@ impl Transmitter {
             resend: SendBatch::new(MESSAGES * 2),
             counters,
             segmentation,
+            too_long: None,
         }
+    }
+
+    /// Where datagrams went that are longer than the path takes, if there were any.
+    pub const fn take_too_long(&mut self) -> Option<SocketAddrV4> {
+        self.too_long.take()
     }
 
     /// Number of source ports.
@@ -109,6 +119,7 @@ impl Transmitter {
                 resend,
                 counters,
                 segmentation,
+                too_long,
             } = self;
             let mut sending = send.start();
             while !sending.is_full() {
@@ -130,6 +141,7 @@ impl Transmitter {
                 resend,
                 counters,
                 segmentation,
+                too_long,
                 plan,
                 buffers,
             }
@@ -158,6 +170,7 @@ struct Attempt<'a> {
     resend: &'a mut SendBatch,
     counters: &'a Counters,
     segmentation: &'a mut Segmentation,
+    too_long: &'a mut Option<SocketAddrV4>,
     plan: &'a Plan,
     buffers: Buffers<'a>,
 }
@@ -202,12 +215,31 @@ impl Attempt<'_> {
         }
     }
 
+    /// Kernels before 6.13 say EINVAL for datagrams longer than the device below takes.
+    fn is_too_long(&self, message: &Message, error: &io::Error) -> bool {
+        match error.raw_os_error() {
+            Some(libc::EMSGSIZE) => true,
+            Some(libc::EINVAL) => {
+                let source = self.socket.local_address().map(|address| *address.ip());
+                let mtu = source.and_then(|ip| udp::path_mtu(ip, message.key.destination));
+                mtu.is_ok_and(|mtu| message.segment_len as usize + IP_UDP_LEN > usize::from(mtu))
+            }
+            _ => false,
+        }
+    }
+
     /// Sends each datagram of a refused message by itself. Without UDP_SEGMENT the kernel
     /// may fragment what is too long for the path.
     fn one_by_one(&mut self, message: &Message, error: &io::Error) {
         self.counters.add(Counter::SegmentFallbacks, 1);
-        if error.raw_os_error() != Some(libc::EMSGSIZE) {
+        if self.is_too_long(message, error) {
+            *self.too_long = Some(message.key.destination);
+        } else if *self.segmentation == Segmentation::Kernel {
             *self.segmentation = Segmentation::Off;
+            tracing::warn!(
+                event = "offload_fallback", part = "send", %error,
+                "the kernel refused to cut a message; datagrams are sent one by one from now on"
+            );
         }
         let mut sending = self.resend.start();
         for datagram in self.plan.datagrams(message) {
@@ -267,7 +299,7 @@ mod tests {
     use super::*;
     use crate::dataplane::batch::{Key, Span};
     use crate::sys::udp::ReceiveBatch;
-    use std::net::{Ipv4Addr, SocketAddrV4};
+    use std::net::Ipv4Addr;
     use std::time::Instant;
 
     fn transmitter(counters: &Arc<Counters>) -> Transmitter {
@@ -282,7 +314,7 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(5);
         let mut all = Vec::new();
         while all.len() < count && Instant::now() < deadline {
-            let Ok(slots) = batch.receive(socket) else {
+            let Ok(slots) = batch.receive(socket, usize::MAX) else {
                 continue;
             };
             for slot in 0..slots {

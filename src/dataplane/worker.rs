@@ -3,9 +3,11 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use super::decap::Decap;
 use super::encap::Encap;
+use super::spin::Spin;
 use super::{DeviceGone, Stop};
 use crate::sys::poll;
 use crate::sys::tun::TunQueue;
@@ -18,6 +20,7 @@ pub struct Worker {
     pub(super) decap: Decap,
     pub(super) stop: Arc<Stop>,
     pub(super) progress: Arc<AtomicU64>,
+    pub(super) spin: Spin,
 }
 
 impl Worker {
@@ -26,22 +29,61 @@ impl Worker {
     /// # Errors
     /// When the device is gone for good.
     pub fn run(mut self) -> Result<(), DeviceGone> {
+        let start = Instant::now();
         while !self.stop.is_set() {
-            let out = self.encap.drain()?;
-            let back = self.decap.drain()?;
+            let [out, back] = self.wait(start)?;
+            // Both have a budget, so that neither starves: bulk one way needs the
+            // acknowledgements of the other.
+            if out {
+                self.encap.drain()?;
+            }
+            if back {
+                self.decap.drain()?;
+            }
             // A plain store: the watchdog only wants to see it move.
             let turns = self.progress.load(Ordering::Relaxed);
             self.progress
                 .store(turns.wrapping_add(1), Ordering::Relaxed);
-            if !out && !back {
-                let ready = [
-                    self.tun.as_fd(),
-                    self.decap.socket().as_fd(),
-                    self.stop.as_fd(),
-                ];
-                poll::wait_readable(ready, None).map_err(DeviceGone)?;
-            }
         }
         Ok(())
+    }
+
+    /// Waits until there is something to do; says on which side.
+    fn wait(&mut self, start: Instant) -> Result<[bool; 2], DeviceGone> {
+        if let Some(sides) = self.poll(Some(Duration::ZERO))? {
+            return Ok(sides);
+        }
+        let began = start.elapsed();
+        let budget = self.spin.budget(began);
+        let mut now = began;
+        while now - began < budget {
+            std::thread::yield_now();
+            let back = start.elapsed();
+            if !self.spin.yielded(back - now, back) {
+                break;
+            }
+            now = back;
+            if let Some(sides) = self.poll(Some(Duration::ZERO))? {
+                self.spin.found();
+                return Ok(sides);
+            }
+        }
+        if !budget.is_zero() {
+            self.spin.missed();
+        }
+        let sides = self.poll(None)?.unwrap_or_default();
+        self.spin.slept(start.elapsed() - began);
+        Ok(sides)
+    }
+
+    /// Which sides are readable; none when nothing is, not even the stop flag.
+    fn poll(&self, timeout: Option<Duration>) -> Result<Option<[bool; 2]>, DeviceGone> {
+        let descriptors = [
+            self.tun.as_fd(),
+            self.decap.socket().as_fd(),
+            self.stop.as_fd(),
+        ];
+        let [out, back, stop] = poll::wait_readable(descriptors, timeout).map_err(DeviceGone)?;
+        Ok((out || back || stop).then_some([out, back]))
     }
 }

@@ -158,6 +158,13 @@ impl RouteTable {
         self.len == 0
     }
 
+    /// The first address of the subnet that an address is in: of a peer's subnet, its VTEP's.
+    #[must_use]
+    pub fn subnet_address(&self, address: Ipv4Addr) -> Ipv4Addr {
+        let mask = u32::MAX.checked_shl(self.shift).unwrap_or(0);
+        Ipv4Addr::from_bits(address.to_bits() & mask)
+    }
+
     /// All routes, for people and tests; costs a walk over the whole network.
     pub fn iter(&self) -> impl Iterator<Item = (Ipv4Net, &Peer)> {
         let indexed = self.pages.iter().flat_map(|page| page.iter()).enumerate();

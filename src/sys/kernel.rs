@@ -1,5 +1,6 @@
 //! Which kernel runs, for the defects that only its version tells.
 
+use std::fmt;
 use std::fs;
 use std::sync::OnceLock;
 
@@ -18,6 +19,12 @@ impl Version {
         let mut numbers = numbers.split('.').map(|part| part.parse().unwrap_or(0));
         let mut next = || numbers.next().unwrap_or(0);
         Self(next(), next(), next())
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.0, self.1, self.2)
     }
 }
 

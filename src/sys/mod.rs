@@ -1,5 +1,6 @@
 //! The kernel edge: the only place with `unsafe`.
 
+pub mod ethtool;
 pub mod kernel;
 pub mod netns;
 pub mod poll;

@@ -115,6 +115,8 @@ pub struct Tun {
     pub vnet_hdr: bool,
     /// What the kernel took of the wanted offloads.
     pub offload: TunOffload,
+    /// Which super-packets the kernel knows, and so takes when they are written.
+    pub known: TunOffload,
 }
 
 /// One queue of a TUN device, not blocking. The kernel keeps a flow on one queue.
@@ -163,7 +165,7 @@ fn finish(
             files.push(attach(&options.name, name, shape)?);
         }
     }
-    let mut offload = TunOffload::None;
+    let (mut offload, mut known) = (TunOffload::None, TunOffload::None);
     if vnet_hdr {
         let mut length = VNET_HDR_LEN as libc::c_int;
         ioctl_pointer(&files[0], TUNSETVNETHDRSZ, &mut length).map_err(|source| {
@@ -172,12 +174,14 @@ fn finish(
                 source,
             }
         })?;
+        known = set_offload(&files[0], TunOffload::TcpUdp);
         offload = set_offload(&files[0], options.offload);
     }
     Ok(Tun {
         queues: files.into_iter().map(TunQueue).collect(),
         vnet_hdr,
         offload,
+        known,
     })
 }
 

@@ -125,6 +125,36 @@ impl UdpSocket {
     }
 }
 
+/// The largest IP packet in bytes that leaves for a destination in one piece, as the routing
+/// table and path MTU discovery know it (`IP_MTU`).
+///
+/// # Errors
+/// When there is no route.
+pub fn path_mtu(source: Ipv4Addr, destination: SocketAddrV4) -> io::Result<u16> {
+    let socket = UdpSocket::open()?;
+    socket
+        .0
+        .bind(&SockAddr::from(SocketAddrV4::new(source, 0)))?;
+    socket.0.connect(&SockAddr::from(destination))?;
+    let mut value: libc::c_int = 0;
+    let mut length = mem::size_of_val(&value) as libc::socklen_t;
+    // SAFETY: the descriptor is open; `value` and `length` live through the call, and
+    // `length` is the size of `value`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.0.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_MTU,
+            (&raw mut value).cast(),
+            &raw mut length,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(u16::try_from(value).unwrap_or(u16::MAX))
+}
+
 impl AsFd for UdpSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
@@ -211,14 +241,16 @@ impl ReceiveBatch {
         &mut self.buffer
     }
 
-    /// Receives what is there, without waiting; returns the number of datagrams.
+    /// Receives what is there, up to `limit` datagrams and the number of slots, without
+    /// waiting; returns the number of datagrams.
     ///
     /// # Errors
     /// `WouldBlock` when there is none; else the error of an earlier datagram of ours
     /// (`ConnectionRefused`), which says nothing about this socket.
-    pub fn receive(&mut self, socket: &UdpSocket) -> io::Result<usize> {
-        let slots = self.messages.len();
-        for (slot, chunk) in self.buffer.chunks_exact_mut(self.slot_len).enumerate() {
+    pub fn receive(&mut self, socket: &UdpSocket, limit: usize) -> io::Result<usize> {
+        let slots = self.messages.len().min(limit);
+        let chunks = self.buffer.chunks_exact_mut(self.slot_len);
+        for (slot, chunk) in chunks.enumerate().take(slots) {
             self.pieces[slot] = libc::iovec {
                 iov_base: chunk.as_mut_ptr().cast(),
                 iov_len: chunk.len(),
@@ -477,7 +509,7 @@ mod tests {
     fn receive(batch: &mut ReceiveBatch, socket: &UdpSocket) -> usize {
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
-            match batch.receive(socket) {
+            match batch.receive(socket, usize::MAX) {
                 Ok(count) => return count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     assert!(Instant::now() < deadline, "nothing arrived");

@@ -2,10 +2,11 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::namespace::TestbedError;
 use super::topology::{Host, UNDERLAY_DEVICE};
@@ -92,7 +93,10 @@ impl DaemonProcess {
     pub fn ready(&mut self, patience: Duration) -> Result<SubnetEnv, TestbedError> {
         let deadline = Instant::now() + patience;
         loop {
-            if let Some(found) = self.subnet_env() {
+            // The subnet file may be an earlier daemon's.
+            if self.says_ready()
+                && let Some(found) = self.subnet_env()
+            {
                 return Ok(found);
             }
             if let Ok(Some(status)) = self.child.try_wait() {
@@ -103,6 +107,37 @@ impl DaemonProcess {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Asks it to stop, and waits until it has.
+    ///
+    /// # Errors
+    /// When it does not in time; it is killed then.
+    pub fn terminate(mut self, patience: Duration) -> Result<ExitStatus, TestbedError> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        if let Some(pid) = pid {
+            // It may have ended already.
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return Ok(status);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Err(self.gave_up(&format!("did not stop within {patience:?}")))
+    }
+
+    /// The folder with its files: `log`, `subnet.env`, `state`.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    fn says_ready(&self) -> bool {
+        let log = self.log();
+        log.contains("event=\"ready\"") || log.contains("\"event\":\"ready\"")
     }
 
     fn subnet_env(&self) -> Option<SubnetEnv> {

@@ -7,10 +7,14 @@
 pub mod daemon;
 pub mod kernel_vxlan;
 pub mod namespace;
+pub mod nic;
+pub mod pair;
 pub mod topology;
 pub mod traffic;
 
 pub use daemon::{DaemonProcess, SubnetEnv};
 pub use kernel_vxlan::{KernelVxlan, kernel_has_vxlan};
 pub use namespace::{Node, TestbedError, available};
+pub use nic::NicClass;
+pub use pair::Pair;
 pub use topology::{Container, Host, Topology};

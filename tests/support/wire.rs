@@ -3,10 +3,12 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::Command;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use uvxlan::dataplane::checks::Vtep;
-use uvxlan::dataplane::counters::{Counter, Kind, Totals};
+use uvxlan::dataplane::counters::{Counter, Kind as CounterKind, Totals};
+use uvxlan::dataplane::offloads::Offloads;
 use uvxlan::dataplane::{Dataplane, Options};
 use uvxlan::host::netlink::Route;
 use uvxlan::route::peer::{Peer, PeerId};
@@ -79,12 +81,14 @@ pub fn our_end(
         source: host.address(),
         receive: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, DEFAULT_PORT),
         routes: Routes::new(table),
+        offloads: Offloads::AUTO,
+        spin: Duration::ZERO,
     };
     let start = || {
         let device = tun::open(&TunOptions {
             name: DEVICE.into(),
             queues: 2,
-            offload: TunOffload::None,
+            offload: TunOffload::TcpUdp,
         })
         .unwrap();
         Dataplane::start(device, &options, |gone| panic!("{gone}")).unwrap()
@@ -107,6 +111,39 @@ fn configure(node: &Node, address: Ipv4Addr, peer_subnet: Ipv4Net) {
         netlink.replace_route(&route).await
     })
     .unwrap();
+}
+
+/// Who holds the tunnel port of a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Kernel,
+    Ours,
+}
+
+/// A running end of the tunnel, kept for its lifetime.
+pub enum End {
+    Kernel(KernelVxlan),
+    Ours(Dataplane),
+}
+
+impl End {
+    /// An end of either kind that looks the same from outside.
+    pub fn start(
+        kind: Kind,
+        host: &Host,
+        subnet: Ipv4Net,
+        mac: MacAddr,
+        peer: (Ipv4Net, &Host, MacAddr),
+    ) -> Self {
+        match kind {
+            Kind::Kernel => {
+                let vxlan = kernel_end(host, subnet, mac);
+                vxlan.add_peer(peer.0, peer.1.address(), peer.2).unwrap();
+                Self::Kernel(vxlan)
+            }
+            Kind::Ours => Self::Ours(our_end(host, subnet, mac, peer)),
+        }
+    }
 }
 
 /// The kernel's vxlan on the first host, our packet loop on the second, a container each.
@@ -162,7 +199,7 @@ impl Overlay {
         // IPv6 neighbour discovery of the device itself and the like are none of the test's.
         let strangers = [Counter::OutNotIpv4, Counter::OutNotUnicast];
         for counter in Counter::ALL.iter().filter(|c| !strangers.contains(c)) {
-            if matches!(counter.kind(), Kind::DropIn | Kind::DropOut) {
+            if matches!(counter.kind(), CounterKind::DropIn | CounterKind::DropOut) {
                 assert_eq!(totals.get(*counter), 0, "{}", counter.label());
             }
         }

@@ -10,7 +10,7 @@ use super::{Effect, Flag, Group};
 use crate::daemon::options::{
     DEFAULT_CONTROL_SOCKET, DEFAULT_ENDPOINTS, DEFAULT_PREFIX, DEFAULT_STATE_DIR,
     DEFAULT_SUBNET_FILE, Invalid, LogFormat, ReceiveOn, RunOptions, Secret, address, boolean,
-    choice, count, endpoints, expression, integer, optional, required, store,
+    choice, count, endpoints, expression, integer, offloads, optional, required, store,
 };
 
 const FILE: &str = "the path of a file";
@@ -422,6 +422,39 @@ pub(in crate::cli) static FLAGS: &[Flag] = &[
     )
     .value("N")
     .ours(),
+    Flag::new(
+        Group::Daemon,
+        "offload",
+        "What to hand to the kernel in large pieces: auto, off, or a list of parts",
+        |to, text| {
+            to.offloads = offloads(text)?;
+            Ok(())
+        },
+    )
+    .value("PARTS")
+    .default("auto")
+    .ours()
+    .details(
+        "Parts: read (TSO and USO of the device), send (UDP_SEGMENT), receive (UDP_GRO), write \
+         (merged packets into the device). -PART takes one away, as in auto,-send. What the \
+         kernel lacks or does wrong is left out by itself, and the log says so.",
+    ),
+    Flag::new(
+        Group::Daemon,
+        "spin",
+        "How long a worker looks for the next packet before it sleeps; 0 is not at all",
+        |to, text| {
+            to.spin = Duration::from_micros(count(text, 0, 10_000)?.into());
+            Ok(())
+        },
+    )
+    .value("MICROSECONDS")
+    .default("100")
+    .ours()
+    .details(
+        "It does so only while packets follow each other that closely, and nobody else wants \
+         the processor: a shorter round trip for some processor time.",
+    ),
     Flag::new(
         Group::Daemon,
         "keep-device",

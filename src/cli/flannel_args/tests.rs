@@ -233,6 +233,7 @@ fn our_own_values_reach_their_fields() {
         "--workers=3",
         "--keep-device",
         "--receive-on=public",
+        "--offload=auto,-send",
         "--lease-ttl=9",
     ]);
     assert_eq!(ours.store, StoreChoice::Directory("/mnt/leases".into()));
@@ -243,6 +244,7 @@ fn our_own_values_reach_their_fields() {
     assert_eq!(ours.backend_default.as_deref(), Some("vxlan"));
     assert_eq!(ours.workers.map(usize::from), Some(3));
     assert_eq!(ours.receive_on, ReceiveOn::Public);
+    assert_eq!(ours.offloads.to_string(), "read,receive,write");
     assert_eq!(ours.lease_ttl, Duration::from_secs(9));
     assert_eq!(
         warnings(&ours),
@@ -393,7 +395,7 @@ fn unknown_flags_name_the_nearest() {
 
 #[test]
 fn bad_values_are_refused_with_what_was_expected() {
-    let table: [(&[&str], &str); 18] = [
+    let table: [(&[&str], &str); 19] = [
         (&["--public-ip=host"], "an IPv4 address"),
         (&["--public-ip=::1"], "an IPv4 address"),
         (&["--iface-can-reach=host"], "an IP address"),
@@ -412,6 +414,7 @@ fn bad_values_are_refused_with_what_was_expected() {
         (&["--store=dir:"], "dir: and a path"),
         (&["--log-format=xml"], "text or json"),
         (&["--receive-on=eth0"], "any or public"),
+        (&["--offload=gso"], "read, send, receive and write"),
     ];
     for (arguments, expected) in table {
         let error = error(arguments);

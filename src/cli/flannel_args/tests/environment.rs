@@ -51,6 +51,7 @@ fn every_flag_has_a_variable() {
         "store" => "dir:/env",
         "backend-default" => "vxlan",
         "receive-on" => "public",
+        "offload" => "off",
         "log-format" => "json",
         "etcd-endpoints" => "http://env:1",
         "kube-subnet-mgr" => "false",

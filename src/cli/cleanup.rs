@@ -1,4 +1,4 @@
-//! Leaves nothing behind, whatever ends the demo.
+//! Leaves nothing behind, whatever ends a command that starts daemons.
 
 use std::io;
 use std::path::Path;
@@ -19,8 +19,9 @@ pub(super) struct Cleanup {
 
 impl Cleanup {
     /// Makes the folder and starts to listen for signals.
-    pub(super) fn start() -> io::Result<Self> {
-        let folder = Arc::new(tempfile::Builder::new().prefix("uvxlan-demo-").tempdir()?);
+    pub(super) fn start(purpose: &str) -> io::Result<Self> {
+        let prefix = format!("uvxlan-{purpose}-");
+        let folder = Arc::new(tempfile::Builder::new().prefix(&prefix).tempdir()?);
         let children: Arc<Mutex<Vec<u32>>> = Arc::default();
         let this = Self {
             folder: Arc::clone(&folder),

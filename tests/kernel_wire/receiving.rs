@@ -1,0 +1,129 @@
+//! A host of either kind that is sent frames made by hand, and what its container gets.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use uvxlan::sys::poll;
+use uvxlan::sys::udp::{MessageHead, ReceiveBatch, SendBatch, UdpSocket};
+use uvxlan::testbed::{Container, Topology};
+use uvxlan::wire::Vni;
+use uvxlan::wire::vxlan::{DEFAULT_PORT, EncapTemplate};
+
+use crate::inner::step;
+use crate::wire::{End, KERNEL_MAC, Kind, MTU, OUR_MAC, kernel_subnet, our_subnet};
+
+/// What the container got: the first four bytes of the payload, and the type of service.
+pub type Arrived = (u32, u8);
+
+/// The number of the frame that comes after all others.
+const LAST: u32 = u32::MAX;
+
+/// A receiving host, with a container that listens.
+pub struct Receiving {
+    topology: Topology,
+    end: End,
+    container: Container,
+    listener: UdpSocket,
+}
+
+impl Receiving {
+    pub fn new(kind: Kind) -> Self {
+        let topology = Topology::two_hosts().unwrap();
+        let (sender, receiver) = topology.pair().unwrap();
+        let peer = (kernel_subnet(), sender, KERNEL_MAC);
+        let end = End::start(kind, receiver, our_subnet(), OUR_MAC, peer);
+        let container = receiver
+            .add_container(our_subnet(), u32::from(MTU))
+            .unwrap();
+        let address = SocketAddrV4::new(container.address(), 0);
+        let listener = container
+            .namespace()
+            .run(|| UdpSocket::receiver(address).unwrap())
+            .unwrap();
+        Self {
+            topology,
+            end,
+            container,
+            listener,
+        }
+    }
+
+    /// The receiving end.
+    pub fn end(&self) -> &End {
+        &self.end
+    }
+
+    /// An inner UDP packet to the listener that carries a number, with this type of service.
+    pub fn packet(&self, number: u32, tos: u8) -> Vec<u8> {
+        let from = kernel_subnet().hosts().nth(1).unwrap();
+        let ip = step(
+            from,
+            self.container.address(),
+            63,
+            number as u16,
+            |header| {
+                header.ecn = etherparse::IpEcn::try_new(tos & 3).unwrap();
+            },
+        );
+        let port = self.listener.local_address().unwrap().port();
+        let mut payload = number.to_be_bytes().to_vec();
+        payload.extend([0x5a; 36]);
+        let mut bytes = Vec::new();
+        ip.udp(40_000, port).write(&mut bytes, &payload).unwrap();
+        bytes
+    }
+
+    /// The frame as a peer would send it.
+    pub fn frame(&self, number: u32, tos: u8) -> Vec<u8> {
+        let encapsulation = EncapTemplate::ipv4(Vni::DEFAULT, KERNEL_MAC).towards(OUR_MAC);
+        [encapsulation.as_slice(), &self.packet(number, tos)].concat()
+    }
+
+    /// Sends frames, each with an outer ECN codepoint, and returns what came out of them.
+    pub fn send(&self, frames: &[(Vec<u8>, u8)]) -> Vec<Arrived> {
+        let (sender, receiver) = self.topology.pair().unwrap();
+        let destination = SocketAddrV4::new(receiver.address(), DEFAULT_PORT);
+        let socket = sender
+            .namespace()
+            .run(|| UdpSocket::sender(Ipv4Addr::UNSPECIFIED).unwrap())
+            .unwrap();
+        let last = (self.frame(LAST, 0), 0);
+        let mut batch = SendBatch::new(1);
+        let mut arrived = Vec::new();
+        for (frame, ecn) in frames.iter().chain([&last]) {
+            let mut sending = batch.start();
+            sending.message(MessageHead {
+                destination,
+                segment: None,
+                ecn: *ecn,
+            });
+            sending.piece(frame);
+            sending.send(&socket, 0).unwrap();
+            self.take(&mut arrived, Duration::ZERO);
+        }
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while arrived.iter().all(|(number, _)| *number != LAST) {
+            assert!(Instant::now() < deadline, "the last frame is good");
+            self.take(&mut arrived, Duration::from_millis(100));
+        }
+        arrived.retain(|(number, _)| *number != LAST);
+        arrived
+    }
+
+    fn take(&self, arrived: &mut Vec<Arrived>, patience: Duration) {
+        let _ = poll::wait_readable([self.listener.as_fd()], Some(patience));
+        let mut batch = ReceiveBatch::new(64, 2048);
+        let Ok(count) = batch.receive(&self.listener, usize::MAX) else {
+            return;
+        };
+        for slot in 0..count {
+            let info = batch.datagram(slot);
+            let bytes = &batch.buffer()[info.start..info.start + info.len];
+            let number = bytes
+                .first_chunk()
+                .map_or(0, |head| u32::from_be_bytes(*head));
+            arrived.push((number, info.tos));
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Daemons on hosts in namespaces, and a real etcd on one of them.
+#![allow(dead_code, reason = "no test program uses all of it")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use uvxlan::testbed::traffic::{PingReport, PingRequest, TransferRequest, ping, tcp_transfer};
+use uvxlan::testbed::{Container, DaemonProcess, Host, SubnetEnv, available};
+
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_uvxlan");
+pub const PREFIX: &str = "/coreos.com/network";
+pub const CONFIG: &str = r#"{"Network": "10.5.0.0/16", "SubnetMin": "10.5.10.0", "SubnetMax": "10.5.250.0", "Backend": {"Type": "vxlan"}}"#;
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Leaves the test, saying why, where the host can't do what it needs.
+macro_rules! need {
+    ($check:expr) => {
+        if let Err(reason) = $check {
+            eprintln!("skipped: {reason}");
+            return;
+        }
+    };
+}
+pub(crate) use need;
+
+/// Whether namespaces can be made and these programs are there.
+pub fn possible(programs: &[&str]) -> Result<(), String> {
+    available()?;
+    for program in programs {
+        let found = Command::new(program)
+            .arg("--version")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        found.map_err(|error| format!("no program {program}: {error}"))?;
+    }
+    Ok(())
+}
+
+/// Waits for something to become true.
+pub fn eventually(what: &str, mut check: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !check() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// An etcd of one member on a host, on the usual ports. Killed when dropped.
+pub struct EtcdOnHost {
+    host: Host,
+    data: PathBuf,
+    child: Option<Child>,
+}
+
+impl EtcdOnHost {
+    pub fn start(host: &Host, folder: &Path) -> Self {
+        let mut this = Self {
+            host: host.clone(),
+            data: folder.join("etcd"),
+            child: None,
+        };
+        this.run();
+        this
+    }
+
+    /// Starts the program on its data, and waits until it answers.
+    pub fn run(&mut self) {
+        let log = std::fs::File::create(self.data.with_extension("log")).unwrap();
+        let mut command = Command::new("etcd");
+        let address = self.host.address();
+        let client = format!("http://{address}:2379");
+        let peer = format!("http://{address}:2380");
+        command
+            .arg("--name=one")
+            .arg("--data-dir")
+            .arg(&self.data)
+            .args([
+                "--listen-client-urls",
+                &client,
+                "--advertise-client-urls",
+                &client,
+            ])
+            .args([
+                "--listen-peer-urls",
+                &peer,
+                "--initial-advertise-peer-urls",
+                &peer,
+            ])
+            .args(["--initial-cluster", &format!("one={peer}")])
+            .args(["--heartbeat-interval=50", "--election-timeout=500"])
+            .stdout(Stdio::null())
+            .stderr(log);
+        let command = uvxlan::sys::process::dies_with_parent(command);
+        let child = self.host.namespace().command(command).spawn().unwrap();
+        self.child = Some(child);
+        eventually("etcd answers", || {
+            self.try_ctl(&["endpoint", "health"]).is_some()
+        });
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}:2379", self.host.address())
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    fn try_ctl(&self, arguments: &[&str]) -> Option<String> {
+        let mut command = Command::new("etcdctl");
+        command
+            .env("ETCDCTL_API", "3")
+            .arg(format!("--endpoints={}", self.url()))
+            .args(arguments);
+        let output = self.host.namespace().command(command).output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        output.status.success().then_some(text)
+    }
+
+    /// Runs etcdctl; returns what it prints.
+    pub fn ctl(&self, arguments: &[&str]) -> String {
+        self.try_ctl(arguments)
+            .unwrap_or_else(|| panic!("etcdctl {arguments:?} failed"))
+    }
+
+    /// All leases: pairs of key below the prefix and value.
+    pub fn leases(&self) -> Vec<(String, String)> {
+        let prefix = format!("{PREFIX}/subnets/");
+        let text = self.ctl(&["get", "--prefix", &prefix]);
+        let lines: Vec<_> = text.lines().collect();
+        lines
+            .chunks(2)
+            .map(|pair| {
+                let key = pair[0].strip_prefix(&prefix).unwrap();
+                (key.to_owned(), pair[1].to_owned())
+            })
+            .collect()
+    }
+}
+
+impl Drop for EtcdOnHost {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A host with our daemon, and a container once the daemon serves a subnet.
+pub struct NodeUnderTest {
+    pub host: Host,
+    pub folder: PathBuf,
+    pub flags: Vec<String>,
+    pub daemon: Option<DaemonProcess>,
+    pub env: Option<SubnetEnv>,
+    pub container: Option<Container>,
+}
+
+impl NodeUnderTest {
+    /// Starts the daemon, waits until it serves, and adds a container.
+    pub fn start(host: &Host, folder: &Path, flags: &[String]) -> Self {
+        let mut this = Self {
+            host: host.clone(),
+            folder: folder.join(host.node().name()),
+            flags: flags.to_vec(),
+            daemon: None,
+            env: None,
+            container: None,
+        };
+        this.start_daemon();
+        let env = this.env.unwrap();
+        this.container = Some(host.add_container(env.subnet, env.mtu).unwrap());
+        this
+    }
+
+    /// Starts the daemon, anew or for the first time.
+    pub fn start_daemon(&mut self) {
+        let program = Path::new(PROGRAM);
+        let flags = self.flags.iter().map(String::as_str);
+        let mut daemon = DaemonProcess::start(program, &self.host, &self.folder, flags).unwrap();
+        self.env = Some(daemon.ready(PATIENCE).unwrap());
+        self.daemon = Some(daemon);
+    }
+
+    /// Ends the daemon in good order; returns its log.
+    pub fn stop_daemon(&mut self) -> String {
+        let daemon = self.daemon.take().unwrap();
+        let status = daemon.terminate(PATIENCE).unwrap();
+        assert!(status.success(), "{status}");
+        self.log()
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+
+    pub fn container(&self) -> &Container {
+        self.container.as_ref().unwrap()
+    }
+
+    /// Runs a program in the host's namespace; returns what it prints.
+    pub fn output(&self, program: &str, arguments: &[&str]) -> String {
+        let mut command = Command::new(program);
+        command.args(arguments);
+        let output = self.host.namespace().command(command).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// MAC of the published lease, by the daemon's own state.
+    pub fn ping(&self, other: &Self, count: u16) -> PingReport {
+        let request = PingRequest {
+            count,
+            ..PingRequest::new(other.container().address())
+        };
+        ping(self.container().namespace(), request).unwrap()
+    }
+
+    pub fn reaches(&self, other: &Self) -> bool {
+        let request = PingRequest {
+            count: 1,
+            timeout: Duration::from_millis(300),
+            ..PingRequest::new(other.container().address())
+        };
+        ping(self.container().namespace(), request).is_ok_and(|report| report.is_complete())
+    }
+
+    pub fn transfer(&self, other: &Self, bytes: u64) {
+        let request = TransferRequest::new(other.container().address(), bytes);
+        let (from, to) = (self.container().namespace(), other.container().namespace());
+        let report = tcp_transfer(from, to, request, |_| ()).unwrap();
+        assert!(report.is_intact(), "{report:?}");
+    }
+}
