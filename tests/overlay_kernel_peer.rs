@@ -204,3 +204,66 @@ fn it_takes_over_where_flannel_ran() {
         .unwrap();
     eventually("flannel works again", || peer.reaches(&node));
 }
+
+/// The lease is gone (expired, or another datastore), the device and the subnet file of
+/// flannel's are there: containers have addresses of that subnet, so it must be kept.
+#[test]
+fn the_subnet_file_of_flannel_keeps_the_subnet_without_a_lease() {
+    need!(checks());
+    let flannels = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.200.1/24\n\
+                    FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+    // What mk-docker-opts.sh makes of it where it is told to write to the file it reads.
+    let overwritten = "DOCKER_OPT_BIP=\"--bip=10.5.200.1/24\"\nDOCKER_OPT_IPMASQ=\"--ip-masq=false\"\n\
+                       DOCKER_OPT_MTU=\"--mtu=1450\"\n";
+    for subnet_file in [flannels, overwritten] {
+        let topology = Topology::two_hosts().unwrap();
+        let (before, other) = topology.pair().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let store = folder.path().join("store");
+        std::fs::create_dir(&store).unwrap();
+        std::fs::write(store.join("config"), CONFIG).unwrap();
+        let flags = [format!("--store=dir:{}", store.display())];
+        let peer = NodeUnderTest::start(other, folder.path(), &flags);
+        let (peer_subnet, peer_mac) = own_lease(&store, other);
+
+        let flannel = KernelVxlan::start(
+            before,
+            Vni::DEFAULT,
+            DEFAULT_PORT,
+            kernel_subnet(),
+            KERNEL_MAC,
+        )
+        .unwrap();
+        flannel
+            .add_peer(peer_subnet, other.address(), peer_mac)
+            .unwrap();
+        let mut node = NodeUnderTest {
+            host: before.clone(),
+            folder: folder.path().join("ours"),
+            flags: flags.to_vec(),
+            daemon: None,
+            env: None,
+            container: Some(before.add_container(kernel_subnet(), 1450).unwrap()),
+        };
+        std::fs::create_dir(&node.folder).unwrap();
+        std::fs::write(node.folder.join("subnet.env"), subnet_file).unwrap();
+        node.start_daemon();
+        assert_eq!(own_lease(&store, before), (kernel_subnet(), KERNEL_MAC));
+        // The file is whole again, in flannel's form.
+        let rewritten = std::fs::read_to_string(node.folder.join("subnet.env")).unwrap();
+        assert_eq!(
+            rewritten,
+            flannels.replace("IPMASQ=true", "IPMASQ=false"),
+            "--ip-masq was not given"
+        );
+        // The device is as flannel's was: address, MTU, and the route to the peer.
+        let address = node.output("ip", &["-o", "-4", "addr", "show", "flannel.1"]);
+        assert!(address.contains("10.5.200.0/32"), "{address}");
+        let link = node.output("ip", &["-d", "link", "show", "flannel.1"]);
+        assert!(link.contains("mtu 1450") && link.contains("tun "), "{link}");
+        let routes = node.output("ip", &["route", "show", &peer_subnet.to_string()]);
+        assert_eq!(routes.matches("dev flannel.1").count(), 1, "{routes}");
+        eventually("the containers reach each other", || node.reaches(&peer));
+        assert_traffic(node.container(), peer.container());
+    }
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use support::contract::{self, TTL, next, quiet, written};
-use support::etcd::{Etcd, PREFIX, Tls, free_port, until_up};
+use support::etcd::{Etcd, PREFIX, certificates, free_port, until_up};
 use uvxlan::subnet::store::etcd_v3::{EtcdOptions, EtcdStore};
 use uvxlan::subnet::store::{Store, WatchEvent, WriteOutcome};
 
@@ -356,46 +356,6 @@ async fn the_watch_task_ends_with_its_receiver() {
         }
     }
     panic!("{left} tasks are left, {before} were there");
-}
-
-/// A CA of its own, with a certificate for 127.0.0.1 and one for a client.
-fn certificates(dir: &std::path::Path, mutual: bool) -> Tls {
-    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-    let ca_key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params
-        .distinguished_name
-        .push(rcgen::DnType::CommonName, "test CA");
-    let ca = params.self_signed(&ca_key).unwrap();
-    let issuer = Issuer::new(params, ca_key);
-    let write = |name: &str, text: String| {
-        let path = dir.join(name);
-        std::fs::write(&path, text).unwrap();
-        path
-    };
-    let sign = |names: &[&str], common_name: &str| {
-        let key = KeyPair::generate().unwrap();
-        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
-        let mut params = CertificateParams::new(names).unwrap();
-        params
-            .distinguished_name
-            .push(rcgen::DnType::CommonName, common_name);
-        (
-            params.signed_by(&key, &issuer).unwrap().pem(),
-            key.serialize_pem(),
-        )
-    };
-    let (cert, key) = sign(&["127.0.0.1"], "server");
-    let (client_cert, client_key) = sign(&[], "client");
-    Tls {
-        ca: write("ca.pem", ca.pem()),
-        cert: write("cert.pem", cert),
-        key: write("key.pem", key),
-        client_cert: write("client-cert.pem", client_cert),
-        client_key: write("client-key.pem", client_key),
-        mutual,
-    }
 }
 
 #[tokio::test]

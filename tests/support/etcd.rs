@@ -1,4 +1,5 @@
 //! A real etcd on loopback, in a directory of its own, killed when dropped.
+#![allow(dead_code, reason = "no test program uses all of it")]
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -22,6 +23,46 @@ pub struct Tls {
     pub client_cert: PathBuf,
     pub client_key: PathBuf,
     pub mutual: bool,
+}
+
+/// A CA of its own, with a certificate for 127.0.0.1 and one for a client.
+pub fn certificates(dir: &Path, mutual: bool) -> Tls {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    let ca_key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, "test CA");
+    let ca = params.self_signed(&ca_key).unwrap();
+    let issuer = Issuer::new(params, ca_key);
+    let write = |name: &str, text: String| {
+        let path = dir.join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let sign = |names: &[&str], common_name: &str| {
+        let key = KeyPair::generate().unwrap();
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, common_name);
+        (
+            params.signed_by(&key, &issuer).unwrap().pem(),
+            key.serialize_pem(),
+        )
+    };
+    let (cert, key) = sign(&["127.0.0.1"], "server");
+    let (client_cert, client_key) = sign(&[], "client");
+    Tls {
+        ca: write("ca.pem", ca.pem()),
+        cert: write("cert.pem", cert),
+        key: write("key.pem", key),
+        client_cert: write("client-cert.pem", client_cert),
+        client_key: write("client-key.pem", client_key),
+        mutual,
+    }
 }
 
 /// A running (or killed) etcd.
