@@ -30,7 +30,8 @@ forbid route sys offload dataplane subnet host daemon cli testbed
 forbid sys offload route dataplane subnet host daemon cli testbed
 forbid dataplane subnet host daemon cli testbed
 forbid subnet sys dataplane host daemon cli testbed
-forbid host dataplane subnet daemon cli testbed
+forbid host firewall dataplane subnet daemon cli testbed
+forbid firewall wire sys offload route dataplane subnet host daemon cli testbed
 forbid testbed dataplane subnet daemon cli
 forbid daemon cli testbed
 

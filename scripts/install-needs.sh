@@ -22,6 +22,8 @@ if [ "$want" = test ]; then
     need etcd etcd-server
     need etcdctl etcd-client
     need ip iproute2
+    need iptables iptables
+    need nft nftables
     need tshark tshark
     need systemd-analyze systemd
 fi

@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod daemon;
 pub mod dataplane;
+pub mod firewall;
 pub mod host;
 pub mod offload;
 pub mod route;

@@ -159,6 +159,7 @@ fn it_takes_over_where_flannel_ran() {
     eventually("flannel works", || reached(&container, peer.container()));
 
     let mut node = NodeUnderTest {
+        program: nodes::PROGRAM.into(),
         host: before.clone(),
         folder: folder.path().join("ours"),
         flags: flags.to_vec(),
@@ -238,6 +239,7 @@ fn the_subnet_file_of_flannel_keeps_the_subnet_without_a_lease() {
             .add_peer(peer_subnet, other.address(), peer_mac)
             .unwrap();
         let mut node = NodeUnderTest {
+            program: nodes::PROGRAM.into(),
             host: before.clone(),
             folder: folder.path().join("ours"),
             flags: flags.to_vec(),

@@ -37,8 +37,6 @@ pub(super) enum Effect {
     Acted,
     /// Nothing: it is accepted with one warning.
     NotYet,
-    /// `FLANNEL_IPMASQ` only: the rules themselves are not installed yet.
-    RecordedOnly,
 }
 
 /// Heading in the help.

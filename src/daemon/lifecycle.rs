@@ -1,7 +1,7 @@
 //! The life of `uvxlan run`, from the first look at the store to the last packet.
 //!
 //! Order of a start, as flannel's where somebody can see it: network config, interface,
-//! identity, lease, device, packet loop, peers and routes, state file, subnet file,
+//! identity, lease, device, packet loop, peers and routes, rules, state file, subnet file,
 //! READY=1. Until there is a lease nothing on the host is changed.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -18,11 +18,13 @@ use super::failure::Failure;
 use super::identity::{self, Traces};
 use super::options::{ReceiveOn, RunOptions, StoreChoice};
 use super::overlay::{Overlay, Plan};
+use super::rules::{self, RulesKept};
 use super::state_file::{self, State};
 use super::subnet_env::{self, SubnetFile};
 use super::{instance, notify};
 use crate::dataplane::DeviceGone;
 use crate::dataplane::checks::Vtep;
+use crate::firewall::rules::Subject;
 use crate::host::interface::{self, ExternalInterface, Selection};
 use crate::host::link;
 use crate::host::netlink::Netlink;
@@ -84,6 +86,7 @@ struct Started {
     manager: manager::Running,
     manager_stop: CancellationToken,
     device_gone: mpsc::UnboundedReceiver<DeviceGone>,
+    _rules: RulesKept,
     _lock: instance::InstanceLock,
 }
 
@@ -157,6 +160,13 @@ async fn start(
         network: config.network,
         vni: config.backend.vni,
     };
+    let subject = Subject {
+        network: config.network,
+        subnet: own,
+    };
+    // Before the subnet file: it tells docker that we masquerade.
+    let previous = subnet_env::read(&options.subnet_file).unwrap_or_default();
+    let rules = rules::establish(options, &config, subject, previous).await;
     write_files(options, &state, mtu)?;
     notify::ready(&format!("serving {own}, {} peers", overlay.peers()));
     tracing::info!(event = "ready", subnet = %own, peers = overlay.peers(), "Running backend.");
@@ -166,6 +176,7 @@ async fn start(
         manager,
         manager_stop,
         device_gone,
+        _rules: rules,
         _lock: lock,
     })
 }

@@ -9,5 +9,6 @@ pub mod log;
 pub mod notify;
 pub mod options;
 pub mod overlay;
+pub mod rules;
 pub mod state_file;
 pub mod subnet_env;

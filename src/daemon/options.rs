@@ -73,6 +73,22 @@ pub enum ReceiveOn {
     Public,
 }
 
+/// Which program holds masquerade and forward rules (`--firewall`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FirewallChoice {
+    /// nftables where the network config says `EnableNFTables`, else iptables; the other
+    /// where that is not installed.
+    Auto,
+    /// iptables.
+    Iptables,
+    /// nftables.
+    Nftables,
+    /// No rules.
+    None,
+    /// No rules; they are printed for a person to install.
+    Print,
+}
+
 /// Where a setting's value comes from. Precedence: command line, environment, default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
@@ -175,13 +191,15 @@ pub struct RunOptions {
     pub state_dir: PathBuf,
     /// Path of the control socket; without effect yet.
     pub control_socket: PathBuf,
-    /// `FLANNEL_IPMASQ` of the subnet file; masquerade rules are not installed yet.
+    /// Masquerade what leaves the overlay, and `FLANNEL_IPMASQ` of the subnet file.
     pub ip_masq: bool,
-    /// Masquerade without `--random-fully`; without effect yet.
+    /// Masquerade without `--random-fully`.
     pub ip_masq_fully_random_disable: bool,
-    /// Pause between two checks of the rules; without effect yet.
+    /// Which program holds the rules.
+    pub firewall: FirewallChoice,
+    /// Pause between two checks of the rules; zero is never.
     pub iptables_resync: Duration,
-    /// Whether forward rules are wanted; without effect yet.
+    /// Whether forward rules are wanted.
     pub iptables_forward_rules: bool,
     /// Whether a blackhole route for the own subnet is wanted; without effect yet.
     pub ip_blackhole_route: bool,
@@ -233,6 +251,7 @@ impl Default for RunOptions {
             control_socket: DEFAULT_CONTROL_SOCKET.into(),
             ip_masq: false,
             ip_masq_fully_random_disable: false,
+            firewall: FirewallChoice::Auto,
             iptables_resync: Duration::from_secs(5),
             iptables_forward_rules: true,
             ip_blackhole_route: false,

@@ -144,7 +144,6 @@ impl NetworkConfig {
     pub fn without_effect(&self) -> Vec<&'static str> {
         let keys = [
             ("EnableIPv6", self.ipv6.is_some()),
-            ("EnableNFTables", self.enable_nftables),
             ("Backend.GBP", self.backend.gbp),
             ("Backend.DirectRouting", self.backend.direct_routing),
             ("Backend.Learning", self.backend.learning),

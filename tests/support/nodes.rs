@@ -152,6 +152,7 @@ impl Drop for EtcdOnHost {
 
 /// A host with our daemon, and a container once the daemon serves a subnet.
 pub struct NodeUnderTest {
+    pub program: PathBuf,
     pub host: Host,
     pub folder: PathBuf,
     pub flags: Vec<String>,
@@ -163,7 +164,13 @@ pub struct NodeUnderTest {
 impl NodeUnderTest {
     /// Starts the daemon, waits until it serves, and adds a container.
     pub fn start(host: &Host, folder: &Path, flags: &[String]) -> Self {
+        Self::start_program(Path::new(PROGRAM), host, folder, flags)
+    }
+
+    /// As [`Self::start`], with a program that becomes the daemon.
+    pub fn start_program(program: &Path, host: &Host, folder: &Path, flags: &[String]) -> Self {
         let mut this = Self {
+            program: program.to_owned(),
             host: host.clone(),
             folder: folder.join(host.node().name()),
             flags: flags.to_vec(),
@@ -179,9 +186,9 @@ impl NodeUnderTest {
 
     /// Starts the daemon, anew or for the first time.
     pub fn start_daemon(&mut self) {
-        let program = Path::new(PROGRAM);
         let flags = self.flags.iter().map(String::as_str);
-        let mut daemon = DaemonProcess::start(program, &self.host, &self.folder, flags).unwrap();
+        let started = DaemonProcess::start(&self.program, &self.host, &self.folder, flags);
+        let mut daemon = started.unwrap();
         self.env = Some(daemon.ready(PATIENCE).unwrap());
         self.daemon = Some(daemon);
     }

@@ -6,11 +6,12 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use super::{Effect, Flag, Group};
+use super::{Flag, Group};
 use crate::daemon::options::{
     DEFAULT_CONTROL_SOCKET, DEFAULT_ENDPOINTS, DEFAULT_PREFIX, DEFAULT_STATE_DIR,
-    DEFAULT_SUBNET_FILE, Invalid, LogFormat, ReceiveOn, RunOptions, Secret, address, boolean,
-    choice, count, endpoints, expression, integer, offloads, optional, required, store,
+    DEFAULT_SUBNET_FILE, FirewallChoice, Invalid, LogFormat, ReceiveOn, RunOptions, Secret,
+    address, boolean, choice, count, endpoints, expression, integer, offloads, optional, required,
+    store,
 };
 
 const FILE: &str = "the path of a file";
@@ -271,18 +272,15 @@ pub(in crate::cli) static FLAGS: &[Flag] = &[
     .default(DEFAULT_CONTROL_SOCKET)
     .ours()
     .not_yet(),
-    Flag {
-        effect: Effect::RecordedOnly,
-        ..Flag::new(
-            Group::Rules,
-            "ip-masq",
-            "Record FLANNEL_IPMASQ=true; masquerade rules are not installed yet",
-            |to, text| {
-                to.ip_masq = boolean(text)?;
-                Ok(())
-            },
-        )
-    },
+    Flag::new(
+        Group::Rules,
+        "ip-masq",
+        "Masquerade what containers send to addresses outside of the network",
+        |to, text| {
+            to.ip_masq = boolean(text)?;
+            Ok(())
+        },
+    ),
     Flag::new(
         Group::Rules,
         "ip-masq-fully-random-disable",
@@ -292,20 +290,41 @@ pub(in crate::cli) static FLAGS: &[Flag] = &[
             Ok(())
         },
     )
-    .newest()
-    .not_yet(),
+    .newest(),
+    Flag::new(
+        Group::Rules,
+        "firewall",
+        "Who holds the rules: auto, iptables, nftables, none, print",
+        |to, text| {
+            let words = [
+                ("auto", FirewallChoice::Auto),
+                ("iptables", FirewallChoice::Iptables),
+                ("nftables", FirewallChoice::Nftables),
+                ("none", FirewallChoice::None),
+                ("print", FirewallChoice::Print),
+            ];
+            to.firewall = choice(text, &words)?;
+            Ok(())
+        },
+    )
+    .value("TOOL")
+    .default("auto")
+    .ours()
+    .details(
+        "auto takes nftables where the network config says EnableNFTables, else iptables, and the \
+         other where that is not installed. print writes the rules to stdout and installs none.",
+    ),
     Flag::new(
         Group::Rules,
         "iptables-resync",
-        "Seconds between two checks of the rules",
+        "Seconds between two checks of the rules; 0 is never",
         |to, text| {
             to.iptables_resync = Duration::from_secs(count(text, 0, u32::MAX)?.into());
             Ok(())
         },
     )
     .value("SECONDS")
-    .default("5")
-    .not_yet(),
+    .default("5"),
     Flag::new(
         Group::Rules,
         "iptables-forward-rules",
@@ -315,8 +334,7 @@ pub(in crate::cli) static FLAGS: &[Flag] = &[
             Ok(())
         },
     )
-    .default("true")
-    .not_yet(),
+    .default("true"),
     Flag::new(
         Group::Rules,
         "ip-blackhole-route",

@@ -188,13 +188,6 @@ impl Assignment {
                     format!("{source_name} is accepted, has no effect yet"),
                 );
             }
-            Effect::RecordedOnly => self.note(
-                NoticeLevel::Warn,
-                format!(
-                    "{source_name} is recorded as FLANNEL_IPMASQ=true in the subnet file; \
-                     masquerade rules are not installed yet"
-                ),
-            ),
         }
         if flag.secret && origin == Origin::CommandLine {
             let text = format!(

@@ -52,6 +52,7 @@ fn every_flag_has_a_variable() {
         "backend-default" => "vxlan",
         "receive-on" => "public",
         "offload" => "off",
+        "firewall" => "none",
         "log-format" => "json",
         "etcd-endpoints" => "http://env:1",
         "kube-subnet-mgr" => "false",
