@@ -1,6 +1,8 @@
 //! The manager on a store in memory, with a clock that the test moves.
 
+mod guard;
 mod memory;
+mod records;
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
