@@ -6,6 +6,7 @@ use ipnet::Ipv4Net;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
 
 use crate::wire::{MacAddr, Vni};
 
@@ -59,6 +60,43 @@ pub struct VxlanData {
     pub vtep_mac: MacAddr,
 }
 
+/// Which machine wrote a lease: a number in `BackendData`, where every flannel ignores it.
+///
+/// A number and not a text, and before `VtepMAC`: flannel's reuse of a stored MAC
+/// (`GetStoredMacAddresses`) cuts the text at `:"` and takes what follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct NodeId(u64);
+
+impl NodeId {
+    /// The number of a machine by its `/etc/machine-id`, hashed: the id itself is not to
+    /// be published (machine-id(5)). Below 2^53, so that every JSON reader keeps it.
+    #[must_use]
+    pub fn of_machine(machine_id: &str) -> Option<Self> {
+        let machine_id = machine_id.trim();
+        let known = machine_id.len() == 32 && machine_id.bytes().all(|b| b.is_ascii_hexdigit());
+        let digest = Sha256::digest(format!("uvxlan {machine_id}"));
+        let bytes = digest.first_chunk().copied()?;
+        known.then_some(Self(u64::from_be_bytes(bytes) >> 11))
+    }
+}
+
+#[derive(Serialize)]
+struct DataOfNode {
+    #[serde(rename = "VNI", skip_serializing_if = "Option::is_none")]
+    vni: Option<Vni>,
+    #[serde(rename = "Node")]
+    node: NodeId,
+    #[serde(rename = "VtepMAC")]
+    vtep_mac: MacAddr,
+}
+
+#[derive(Deserialize)]
+struct OnlyNode {
+    #[serde(rename = "Node")]
+    node: NodeId,
+}
+
 /// A subnet with what its holder published.
 #[derive(Debug, Clone)]
 pub struct Lease {
@@ -85,6 +123,29 @@ impl LeaseAttrs {
             backend_data: Some(serde_json::value::to_raw_value(&data)?),
             backend_v6_data: None,
         })
+    }
+
+    /// The same, naming the machine that writes it.
+    ///
+    /// # Errors
+    /// Never in practice: the data is plain.
+    pub fn of_node(mut self, data: VxlanData, node: NodeId) -> serde_json::Result<Self> {
+        let data = DataOfNode {
+            vni: data.vni,
+            node,
+            vtep_mac: data.vtep_mac,
+        };
+        self.backend_data = Some(serde_json::value::to_raw_value(&data)?);
+        Ok(self)
+    }
+
+    /// The machine that wrote it, where it was one of ours.
+    #[must_use]
+    pub fn node(&self) -> Option<NodeId> {
+        let data = self.backend_data.as_ref()?;
+        object::<OnlyNode>(data.get().as_bytes())
+            .ok()
+            .map(|data| data.node)
     }
 
     /// Reads a value.
@@ -138,6 +199,27 @@ mod tests {
             String::from_utf8(attrs.encode().unwrap()).unwrap(),
             r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#
         );
+    }
+
+    #[test]
+    fn a_node_is_named_where_flannels_mac_reuse_does_not_see_it() {
+        let data = VxlanData {
+            vni: Some(Vni::DEFAULT),
+            vtep_mac: MacAddr([0xc6, 0xd2, 0x32, 0x6f, 0x8f, 0x44]),
+        };
+        let id = |text: &str| NodeId::of_machine(text);
+        let node = id("0123456789abcdef0123456789abcdef\n").unwrap();
+        assert_ne!(Some(node), id("1123456789abcdef0123456789abcdef"));
+        assert_eq!((id(""), id("uninitialized")), (None, None));
+        let attrs = LeaseAttrs::vxlan(Ipv4Addr::new(192, 168, 64, 3), data).unwrap();
+        assert_eq!(attrs.node(), None);
+        let attrs = attrs.of_node(data, node).unwrap();
+        let read = LeaseAttrs::decode(&attrs.encode().unwrap()).unwrap();
+        assert_eq!(read.node(), Some(node));
+        let text = read.backend_data.unwrap().get().to_owned();
+        let parts: Vec<_> = text.trim_end_matches(['"', '}']).split(":\"").collect();
+        assert_eq!(parts.len(), 2, "{text}");
+        assert_eq!(parts[1], "c6:d2:32:6f:8f:44");
     }
 
     #[test]
