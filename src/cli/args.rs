@@ -5,10 +5,12 @@ use std::process::ExitCode;
 
 use clap::{Command, FromArgMatches, Subcommand};
 
+use super::config::{self, ConfigArgs};
 use super::demo::{self, DemoArgs};
 use super::docker_opts::{self, DockerOptsArgs};
 use super::down::{self, DownArgs};
 use super::flannel_args::{self, ArgsError, Invocation, RunOptions};
+use super::lease::{self, LeaseArgs};
 use super::{OK, USAGE, flags, help, print_err, print_out, run, version};
 
 const NAME: &str = "uvxlan";
@@ -34,6 +36,10 @@ enum Parsed {
     Demo(DemoArgs),
     /// Remove the device flannel.N that a daemon left, and its routes
     Down(DownArgs),
+    /// List, show, reserve and release leases
+    Lease(LeaseArgs),
+    /// Check, show and write the network config
+    Config(ConfigArgs),
 }
 
 /// What an argument list asks for.
@@ -47,6 +53,10 @@ pub enum Action {
     Demo(DemoArgs),
     /// Remove a device that was left.
     Down(DownArgs),
+    /// Look at leases, or change them.
+    Lease(Box<LeaseArgs>),
+    /// Look at the network config, or write it.
+    Config(Box<ConfigArgs>),
     /// Print to stdout, and end with [`OK`].
     Answer(String),
     /// Print to stderr, and end with this status.
@@ -107,6 +117,8 @@ pub fn execute(action: Action) -> ExitCode {
         Action::DockerOpts(args) => docker_opts::run(&args),
         Action::Demo(args) => demo::run(&args),
         Action::Down(args) => down::run(&args),
+        Action::Lease(args) => lease::run(&args),
+        Action::Config(args) => config::run(&args),
         Action::Answer(text) => {
             print_out(&text);
             ExitCode::from(OK)
@@ -202,6 +214,8 @@ fn parsed(first: OsString, rest: impl Iterator<Item = OsString>) -> Action {
         Ok(Parsed::DockerOpts(args)) => Action::DockerOpts(args),
         Ok(Parsed::Demo(args)) => Action::Demo(args),
         Ok(Parsed::Down(args)) => Action::Down(args),
+        Ok(Parsed::Lease(args)) => Action::Lease(Box::new(args)),
+        Ok(Parsed::Config(args)) => Action::Config(Box::new(args)),
         Err(error) if error.use_stderr() => Action::Refuse(error.render().to_string(), USAGE),
         Err(answer) => Action::Answer(answer.render().to_string()),
     }

@@ -5,13 +5,16 @@ use std::io::{self, Write};
 use std::sync::LazyLock;
 
 pub mod args;
+pub mod config;
 pub mod demo;
 pub mod docker_opts;
 pub mod down;
 mod flags;
 pub mod flannel_args;
 mod help;
+pub mod lease;
 pub mod run;
+pub mod store;
 mod words;
 
 /// Exit status: done, or stopped by a signal.

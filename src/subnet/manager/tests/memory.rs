@@ -136,6 +136,10 @@ impl Store for Memory {
         self.up().map(|_| None)
     }
 
+    async fn put_config(&self, _: Bytes) -> Result<(), StoreError> {
+        self.up().map(drop)
+    }
+
     async fn list(&self) -> Result<Listing, StoreError> {
         let state = self.up()?;
         let records = state.records.values().cloned().collect();
