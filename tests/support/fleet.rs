@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use uvxlan::subnet::key::SubnetKey;
 use uvxlan::subnet::lease::{Lease, LeaseAttrs, VxlanData};
 use uvxlan::subnet::manager::{Acquired, PeerSet, Running, spawn};
-use uvxlan::subnet::store::{Store, WriteOutcome};
+use uvxlan::subnet::store::{Listing, Store, WriteOutcome};
 use uvxlan::subnet::validate::Context;
 use uvxlan::wire::{MacAddr, Vni};
 
@@ -54,10 +54,19 @@ pub async fn put_all(client: &mut Client, records: impl IntoIterator<Item = (Str
 
 /// A host with subnet 0 that follows the others.
 pub async fn follow(store: Arc<dyn Store>, stop: &CancellationToken) -> Running {
+    let listing = store.list().await.unwrap();
+    follow_from(store, listing, stop).await
+}
+
+/// The same, with a list that may be old.
+pub async fn follow_from(
+    store: Arc<dyn Store>,
+    listing: Listing,
+    stop: &CancellationToken,
+) -> Running {
     let (attrs, ttl) = (attrs(0, 0), Duration::from_secs(60));
     let value = bytes::Bytes::from(attrs.encode().unwrap());
     let name = SubnetKey::from(subnet(0)).to_string();
-    let listing = store.list().await.unwrap();
     let written = store.create(&name, value.clone(), ttl).await.unwrap();
     let WriteOutcome::Written { revision } = written else {
         panic!("somebody has our subnet");
