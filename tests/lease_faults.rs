@@ -9,6 +9,7 @@ use support::etcd::{Etcd, PREFIX, until_up};
 use support::fleet::{attrs, follow, follow_from, key, put_all, value};
 use tokio_util::sync::CancellationToken;
 use uvxlan::subnet::manager::{OwnState, PeerChange, Running};
+use uvxlan::subnet::store::Store;
 use uvxlan::subnet::validate::Rejection;
 
 const WAIT: Duration = Duration::from_secs(30);
