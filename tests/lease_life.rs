@@ -41,6 +41,7 @@ fn request(host: u8, ttl: Duration) -> AcquireRequest {
         public_ip,
         attrs,
         previous: None,
+        in_use: None,
         ttl,
     }
 }

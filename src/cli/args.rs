@@ -6,10 +6,12 @@ use std::process::ExitCode;
 use clap::{Command, FromArgMatches, Subcommand};
 
 use super::bench::{self, BenchArgs};
+use super::config::{self, ConfigArgs};
 use super::demo::{self, DemoArgs};
 use super::docker_opts::{self, DockerOptsArgs};
 use super::down::{self, DownArgs};
 use super::flannel_args::{self, ArgsError, Invocation, RunOptions};
+use super::lease::{self, LeaseArgs};
 use super::{OK, USAGE, flags, help, print_err, print_out, run, version};
 
 const NAME: &str = "uvxlan";
@@ -37,6 +39,10 @@ enum Parsed {
     Bench(BenchArgs),
     /// Remove the device flannel.N that a daemon left, and its routes
     Down(DownArgs),
+    /// List, show, reserve and release leases
+    Lease(LeaseArgs),
+    /// Check, show and write the network config
+    Config(ConfigArgs),
 }
 
 /// What an argument list asks for.
@@ -52,6 +58,10 @@ pub enum Action {
     Bench(BenchArgs),
     /// Remove a device that was left.
     Down(DownArgs),
+    /// Look at leases, or change them.
+    Lease(Box<LeaseArgs>),
+    /// Look at the network config, or write it.
+    Config(Box<ConfigArgs>),
     /// Print to stdout, and end with [`OK`].
     Answer(String),
     /// Print to stderr, and end with this status.
@@ -113,6 +123,8 @@ pub fn execute(action: Action) -> ExitCode {
         Action::Demo(args) => demo::run(&args),
         Action::Bench(args) => bench::run(&args),
         Action::Down(args) => down::run(&args),
+        Action::Lease(args) => lease::run(&args),
+        Action::Config(args) => config::run(&args),
         Action::Answer(text) => {
             print_out(&text);
             ExitCode::from(OK)
@@ -209,6 +221,8 @@ fn parsed(first: OsString, rest: impl Iterator<Item = OsString>) -> Action {
         Ok(Parsed::Demo(args)) => Action::Demo(args),
         Ok(Parsed::Bench(args)) => Action::Bench(args),
         Ok(Parsed::Down(args)) => Action::Down(args),
+        Ok(Parsed::Lease(args)) => Action::Lease(Box::new(args)),
+        Ok(Parsed::Config(args)) => Action::Config(Box::new(args)),
         Err(error) if error.use_stderr() => Action::Refuse(error.render().to_string(), USAGE),
         Err(answer) => Action::Answer(answer.render().to_string()),
     }

@@ -7,14 +7,17 @@ use std::sync::LazyLock;
 pub mod args;
 pub mod bench;
 mod cleanup;
+pub mod config;
 pub mod demo;
 pub mod docker_opts;
 pub mod down;
 mod flags;
 pub mod flannel_args;
 mod help;
+pub mod lease;
 mod namespaces;
 pub mod run;
+pub mod store;
 mod words;
 
 /// Exit status: done, or stopped by a signal.

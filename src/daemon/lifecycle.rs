@@ -29,7 +29,7 @@ use crate::host::interface::{self, ExternalInterface, Selection};
 use crate::host::link;
 use crate::host::netlink::Netlink;
 use crate::subnet::config::NetworkConfig;
-use crate::subnet::lease::{LeaseAttrs, VxlanData};
+use crate::subnet::lease::{LeaseAttrs, NodeId, VxlanData};
 use crate::subnet::manager::{self, AcquireError, AcquireRequest, Acquired, PeerSet};
 use crate::subnet::store::dir::DirStore;
 use crate::subnet::store::etcd_v3::{EtcdOptions, EtcdStore};
@@ -140,13 +140,19 @@ async fn start(
         network: config.network,
         vni: config.backend.vni,
     };
-    let peers = PeerSet::new(own, external.public_ip, context);
+    let peers = PeerSet::new(own, external.public_ip, context)
+        .with_own_mac(vtep.mac)
+        .with_subnet_len(config.subnet_len)
+        .with_protected(protected(options, &external));
     let manager_stop = CancellationToken::new();
     let mut manager = manager::spawn(
         Arc::clone(store),
         acquired,
         peers,
-        options.renew_margin,
+        manager::Settings {
+            margin: options.renew_margin,
+            mass_delete_hold: options.mass_delete_hold,
+        },
         manager_stop.clone(),
     );
     // The first set is complete: with it every peer of this moment has its route.
@@ -298,6 +304,18 @@ fn receive_address(options: &RunOptions, external: &ExternalInterface) -> Ipv4Ad
     }
 }
 
+/// Addresses without which this host would lose its network or its datastore.
+fn protected(options: &RunOptions, external: &ExternalInterface) -> Vec<Ipv4Addr> {
+    let endpoint = |url: &String| {
+        let authority = url.split("://").last().unwrap_or_default();
+        let host = authority.split(['/', ':']).next().unwrap_or_default();
+        host.parse::<Ipv4Addr>().ok()
+    };
+    let mut addresses = vec![external.address, external.public_ip];
+    addresses.extend(options.etcd_endpoints.iter().filter_map(endpoint));
+    addresses
+}
+
 /// Finds out who we are, and leases our subnet.
 async fn lease(
     options: &RunOptions,
@@ -376,9 +394,18 @@ fn request(
         vni: Some(config.backend.vni),
         vtep_mac: mac,
     };
+    let attrs = LeaseAttrs::vxlan(external.public_ip, data);
+    let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let attrs = match NodeId::of_machine(&machine) {
+        Some(node) => attrs.map(|attrs| attrs.with_node(node)),
+        None => attrs,
+    };
+    // The subnet file lies in /run: where it is there, this host was not rebooted since.
+    let in_use = traces.subnet_file.filter(|_| !options.allow_renumber);
     Ok(AcquireRequest {
         public_ip: external.public_ip,
-        attrs: LeaseAttrs::vxlan(external.public_ip, data).map_err(AcquireError::Encode)?,
+        attrs: attrs.map_err(AcquireError::Encode)?,
+        in_use,
         previous: identity::previous_subnet(traces, config.network, external.public_ip),
         ttl: options.lease_ttl,
     })

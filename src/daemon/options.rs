@@ -181,6 +181,10 @@ pub struct RunOptions {
     pub renew_margin: Duration,
     /// Time to live of a lease: 24 h as flannel's, shorter only in tests.
     pub lease_ttl: Duration,
+    /// How long a list is held in which most peers are missing; zero: believed at once.
+    pub mass_delete_hold: Duration,
+    /// Take another subnet when the one of `subnet_file` belongs to another host now.
+    pub allow_renumber: bool,
     /// Backend to assume where the network config names none, or `udp`. `None`: refuse.
     pub backend_default: Option<String>,
     /// Address of the receiving sockets.
@@ -244,6 +248,8 @@ impl Default for RunOptions {
             public_ipv6: None,
             renew_margin: Duration::from_secs(60 * 60),
             lease_ttl: Duration::from_secs(86_400),
+            mass_delete_hold: Duration::from_secs(30),
+            allow_renumber: false,
             backend_default: None,
             receive_on: ReceiveOn::Any,
             subnet_file: DEFAULT_SUBNET_FILE.into(),

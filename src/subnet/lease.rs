@@ -6,6 +6,7 @@ use ipnet::Ipv4Net;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
 
 use crate::wire::{MacAddr, Vni};
 
@@ -14,7 +15,7 @@ use crate::wire::{MacAddr, Vni};
 pub const BACKEND_TYPE: &str = "vxlan";
 
 /// The value stored under a subnet key, byte for byte as newest flannel writes it:
-/// fields in this order, no blanks, `PublicIPv6` always present.
+/// fields in this order, no blanks, `PublicIPv6` always present; then one field of ours.
 ///
 /// v0.11 of flannel has no `PublicIPv6` and no `VNI`; both are optional when read.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -46,6 +47,9 @@ pub struct LeaseAttrs {
         skip_serializing_if = "Option::is_none"
     )]
     pub backend_v6_data: Option<Box<RawValue>>,
+    /// The machine that wrote it, where it was one of ours.
+    #[serde(rename = "Node", default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeId>,
 }
 
 /// `BackendData` of the vxlan backend.
@@ -57,6 +61,25 @@ pub struct VxlanData {
     /// MAC address of the VTEP, destination of the inner Ethernet header.
     #[serde(rename = "VtepMAC")]
     pub vtep_mac: MacAddr,
+}
+
+/// Which machine wrote a lease: a number behind flannel's own fields, where every flannel
+/// ignores it. Not in `BackendData`, whose text flannel cuts apart to reuse a MAC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct NodeId(u64);
+
+impl NodeId {
+    /// The number of a machine by its `/etc/machine-id`, hashed: the id itself is not to
+    /// be published (machine-id(5)). Below 2^53, so that every JSON reader keeps it.
+    #[must_use]
+    pub fn of_machine(machine_id: &str) -> Option<Self> {
+        let machine_id = machine_id.trim();
+        let known = machine_id.len() == 32 && machine_id.bytes().all(|b| b.is_ascii_hexdigit());
+        let digest = Sha256::digest(format!("uvxlan {machine_id}"));
+        let bytes = digest.first_chunk().copied()?;
+        known.then_some(Self(u64::from_be_bytes(bytes) >> 11))
+    }
 }
 
 /// A subnet with what its holder published.
@@ -84,7 +107,15 @@ impl LeaseAttrs {
             backend_type: BACKEND_TYPE.to_owned(),
             backend_data: Some(serde_json::value::to_raw_value(&data)?),
             backend_v6_data: None,
+            node: None,
         })
+    }
+
+    /// The same, naming the machine that writes it.
+    #[must_use]
+    pub const fn with_node(mut self, node: NodeId) -> Self {
+        self.node = Some(node);
+        self
     }
 
     /// Reads a value.
@@ -138,6 +169,26 @@ mod tests {
             String::from_utf8(attrs.encode().unwrap()).unwrap(),
             r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#
         );
+    }
+
+    #[test]
+    fn a_node_is_named_behind_what_flannel_reads() {
+        let data = VxlanData {
+            vni: Some(Vni::DEFAULT),
+            vtep_mac: MacAddr([0xc6, 0xd2, 0x32, 0x6f, 0x8f, 0x44]),
+        };
+        let id = |text: &str| NodeId::of_machine(text);
+        let node = id("0123456789abcdef0123456789abcdef\n").unwrap();
+        assert_ne!(Some(node), id("1123456789abcdef0123456789abcdef"));
+        assert_eq!((id(""), id("uninitialized")), (None, None));
+        let plain = LeaseAttrs::vxlan(Ipv4Addr::new(192, 168, 64, 3), data).unwrap();
+        assert_eq!(plain.node, None);
+        let without = String::from_utf8(plain.encode().unwrap()).unwrap();
+        let bytes = plain.with_node(node).encode().unwrap();
+        assert_eq!(LeaseAttrs::decode(&bytes).unwrap().node, Some(node));
+        let text = String::from_utf8(bytes).unwrap();
+        let rest = text.strip_prefix(&without[..without.len() - 1]).unwrap();
+        assert!(rest.starts_with(",\"Node\":"), "{text}");
     }
 
     #[test]

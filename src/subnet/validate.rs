@@ -14,6 +14,9 @@ use crate::wire::Vni;
 /// Largest value that is parsed.
 pub const MAX_VALUE_LEN: usize = 64 * 1024;
 
+/// Deepest nesting that is parsed; a lease has two levels.
+pub const MAX_DEPTH: usize = 16;
+
 /// What a record is checked against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Context {
@@ -80,6 +83,20 @@ rejections! {
     OtherVni => "other_vni", "the VNI is not this network's";
     /// Our own public address, under a subnet that is not ours.
     OwnAddress => "own_address", "PublicIP is our own";
+    /// The subnet is wider than any that the network config hands out.
+    PrefixLen => "prefix_len", "the prefix is shorter than the network's SubnetLen";
+    /// The JSON is nested deeper than any lease's.
+    TooDeep => "too_deep", "the value is nested deeper than 16 levels";
+    /// The subnet holds an address that this host needs outside the overlay.
+    Protected => "protected", "the subnet holds an address that this host needs outside the overlay";
+    /// Another accepted lease has the same public address.
+    DuplicateAddress => "duplicate_address", "PublicIP is that of an older lease";
+    /// Our own MAC.
+    OwnMac => "own_mac", "VtepMAC is our own";
+    /// Another accepted lease has the same MAC: noted only, the record is in force.
+    DuplicateMac => "duplicate_mac", "VtepMAC is also another lease's; both are in force";
+    /// More records than one network may have.
+    TooMany => "too_many", "there are 65536 leases already";
     /// The subnet overlaps an older record's.
     Overlap => "overlap", "the subnet overlaps that of an older lease, or our own";
 }
@@ -91,11 +108,15 @@ rejections! {
 pub fn check(name: &str, value: &[u8], context: &Context) -> Result<PeerRecord, Rejection> {
     let key: SubnetKey = name.parse().map_err(|_| Rejection::Key)?;
     let subnet = key.v4;
-    if !context.network.contains(&subnet) {
+    let martian = |net: &Ipv4Net| net.contains(&subnet) || subnet.contains(net);
+    if !context.network.contains(&subnet) || MARTIANS.iter().any(martian) {
         return Err(Rejection::OutsideNetwork);
     }
     if value.len() > MAX_VALUE_LEN {
         return Err(Rejection::TooLarge);
+    }
+    if is_deeper_than(value, MAX_DEPTH) {
+        return Err(Rejection::TooDeep);
     }
     let attrs = LeaseAttrs::decode(value).map_err(|_| Rejection::Value)?;
     if attrs.backend_type != BACKEND_TYPE {
@@ -117,6 +138,35 @@ pub fn check(name: &str, value: &[u8], context: &Context) -> Result<PeerRecord, 
         public_ip: attrs.public_ip,
         vxlan,
     })
+}
+
+/// No subnet may lie in these, whatever the network config says.
+const MARTIANS: [Ipv4Net; 4] = [
+    Ipv4Net::new_assert(Ipv4Addr::new(0, 0, 0, 0), 8),
+    Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8),
+    Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16),
+    Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 3),
+];
+
+/// Whether brackets outside strings nest deeper than `most`. Reads bytes only: it runs
+/// before anything is parsed.
+fn is_deeper_than(json: &[u8], most: usize) -> bool {
+    let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            _ if in_string => {}
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > most {
+            return true;
+        }
+    }
+    false
 }
 
 /// Whether an address can be a host's on a network: not 0/8, loopback, link-local,
@@ -164,6 +214,16 @@ mod tests {
                 name,
                 format!("{GOOD}{}", " ".repeat(MAX_VALUE_LEN)),
                 Rejection::TooLarge,
+            ),
+            (
+                name,
+                GOOD.replace("null", &format!("{}{}", "[".repeat(40), "]".repeat(40))),
+                Rejection::TooDeep,
+            ),
+            (
+                name,
+                GOOD.replace("\"PublicIPv6\":null", "\"PublicIP\":\"10.9.9.9\""),
+                Rejection::Value,
             ),
             (name, String::new(), Rejection::Value),
             (
@@ -235,6 +295,33 @@ mod tests {
                 Err(expected),
                 "{name} {value:.120}"
             );
+        }
+    }
+
+    #[test]
+    fn brackets_in_strings_are_not_depth() {
+        let text = GOOD.replace(
+            "{\"VNI\"",
+            &format!("{{\"x\":\"\\\"{}\",\"VNI\"", "[".repeat(40)),
+        );
+        assert!(check("172.20.97.0-24", text.as_bytes(), &context()).is_ok());
+    }
+
+    #[test]
+    fn no_network_makes_a_martian_a_subnet() {
+        let all = Context {
+            network: "0.0.0.0/0".parse().unwrap(),
+            vni: Vni::DEFAULT,
+        };
+        for name in [
+            "127.0.1.0-24",
+            "169.254.3.0-24",
+            "224.0.1.0-24",
+            "0.1.0.0-16",
+            "0.0.0.0-1",
+        ] {
+            let found = check(name, GOOD.as_bytes(), &all);
+            assert_eq!(found, Err(Rejection::OutsideNetwork), "{name}");
         }
     }
 

@@ -210,6 +210,30 @@ pub(in crate::cli) static FLAGS: &[Flag] = &[
     },
     Flag::new(
         Group::Subnet,
+        "mass-delete-hold",
+        "Seconds that peers are kept when most of them vanish from the store at once, 0 to 3600",
+        |to, text| {
+            to.mass_delete_hold = Duration::from_secs(count(text, 0, 3600)?.into());
+            Ok(())
+        },
+    )
+    .value("SECONDS")
+    .default("30")
+    .ours()
+    .details("Then the store is read again, and what is still missing goes. 0 is off."),
+    Flag::new(
+        Group::Subnet,
+        "allow-renumber",
+        "Take another subnet when ours belongs to another host now",
+        |to, text| {
+            to.allow_renumber = boolean(text)?;
+            Ok(())
+        },
+    )
+    .ours()
+    .details("Without it the daemon ends: containers with addresses of the old subnet may run."),
+    Flag::new(
+        Group::Subnet,
         "backend-default",
         "Backend to assume when the network config names none, or udp: vxlan",
         |to, text| {

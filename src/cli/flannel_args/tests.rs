@@ -314,12 +314,7 @@ fn options_in_one_argument_with_a_leading_blank_are_honoured() {
                 .filter(|notice| notice.text.starts_with(&took));
             assert_eq!(noted.count(), 1, "{alias}");
         }
-        assert_eq!(
-            warnings(&seed).len(),
-            1,
-            "only --ip-masq: {:?}",
-            seed.notices
-        );
+        assert!(warnings(&seed).is_empty(), "{:?}", seed.notices);
     }
 }
 

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::super::allocate::{OutOfSubnets, allocate, compatible};
 use super::super::config::NetworkConfig;
 use super::super::key::SubnetKey;
-use super::super::lease::{Lease, LeaseAttrs};
+use super::super::lease::{Lease, LeaseAttrs, NodeId};
 use super::super::store::{Listing, Record, Store, StoreError, WriteOutcome};
 
 /// Tries after lost races, as flannel's `raceRetries`.
@@ -26,6 +26,9 @@ pub struct AcquireRequest {
     pub attrs: LeaseAttrs,
     /// The subnet of the host's earlier life, from its files.
     pub previous: Option<Ipv4Net>,
+    /// The subnet that containers of this host may have addresses of: where another host
+    /// has it now, [`acquire()`] fails instead of taking another one.
+    pub in_use: Option<Ipv4Net>,
     /// How long the lease outlives the host; flannel's is 24 h.
     pub ttl: Duration,
 }
@@ -49,6 +52,30 @@ pub enum AcquireError {
     /// The store failed.
     #[error("failed to acquire lease: {0}")]
     Store(#[from] StoreError),
+    /// Our subnet belongs to another host.
+    #[error(
+        "our subnet {subnet} belongs to another host now, by record {record}, and containers \
+         here may have its addresses: remove that record (uvxlan lease release {record}), or \
+         start with --allow-renumber to take another subnet and restart the containers"
+    )]
+    Renumber {
+        /// Our subnet.
+        subnet: Ipv4Net,
+        /// The record that has it.
+        record: String,
+    },
+    /// Another machine has a lease with our public address.
+    #[error(
+        "another machine holds lease {record} with our public IP {public_ip}: give each host \
+         an address of its own (--public-ip, --iface); if that machine is gone, or this one \
+         was installed anew, remove the record (uvxlan lease release {record})"
+    )]
+    AddressInUse {
+        /// Our public address.
+        public_ip: Ipv4Addr,
+        /// The record.
+        record: String,
+    },
     /// No subnet is free.
     #[error(transparent)]
     OutOfSubnets(#[from] OutOfSubnets),
@@ -73,6 +100,7 @@ struct Known<'a> {
     dual_stack: bool,
     record: &'a Record,
     public_ip: Option<Ipv4Addr>,
+    node: Option<NodeId>,
 }
 
 fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
@@ -120,6 +148,7 @@ async fn attempt(
     let (mut ours, others): (Vec<_>, Vec<_>) = known(listing)
         .into_iter()
         .partition(|lease| lease.public_ip == Some(request.public_ip));
+    refuse_other_machine(request, &ours)?;
     let usable = |lease: &Known<'_>| !lease.dual_stack && compatible(config, lease.subnet);
     let earlier = request.previous.map(|subnet| subnet.trunc());
     ours.sort_by_key(|lease| {
@@ -142,6 +171,7 @@ async fn attempt(
             return Ok(None);
         }
     }
+    refuse_renumbering(config, request, &others)?;
     // A record outside the network is refused as a peer, so it takes no place either.
     let taken: Vec<_> = others
         .iter()
@@ -155,6 +185,45 @@ async fn attempt(
     let name = SubnetKey::from(subnet).to_string();
     let outcome = store.create(&name, value.clone(), request.ttl).await?;
     Ok(lease_of(request, subnet, outcome, false))
+}
+
+/// A lease with our address that another machine of ours wrote is not taken from it.
+/// flannel's leases name no machine; they are taken, as flannel does.
+fn refuse_other_machine(request: &AcquireRequest, ours: &[Known<'_>]) -> Result<(), AcquireError> {
+    let Some(us) = request.attrs.node else {
+        return Ok(());
+    };
+    match ours
+        .iter()
+        .find(|lease| lease.node.is_some_and(|node| node != us))
+    {
+        Some(lease) => Err(AcquireError::AddressInUse {
+            public_ip: request.public_ip,
+            record: lease.record.name.clone(),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// A subnet under running containers does not change because another host took it.
+fn refuse_renumbering(
+    config: &NetworkConfig,
+    request: &AcquireRequest,
+    others: &[Known<'_>],
+) -> Result<(), AcquireError> {
+    let Some(subnet) = request.in_use.map(|subnet| subnet.trunc()) else {
+        return Ok(());
+    };
+    let rival = others
+        .iter()
+        .find(|other| config.network.contains(&other.subnet) && overlap(other.subnet, subnet));
+    match rival {
+        Some(rival) if compatible(config, subnet) => Err(AcquireError::Renumber {
+            subnet,
+            record: rival.record.name.clone(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 async fn reuse(
@@ -214,11 +283,13 @@ fn known(listing: &Listing) -> Vec<Known<'_>> {
         .filter_map(|record| {
             let key: SubnetKey = record.name.parse().ok()?;
             let attrs = LeaseAttrs::decode(&record.value).ok();
+            let node = attrs.as_ref().and_then(|attrs| attrs.node);
             Some(Known {
                 subnet: key.v4,
                 dual_stack: key.v6.is_some(),
                 record,
                 public_ip: attrs.map(|attrs| attrs.public_ip),
+                node,
             })
         })
         .collect()

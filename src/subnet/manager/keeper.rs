@@ -29,7 +29,7 @@ pub enum OwnState {
     Unconfirmed(String),
     /// The record is another host's now. It is not overwritten.
     TakenBy(Ipv4Addr),
-    /// The record has our public IP and another VTEP MAC: another daemon, on this host or
+    /// The record has our public IP, and another VTEP MAC or machine: another daemon, on this host or
     /// on one with the same address. It is not overwritten.
     Contended,
     /// The record's value can't be read. It is not overwritten.
@@ -104,6 +104,11 @@ impl Keeper {
     #[must_use]
     pub fn state(&self) -> watch::Receiver<OwnState> {
         self.state.subscribe()
+    }
+
+    /// Name of our record.
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
     /// When [`Self::renew`] is to be called next.
@@ -228,6 +233,13 @@ impl Keeper {
         if found.public_ip != self.attrs.public_ip {
             return Finding::Foreign(OwnState::TakenBy(found.public_ip));
         }
+        let other_node = match (found.node, self.attrs.node) {
+            (Some(found), Some(ours)) => found != ours,
+            _ => false,
+        };
+        if other_node {
+            return Finding::Foreign(OwnState::Contended);
+        }
         if record.value == self.value || mac(&found) == mac(&self.attrs) {
             return Finding::Equivalent;
         }
@@ -271,7 +283,7 @@ impl Keeper {
             OwnState::Contended => error!(
                 name,
                 public_ip = %self.attrs.public_ip,
-                "another daemon writes our lease with our public IP and another MAC: give each \
+                "another daemon or machine writes our lease with our public IP: give each \
                  host its own --public-ip, or stop the other daemon"
             ),
             OwnState::Unreadable => error!(

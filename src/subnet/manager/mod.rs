@@ -13,7 +13,7 @@ pub mod peers;
 mod tests;
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -25,12 +25,16 @@ use tracing::warn;
 pub use self::acquire::{AcquireError, AcquireRequest, Acquired, acquire};
 pub use self::keeper::{Keeper, OwnState};
 pub use self::peers::{PeerChange, PeerSet, Refused};
-use super::store::{Store, WatchEvent};
+use super::store::{Listing, Store, WatchEvent};
 
 /// Lines about refused records in one [`LOG_WINDOW`]; the rest is only counted.
 const LOG_LINES: usize = 10;
 /// See [`LOG_LINES`].
 const LOG_WINDOW: Duration = Duration::from_secs(60);
+/// Fewer missing peers than this are no catastrophe, as long as our own lease is there.
+const FEW: usize = 3;
+/// Between two tries to read the leases again.
+const RETRY: Duration = Duration::from_secs(5);
 /// Sets of changes that may wait for the consumer.
 const CAPACITY: usize = 64;
 
@@ -40,32 +44,82 @@ pub struct Running {
     /// What changed, in order. The first set comes from the list of the acquisition and
     /// is sent even if it is empty: from then on the set of peers is complete.
     pub changes: mpsc::Receiver<Vec<PeerChange>>,
+    /// The set of peers, for questions.
+    pub view: View,
     /// How our own lease stands.
     pub own: watch::Receiver<OwnState>,
     /// Ends after the token was cancelled, or when `changes` is dropped.
     pub task: JoinHandle<()>,
 }
 
+/// A look at the running set of peers: `status` asks here.
+#[derive(Debug, Clone)]
+pub struct View(Arc<Mutex<PeerSet>>);
+
+impl View {
+    /// Asks the set something. It is locked meanwhile: be short.
+    pub fn with<T>(&self, ask: impl FnOnce(&PeerSet) -> T) -> T {
+        ask(&self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, PeerSet> {
+        // The set has no state between two changes that a panic could leave half done
+        // and that the next complete list would not repair.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the manager may be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// flannel's `--subnet-lease-renew-margin`.
+    pub margin: Duration,
+    /// How long a list is held in which most peers are missing; zero: never.
+    pub mass_delete_hold: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            margin: Duration::from_secs(3600),
+            mass_delete_hold: Duration::from_secs(30),
+        }
+    }
+}
+
+impl From<Duration> for Settings {
+    /// The margin; everything else by default.
+    fn from(margin: Duration) -> Self {
+        Self {
+            margin,
+            ..Self::default()
+        }
+    }
+}
+
 /// Keeps our lease and follows the others' until `stop` is cancelled. Must be called
 /// inside a tokio runtime.
 ///
-/// `acquired` is what [`acquire()`] returned; `peers` is a fresh set; `margin` is flannel's
-/// `--subnet-lease-renew-margin`.
+/// `acquired` is what [`acquire()`] returned; `peers` is a fresh set.
 pub fn spawn(
     store: Arc<dyn Store>,
     acquired: Acquired,
     peers: PeerSet,
-    margin: Duration,
+    settings: impl Into<Settings>,
     stop: CancellationToken,
 ) -> Running {
+    let settings = settings.into();
+    let view = View(Arc::new(Mutex::new(peers)));
     let (changes, receiver) = mpsc::channel(CAPACITY);
-    let keeper = Keeper::new(Arc::clone(&store), &acquired, margin);
+    let keeper = Keeper::new(Arc::clone(&store), &acquired, settings.margin);
     let own = keeper.state();
     let manager = Manager {
         store,
         keeper,
-        peers,
+        peers: view.clone(),
         changes,
+        hold: settings.mass_delete_hold,
+        look_again: None,
         logged: VecDeque::new(),
     };
     let task = tokio::spawn(async move {
@@ -78,6 +132,7 @@ pub fn spawn(
     });
     Running {
         changes: receiver,
+        view,
         own,
         task,
     }
@@ -86,10 +141,21 @@ pub fn spawn(
 struct Manager {
     store: Arc<dyn Store>,
     keeper: Keeper,
-    peers: PeerSet,
+    peers: View,
     changes: mpsc::Sender<Vec<PeerChange>>,
+    hold: Duration,
+    /// When the store is read again because a list lacked most peers.
+    look_again: Option<Instant>,
     /// When the latest lines about refused records were written.
     logged: VecDeque<Instant>,
+}
+
+/// Waits until then; forever where there is no time.
+async fn at(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The consumer of the changes is gone.
@@ -98,7 +164,7 @@ struct ConsumerGone;
 impl Manager {
     async fn run(mut self, acquired: Acquired) -> Result<(), ConsumerGone> {
         let mut events = self.store.watch(acquired.listing.revision);
-        let first = self.peers.resync(acquired.listing);
+        let first = self.peers.lock().resync(acquired.listing);
         self.changes.send(first).await.map_err(|_| ConsumerGone)?;
         self.log_refused();
         loop {
@@ -111,6 +177,12 @@ impl Manager {
                         events = self.store.watch(0);
                     }
                 },
+                () = at(self.look_again) => {
+                    if let Some(revision) = self.settle_removals().await? {
+                        // The old watch may still bring what is older than the list.
+                        events = self.store.watch(revision);
+                    }
+                }
                 () = sleep_until(self.keeper.due()) => self.keeper.renew().await,
             }
         }
@@ -119,9 +191,9 @@ impl Manager {
     async fn take(&mut self, event: WatchEvent) -> Result<(), ConsumerGone> {
         let own = self.keeper.concerns(&event);
         let changes = match event {
-            WatchEvent::Put(record) => self.peers.put(record),
-            WatchEvent::Delete { name, .. } => self.peers.delete(&name),
-            WatchEvent::Resync(listing) => self.peers.resync(listing),
+            WatchEvent::Put(record) => self.peers.lock().put(record),
+            WatchEvent::Delete { name, .. } => self.peers.lock().delete(&name),
+            WatchEvent::Resync(listing) => self.take_list(listing),
         };
         self.log_refused();
         // Peers first: they must not wait for what the store says about our own lease.
@@ -134,7 +206,70 @@ impl Manager {
         Ok(())
     }
 
+    /// Takes in a complete list. One that lacks most of the peers is believed for what it
+    /// has, but not yet for what it lacks: a store that was wiped fills again when the
+    /// other hosts notice, and forwarding must not stop until then.
+    fn take_list(&mut self, listing: Listing) -> Vec<PeerChange> {
+        let mut peers = self.peers.lock();
+        let (missing, known) = peers.missing_in(&listing);
+        let ours_too = !listing
+            .records
+            .iter()
+            .any(|record| record.name == self.keeper.name());
+        let most = missing * 2 > known && (missing >= FEW || ours_too);
+        if !most || self.hold.is_zero() {
+            self.look_again = None;
+            return peers.resync(listing);
+        }
+        let due = *self.look_again.get_or_insert(Instant::now() + self.hold);
+        warn!(
+            missing,
+            known,
+            seconds = due.saturating_duration_since(Instant::now()).as_secs(),
+            "most leases are missing from the store's list: their peers are kept, and the \
+             store is read again before they go (--mass-delete-hold)"
+        );
+        peers.add_all(listing)
+    }
+
+    /// The hold is over: reads again, and believes it. The revision of the list, or
+    /// `None` where the store could not be read: then the peers stay.
+    async fn settle_removals(&mut self) -> Result<Option<i64>, ConsumerGone> {
+        let listing = match self.store.list().await {
+            Ok(listing) => listing,
+            Err(error) => {
+                warn!(%error, "leases can't be read again: all peers are kept");
+                self.look_again = Some(Instant::now() + RETRY);
+                return Ok(None);
+            }
+        };
+        self.look_again = None;
+        let revision = listing.revision;
+        let own = self.keeper.concerns(&WatchEvent::Resync(listing.clone()));
+        let changes = self.peers.lock().resync(listing);
+        let removed = changes
+            .iter()
+            .filter(|change| matches!(change, PeerChange::Removed(_)))
+            .count();
+        warn!(
+            removed,
+            "read the leases again: what is still missing is gone"
+        );
+        self.log_refused();
+        if !changes.is_empty() {
+            self.changes.send(changes).await.map_err(|_| ConsumerGone)?;
+        }
+        if own {
+            self.keeper.look().await;
+        }
+        Ok(Some(revision))
+    }
+
     fn log_refused(&mut self) {
+        let (news, total) = {
+            let mut peers = self.peers.lock();
+            (peers.take_news(), peers.refused_total())
+        };
         let now = Instant::now();
         while self
             .logged
@@ -147,13 +282,13 @@ impl Manager {
             name,
             reason,
             rival,
-        } in self.peers.take_news()
+        } in news
         {
             if self.logged.len() >= LOG_LINES {
                 return;
             }
             self.logged.push_back(now);
-            let refused = self.peers.refused_total();
+            let refused = total;
             warn!(
                 name,
                 reason = reason.text(),

@@ -1,6 +1,8 @@
 //! The manager on a store in memory, with a clock that the test moves.
 
+mod guard;
 mod memory;
+mod records;
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -16,7 +18,8 @@ use self::memory::Memory;
 use super::keeper::interval;
 use super::*;
 use crate::subnet::config::NetworkConfig;
-use crate::subnet::lease::{LeaseAttrs, VxlanData};
+use crate::subnet::key::SubnetKey;
+use crate::subnet::lease::{LeaseAttrs, NodeId, VxlanData};
 use crate::subnet::store::{Listing, Record};
 use crate::subnet::validate::{Context, PeerRecord, Rejection};
 use crate::wire::Vni;
@@ -64,6 +67,7 @@ fn request(previous: Option<&str>) -> AcquireRequest {
         public_ip: OWN_IP,
         attrs,
         previous: previous.map(net),
+        in_use: None,
         ttl: DAY,
     }
 }
@@ -140,6 +144,60 @@ async fn the_previous_subnet_is_taken_only_if_nobody_has_it() {
         assert_ne!(acquired.lease.subnet, net("10.5.8.0/24"), "{other}");
         assert_eq!(store.value_of(other).unwrap(), value(2, 2));
     }
+}
+
+#[tokio::test]
+async fn the_second_host_with_our_address_is_refused() {
+    let store = Memory::new();
+    let node = |digit: &str| NodeId::of_machine(&digit.repeat(32)).unwrap();
+    let mut first = request(None);
+    first.attrs = first.attrs.with_node(node("a"));
+    let mut rng = StdRng::seed_from_u64(7);
+    let held = acquire(&*store, &config(), &first, &mut rng).await.unwrap();
+    let mut second = request(None);
+    second.attrs = second.attrs.with_node(node("b"));
+    let before = store.with(|state| state.writes);
+    let error = acquire(&*store, &config(), &second, &mut rng)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, AcquireError::AddressInUse { .. }),
+        "{error}"
+    );
+    assert_eq!(
+        store.with(|state| state.writes),
+        before,
+        "the first is untouched"
+    );
+    // The same machine with its state lost, and flannel's own record, are taken.
+    second.attrs = second.attrs.with_node(node("a"));
+    let again = acquire(&*store, &config(), &second, &mut rng)
+        .await
+        .unwrap();
+    assert_eq!(again.lease.subnet, held.lease.subnet);
+    let key = SubnetKey::from(held.lease.subnet).to_string();
+    store.put(&key, value(1, 9), true);
+    assert!(acquire(&*store, &config(), &second, &mut rng).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_subnet_under_containers_is_not_given_up() {
+    let store = Memory::new();
+    store.put("10.5.7.0-24", value(2, 2), true);
+    let mut wish = request(Some("10.5.7.1/24"));
+    wish.in_use = wish.previous;
+    let mut rng = StdRng::seed_from_u64(7);
+    let error = acquire(&*store, &config(), &wish, &mut rng)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, AcquireError::Renumber { .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("lease release 10.5.7.0-24") && text.contains("--allow-renumber"));
+    assert_eq!(store.with(|state| state.writes), 0);
+    // Nobody has it: the same again.
+    store.remove("10.5.7.0-24");
+    let acquired = acquire(&*store, &config(), &wish, &mut rng).await.unwrap();
+    assert_eq!(acquired.lease.subnet, net("10.5.7.0/24"));
 }
 
 #[tokio::test]

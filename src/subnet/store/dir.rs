@@ -221,6 +221,19 @@ impl Store for DirStore {
         .await
     }
 
+    async fn put_config(&self, value: Bytes) -> Result<(), StoreError> {
+        let operation = "writing the network config";
+        self.blocking(operation, "config", move |inner, name| {
+            let _lock = inner.lock()?;
+            let mut file = inner.temporary()?;
+            file.write_all(&value)?;
+            file.as_file().sync_all()?;
+            file.persist(inner.path.join(name))?;
+            File::open(&inner.path)?.sync_all()
+        })
+        .await
+    }
+
     async fn list(&self) -> Result<Listing, StoreError> {
         self.blocking("listing the leases", "subnets", |inner, _| inner.list())
             .await

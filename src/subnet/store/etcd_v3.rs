@@ -247,6 +247,17 @@ impl Store for EtcdStore {
         Ok(value)
     }
 
+    async fn put_config(&self, value: Bytes) -> Result<(), StoreError> {
+        let key = &self.inner.config_key;
+        let value = &value;
+        let put = |client: etcd_client::Client, _| async move {
+            let mut kv = client.kv_client();
+            kv.put(key.as_str(), value.clone(), None).await.map(drop)
+        };
+        let operation = "writing the network config";
+        Ok(self.inner.connection.call(operation, key, put).await?)
+    }
+
     async fn list(&self) -> Result<Listing, StoreError> {
         self.inner.list().await
     }

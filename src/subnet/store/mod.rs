@@ -116,6 +116,12 @@ pub trait Store: Send + Sync + 'static {
     /// When the store could not be asked.
     async fn config(&self) -> Result<Option<Bytes>, StoreError>;
 
+    /// Writes the network config, whatever was there. For people; the daemon never does.
+    ///
+    /// # Errors
+    /// When the store could not be asked, or did not answer whether it wrote.
+    async fn put_config(&self, value: Bytes) -> Result<(), StoreError>;
+
     /// All records, complete, with the revision from which a watch continues.
     ///
     /// # Errors

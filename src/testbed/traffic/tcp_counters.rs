@@ -15,6 +15,9 @@ pub struct TcpCounters {
     pub retransmitted: u64,
     /// Segments that came before their turn (`TCPOFOQueue`).
     pub out_of_order: u64,
+    /// Times that a sender noticed that segments had overtaken each other, which is told
+    /// apart from loss (`TCPSACKReorder`, `TCPTSReorder`, `TCPRenoReorder`).
+    pub reordered: u64,
     /// Segments dropped for a wrong checksum (`InCsumErrors`).
     pub checksum_errors: u64,
 }
@@ -43,6 +46,10 @@ impl TcpCounters {
             segments_out: find("Tcp:", "OutSegs"),
             retransmitted: find("Tcp:", "RetransSegs"),
             out_of_order: find("TcpExt:", "TCPOFOQueue"),
+            reordered: ["TCPSACKReorder", "TCPTSReorder", "TCPRenoReorder"]
+                .iter()
+                .map(|name| find("TcpExt:", name))
+                .sum(),
             checksum_errors: find("Tcp:", "InCsumErrors"),
         }
     }
@@ -62,11 +69,12 @@ mod tests {
     #[test]
     fn values_stand_under_their_names() {
         let text = "Ip: Forwarding\nIp: 1\nTcp: MaxConn OutSegs RetransSegs InCsumErrors\n\
-                    Tcp: -1 70 3 2\nTcpExt: SyncookiesSent TCPOFOQueue\nTcpExt: 0 9\n";
+                    Tcp: -1 70 3 2\nTcpExt: TCPSACKReorder TCPOFOQueue TCPTSReorder\nTcpExt: 4 9 1\n";
         let expected = TcpCounters {
             segments_out: 70,
             retransmitted: 3,
             out_of_order: 9,
+            reordered: 5,
             checksum_errors: 2,
         };
         assert_eq!(TcpCounters::parse(text), expected);

@@ -12,15 +12,11 @@ fn flags_without_effect_are_accepted_with_one_warning_each() {
         "set-node-network-unavailable=true",
         "healthz-ip=127.0.0.1",
         "healthz-port=8080",
-        "iptables-resync=5",
-        "iptables-forward-rules=true",
-        "ip-masq-fully-random-disable",
         "ip-blackhole-route",
         "public-ipv6=::1",
         "vmodule=a=1",
         "log_backtrace_at=a:1",
         "control-socket=/a",
-        "ip-masq",
     ];
     for name in names {
         let argument = format!("--{name}");
@@ -30,17 +26,11 @@ fn flags_without_effect_are_accepted_with_one_warning_each() {
         let flag = argument.split('=').next().unwrap();
         assert!(warnings[0].starts_with(flag), "{name}: {warnings:?}");
     }
-    for off in [
-        "--ip-masq=false",
-        "--healthz-port=0",
-        "--ip-blackhole-route=F",
-        "--vmodule=",
-    ] {
+    for off in ["--healthz-port=0", "--ip-blackhole-route=F", "--vmodule="] {
         assert!(options(&[off]).notices.is_empty(), "{off} asks for nothing");
     }
-    let by_environment = options_with(&[], &[("FLANNELD_IP_MASQ", "1")]);
-    assert!(by_environment.ip_masq);
-    assert!(warnings(&by_environment)[0].starts_with("FLANNELD_IP_MASQ"));
+    let by_environment = options_with(&[], &[("FLANNELD_HEALTHZ_PORT", "1")]);
+    assert!(warnings(&by_environment)[0].starts_with("FLANNELD_HEALTHZ_PORT"));
 }
 
 #[test]

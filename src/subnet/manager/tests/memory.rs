@@ -65,6 +65,16 @@ impl Memory {
         });
     }
 
+    /// Ends the watch's history: everybody gets the list.
+    pub(super) fn compact(&self) {
+        let state = self.state.lock().unwrap();
+        let records = state.records.values().cloned().collect();
+        let revision = state.revision;
+        let _ = self
+            .events
+            .send(WatchEvent::Resync(Listing { records, revision }));
+    }
+
     pub(super) fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         change(&mut self.state.lock().unwrap())
     }
@@ -124,6 +134,10 @@ impl Store for Memory {
 
     async fn config(&self) -> Result<Option<Bytes>, StoreError> {
         self.up().map(|_| None)
+    }
+
+    async fn put_config(&self, _: Bytes) -> Result<(), StoreError> {
+        self.up().map(drop)
     }
 
     async fn list(&self) -> Result<Listing, StoreError> {

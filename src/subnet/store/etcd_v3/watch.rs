@@ -98,7 +98,10 @@ impl Watcher {
             REFUSED_LOGIN
         } else {
             let doubled = BACKOFF.0.saturating_mul(1 << self.failures.min(10));
-            doubled.min(BACKOFF.1)
+            // Jitter: a thousand hosts that lost one etcd must not come back as one.
+            doubled
+                .min(BACKOFF.1)
+                .mul_f64(rand::random_range(0.5..=1.0))
         };
         self.failures = self.failures.saturating_add(1);
         sleep(wait).await;
