@@ -43,8 +43,10 @@ use crate::sys::tun::{Tun, TunOffload};
 use crate::sys::udp::UdpSocket;
 use crate::wire::vxlan::EncapTemplate;
 
-/// Source ports of each worker: enough for receivers and routers to spread flows.
+/// Source ports for each worker: enough for receivers and routers to spread flows.
 const SOURCE_PORTS: usize = 8;
+/// Source ports of all workers together at most.
+const MAX_SOURCE_PORTS: usize = 64;
 
 /// The TUN device cannot be used any more (deleted, or its descriptor is broken).
 #[derive(Debug, thiserror::Error)]
@@ -156,8 +158,11 @@ impl Dataplane {
             .iter()
             .map(|_| receiver(options.receive))
             .collect::<Result<_, _>>()?;
-        let probe = UdpSocket::sender(options.source).map_err(cannot_send(options))?;
-        let (mut offloads, mut lacking) = offloads::probe_sockets(options.offloads, &probe);
+        let senders = senders(options, receivers.len())?;
+        let (mut offloads, mut lacking) = match senders.first() {
+            Some(sender) => offloads::probe_sockets(options.offloads, sender),
+            None => (options.offloads, Vec::new()),
+        };
         if offloads.receive {
             let joined = receivers.iter().all(UdpSocket::join_on_receive);
             offloads.receive = joined;
@@ -183,7 +188,15 @@ impl Dataplane {
             let counters = Arc::new(Counters::default());
             let progress = Arc::new(AtomicU64::new(0));
             let queue = Arc::new(queue);
-            let transmitter = transmitter(options, offloads.send, Arc::clone(&counters))?;
+            let transmitter = Transmitter::new(
+                Arc::clone(&senders),
+                Arc::clone(&counters),
+                if offloads.send {
+                    Segmentation::Kernel
+                } else {
+                    Segmentation::Off
+                },
+            );
             let template = EncapTemplate::ipv4(options.vtep.vni, options.vtep.mac);
             let worker = Worker {
                 encap: Encap::new(
@@ -289,21 +302,16 @@ fn receiver(address: SocketAddrV4) -> Result<UdpSocket, StartError> {
     })
 }
 
-fn transmitter(
-    options: &Options,
-    segment: bool,
-    counters: Arc<Counters>,
-) -> Result<Transmitter, StartError> {
-    let sockets: Vec<_> = (0..SOURCE_PORTS)
+/// All workers send through the same sockets, so that the source port of a flow does not
+/// depend on the worker it is on. If it did, the receiving host could answer through another
+/// worker of its own, the kernel would move the flow to the TUN queue that the answer was
+/// written to, its port would change, and so on for ever: reordered each time.
+fn senders(options: &Options, workers: usize) -> Result<Arc<[UdpSocket]>, StartError> {
+    let count = (SOURCE_PORTS * workers).clamp(1, MAX_SOURCE_PORTS);
+    (0..count)
         .map(|_| UdpSocket::sender(options.source))
         .collect::<Result<_, _>>()
-        .map_err(cannot_send(options))?;
-    let segmentation = if segment {
-        Segmentation::Kernel
-    } else {
-        Segmentation::Off
-    };
-    Ok(Transmitter::new(sockets, counters, segmentation))
+        .map_err(cannot_send(options))
 }
 
 fn cannot_send(options: &Options) -> impl FnOnce(io::Error) -> StartError {

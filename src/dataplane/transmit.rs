@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_millis(1);
 
 /// Sends plans through a pool of sockets, each a source port.
 pub struct Transmitter {
-    sockets: Vec<UdpSocket>,
+    sockets: Arc<[UdpSocket]>,
     send: SendBatch,
     /// For datagrams of a refused message, one by one.
     resend: SendBatch,
@@ -57,10 +57,10 @@ enum Verdict {
 }
 
 impl Transmitter {
-    /// A transmitter over these sockets; there must be at least one.
+    /// A transmitter over these sockets, 1 to 64 of them.
     #[must_use]
     pub fn new(
-        sockets: Vec<UdpSocket>,
+        sockets: Arc<[UdpSocket]>,
         counters: Arc<Counters>,
         segmentation: Segmentation,
     ) -> Self {
