@@ -17,6 +17,7 @@ use anyhow::Context;
 use ipnet::Ipv4Net;
 use uvxlan::dataplane::checks::Vtep;
 use uvxlan::dataplane::counters::Counter;
+use uvxlan::dataplane::guard::Guard;
 use uvxlan::dataplane::offloads::Offloads;
 use uvxlan::dataplane::{Dataplane, Options};
 use uvxlan::route::peer::{Peer, PeerId};
@@ -55,6 +56,7 @@ fn main() -> anyhow::Result<()> {
         source: local.parse::<Ipv4Addr>()?,
         receive: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, DEFAULT_PORT),
         routes: Routes::new(table.with(changes)),
+        guard: Guard::off(),
         offloads: Offloads::AUTO,
         spin: Duration::ZERO,
     };

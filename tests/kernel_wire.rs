@@ -18,5 +18,7 @@ mod golden;
 mod interop;
 #[path = "kernel_wire/receiving.rs"]
 mod receiving;
+#[path = "kernel_wire/spoof.rs"]
+mod spoof;
 #[path = "kernel_wire/verdicts.rs"]
 mod verdicts;

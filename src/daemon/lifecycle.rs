@@ -24,6 +24,7 @@ use super::subnet_env::{self, SubnetFile};
 use super::{instance, notify};
 use crate::dataplane::DeviceGone;
 use crate::dataplane::checks::Vtep;
+use crate::dataplane::guard::Guard;
 use crate::firewall::rules::Subject;
 use crate::host::interface::{self, ExternalInterface, Selection};
 use crate::host::link;
@@ -130,6 +131,12 @@ async fn start(
         source: external.address,
         receive: SocketAddrV4::new(receive_address(options, &external), port),
         workers: options.workers,
+        guard: Guard {
+            forward_extra: options.forward_extra.clone(),
+            allow_peers: options.allow_peer.clone(),
+            strict: options.strict_sources,
+            ..Guard::new(options.peer_check, config.network, own)
+        },
         offloads: options.offloads,
         spin: options.spin,
         keep_device: options.keep_device,

@@ -9,6 +9,9 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
+
+use crate::dataplane::guard::Mode;
 use crate::dataplane::offloads::{Offloads, UnknownPart};
 
 /// flannel's default of `--etcd-endpoints`.
@@ -189,6 +192,14 @@ pub struct RunOptions {
     pub backend_default: Option<String>,
     /// Address of the receiving sockets.
     pub receive_on: ReceiveOn,
+    /// What to do with packets that do not belong.
+    pub peer_check: Mode,
+    /// Senders that are taken without a lease.
+    pub allow_peer: Vec<Ipv4Net>,
+    /// Destinations beside the own subnet that peers may send to.
+    pub forward_extra: Vec<Ipv4Net>,
+    /// Refuse inner sources outside of the network.
+    pub strict_sources: bool,
     /// The file with `FLANNEL_*` lines.
     pub subnet_file: PathBuf,
     /// Directory of what must survive a restart (VTEP MAC, previous subnet).
@@ -252,6 +263,10 @@ impl Default for RunOptions {
             allow_renumber: false,
             backend_default: None,
             receive_on: ReceiveOn::Any,
+            peer_check: Mode::Enforce,
+            allow_peer: Vec::new(),
+            forward_extra: Vec::new(),
+            strict_sources: false,
             subnet_file: DEFAULT_SUBNET_FILE.into(),
             state_dir: DEFAULT_STATE_DIR.into(),
             control_socket: DEFAULT_CONTROL_SOCKET.into(),
@@ -433,6 +448,17 @@ pub(crate) fn store(text: &str) -> Result<StoreChoice, Invalid> {
 }
 
 /// One of a few words.
+/// Reads a prefix; an address alone is one of 32 bits.
+pub(crate) fn network(text: &str) -> Result<Ipv4Net, Invalid> {
+    let text = text.trim_ascii();
+    let network = text
+        .parse::<Ipv4Net>()
+        .or_else(|_| text.parse::<Ipv4Addr>().map(Ipv4Net::from));
+    network
+        .map(|network| network.trunc())
+        .or_else(|_| expected("a network such as 192.0.2.0/24, or an address"))
+}
+
 /// Reads `--offload`.
 pub(crate) fn offloads(text: &str) -> Result<Offloads, Invalid> {
     text.trim_ascii()

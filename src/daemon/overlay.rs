@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use super::failure::Failure;
 use crate::dataplane::checks::Vtep;
 use crate::dataplane::counters::Totals;
+use crate::dataplane::guard::Guard;
 use crate::dataplane::offloads::Offloads;
 use crate::dataplane::{Dataplane, DeviceGone, Options};
 use crate::host::link::{self, DeviceSettings};
@@ -43,6 +44,8 @@ pub struct Plan {
     pub receive: SocketAddrV4,
     /// Threads; by default one for each processor, at most four.
     pub workers: Option<NonZeroUsize>,
+    /// Who may send what.
+    pub guard: Guard,
     /// What to hand to the kernel in large pieces.
     pub offloads: Offloads,
     /// How long a worker looks for the next packet before it sleeps.
@@ -133,6 +136,7 @@ impl Overlay {
             source: plan.source,
             receive: plan.receive,
             routes: self.routes.clone(),
+            guard: plan.guard.clone(),
             offloads: plan.offloads,
             spin: plan.spin,
         };

@@ -93,6 +93,14 @@ counters! {
     InNotIpv4 => "in_not_ipv4", DropIn;
     /// Inner IPv4 header impossible or truncated.
     InMalformed => "in_malformed", DropIn;
+    /// From an address that no lease names, and that is not allowed either.
+    InUnknownPeer => "in_unknown_peer", DropIn;
+    /// From an inner address that is not of the sending peer's subnet.
+    InForeignSource => "in_foreign_source", DropIn;
+    /// To an inner address that is not of our subnet.
+    InForeignDestination => "in_foreign_destination", DropIn;
+    /// From or to loopback, link-local, group, reserved or broadcast addresses.
+    InMartian => "in_martian", DropIn;
     /// Congestion marked outside on a flow that is not capable of ECN inside.
     InEcn => "in_ecn", DropIn;
     /// The TUN device is down (EIO).
@@ -108,6 +116,8 @@ counters! {
     SegmentFallbacks => "segment_fallbacks", Event;
     /// Packets that a kernel peer on this machine sent with an unfinished checksum.
     PartialChecksums => "partial_checksums", Event;
+    /// Packets that do not belong, and passed because of `--peer-check=log`.
+    PassedUnchecked => "passed_unchecked", Event;
     /// Senders that were told that their packets are too long for the path.
     IcmpSent => "icmp_sent", Event;
     /// Calls that wrote packets to the device.

@@ -2,7 +2,7 @@
 //!
 //! Out: [`encap`] reads packets, finds the peer, puts the encapsulation before them, and
 //! plans what leaves together ([`batch`]); [`transmit`] hands it to the kernel.
-//! In: [`decap`] receives, lets [`checks`] judge, and [`deliver`] merges and writes.
+//! In: [`decap`] receives, lets [`checks`] and [`guard`] judge, and [`deliver`] merges and writes.
 //! No packet changes threads, none waits for another, and a steady state allocates nothing.
 #![forbid(unsafe_code)]
 
@@ -12,6 +12,7 @@ pub mod counters;
 pub mod decap;
 pub mod deliver;
 pub mod encap;
+pub mod guard;
 pub mod narrow;
 pub mod offloads;
 pub mod spin;
@@ -31,6 +32,7 @@ use counters::{Counters, Totals};
 use decap::Decap;
 use deliver::Deliverer;
 use encap::Encap;
+use guard::Guard;
 use offloads::{Lacking, Offloads};
 use spin::Spin;
 use transmit::{Segmentation, Transmitter};
@@ -90,6 +92,8 @@ pub struct Options {
     pub receive: SocketAddrV4,
     /// Where packets go.
     pub routes: Routes,
+    /// Who may send what.
+    pub guard: Guard,
     /// What to hand to the kernel in large pieces, if it takes them.
     pub offloads: Offloads,
     /// How long a worker looks for the next packet before it sleeps; see [`spin`].
@@ -211,6 +215,8 @@ impl Dataplane {
                 decap: Decap::new(
                     socket,
                     options.vtep,
+                    options.guard.clone(),
+                    options.routes.reader(),
                     Deliverer::new(
                         Arc::clone(&queue),
                         tun.vnet_hdr,

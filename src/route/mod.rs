@@ -3,4 +3,5 @@
 
 pub mod peer;
 pub mod publish;
+mod sources;
 pub mod table;

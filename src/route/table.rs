@@ -12,6 +12,7 @@ use std::sync::Arc;
 use ipnet::Ipv4Net;
 
 use super::peer::Peer;
+use super::sources::Sources;
 
 const PAGE_BITS: u32 = 8;
 const PAGE_LEN: usize = 1 << PAGE_BITS;
@@ -32,6 +33,7 @@ pub struct RouteTable {
     /// Prefixes that are not of the network's subnet length or lie outside it, longest
     /// first, each list sorted by address.
     odd: Vec<(u8, Vec<(u32, Peer)>)>,
+    sources: Sources,
     len: usize,
 }
 
@@ -57,6 +59,7 @@ impl RouteTable {
             shift: 32 - u32::from(subnet_len.clamp(1, 32)),
             pages: vec![vacant; subnets.div_ceil(PAGE_LEN)],
             odd: Vec::new(),
+            sources: Sources::default(),
             len: 0,
         }
     }
@@ -101,6 +104,7 @@ impl RouteTable {
                 Some(slot) => std::mem::replace(slot, peer.unwrap_or(Peer::VACANT)),
                 None => next.change_odd(prefix, peer),
             };
+            next.sources.replace(&before, peer.as_ref());
             match (before.is_vacant(), peer.is_none()) {
                 (true, false) => next.len += 1,
                 (false, true) => next.len -= 1,
@@ -144,6 +148,13 @@ impl RouteTable {
             self.odd.remove(at);
         }
         before
+    }
+
+    /// Whether a peer's packets come from this address.
+    #[must_use]
+    #[inline]
+    pub fn has_source(&self, address: Ipv4Addr) -> bool {
+        self.sources.contains(address)
     }
 
     /// Number of routes.

@@ -4,14 +4,18 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use uvxlan::dataplane::Dataplane;
+use uvxlan::dataplane::guard::{Guard, Mode};
 use uvxlan::sys::poll;
 use uvxlan::sys::udp::{MessageHead, ReceiveBatch, SendBatch, UdpSocket};
-use uvxlan::testbed::{Container, Topology};
+use uvxlan::testbed::{Container, Host, Topology};
 use uvxlan::wire::Vni;
 use uvxlan::wire::vxlan::{DEFAULT_PORT, EncapTemplate};
 
 use crate::inner::step;
-use crate::wire::{End, KERNEL_MAC, Kind, MTU, OUR_MAC, kernel_subnet, our_subnet};
+use crate::wire::{
+    End, KERNEL_MAC, Kind, MTU, OUR_MAC, UNDERLAY, guarded_end, kernel_subnet, network, our_subnet,
+};
 
 /// What the container got: the first four bytes of the payload, and the type of service.
 pub type Arrived = (u32, u8);
@@ -29,10 +33,25 @@ pub struct Receiving {
 
 impl Receiving {
     pub fn new(kind: Kind) -> Self {
+        Self::with_end(|receiver, sender| {
+            let peer = (kernel_subnet(), sender, KERNEL_MAC);
+            End::start(kind, receiver, our_subnet(), OUR_MAC, peer)
+        })
+    }
+
+    /// A host of ours that enforces the peer check.
+    pub fn guarded() -> Self {
+        Self::with_end(|receiver, sender| {
+            let peer = (kernel_subnet(), sender, KERNEL_MAC);
+            let guard = Guard::new(Mode::Enforce, network(), our_subnet());
+            End::Ours(guarded_end(receiver, our_subnet(), OUR_MAC, peer, guard))
+        })
+    }
+
+    fn with_end(end: impl FnOnce(&Host, &Host) -> End) -> Self {
         let topology = Topology::two_hosts().unwrap();
         let (sender, receiver) = topology.pair().unwrap();
-        let peer = (kernel_subnet(), sender, KERNEL_MAC);
-        let end = End::start(kind, receiver, our_subnet(), OUR_MAC, peer);
+        let end = end(receiver, sender);
         let container = receiver
             .add_container(our_subnet(), u32::from(MTU))
             .unwrap();
@@ -46,6 +65,19 @@ impl Receiving {
             end,
             container,
             listener,
+        }
+    }
+
+    /// The host's address on the underlay.
+    pub fn address(&self) -> Ipv4Addr {
+        self.topology.pair().unwrap().1.address()
+    }
+
+    /// The packet loop, where the end is ours.
+    pub fn dataplane(&self) -> Option<&Dataplane> {
+        match &self.end {
+            End::Ours(dataplane) => Some(dataplane),
+            End::Kernel(_) => None,
         }
     }
 
@@ -82,16 +114,34 @@ impl Receiving {
 
     /// Sends frames, each with an outer ECN codepoint, and returns what came out of them.
     pub fn send(&self, frames: &[(Vec<u8>, u8)]) -> Vec<Arrived> {
+        self.send_from(None, frames)
+    }
+
+    /// As [`Self::send`], from another address that the sender has then, too.
+    pub fn send_from(&self, from: Option<Ipv4Addr>, frames: &[(Vec<u8>, u8)]) -> Vec<Arrived> {
         let (sender, receiver) = self.topology.pair().unwrap();
         let destination = SocketAddrV4::new(receiver.address(), DEFAULT_PORT);
-        let socket = sender
-            .namespace()
-            .run(|| UdpSocket::sender(Ipv4Addr::UNSPECIFIED).unwrap())
-            .unwrap();
+        if let Some(address) = from {
+            let added = sender.node().netlink(async |netlink| {
+                let below = netlink.expect_link(UNDERLAY).await?;
+                netlink.add_address(below.index, address, 24).await
+            });
+            added.unwrap();
+        }
+        let socket = |address| {
+            let open = || UdpSocket::sender(address).unwrap();
+            sender.namespace().run(open).unwrap()
+        };
+        let own = socket(sender.address());
+        let other = from.map(socket);
         let last = (self.frame(LAST, 0), 0);
         let mut batch = SendBatch::new(1);
         let mut arrived = Vec::new();
-        for (frame, ecn) in frames.iter().chain([&last]) {
+        for (number, (frame, ecn)) in frames.iter().chain([&last]).enumerate() {
+            let socket = match &other {
+                Some(other) if number < frames.len() => other,
+                _ => &own,
+            };
             let mut sending = batch.start();
             sending.message(MessageHead {
                 destination,
@@ -99,7 +149,7 @@ impl Receiving {
                 ecn: *ecn,
             });
             sending.piece(frame);
-            sending.send(&socket, 0).unwrap();
+            sending.send(socket, 0).unwrap();
             self.take(&mut arrived, Duration::ZERO);
         }
         let deadline = Instant::now() + Duration::from_secs(5);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use uvxlan::dataplane::checks::Vtep;
 use uvxlan::dataplane::counters::{Counter, Kind as CounterKind, Totals};
+use uvxlan::dataplane::guard::Guard;
 use uvxlan::dataplane::offloads::Offloads;
 use uvxlan::dataplane::{Dataplane, Options};
 use uvxlan::host::netlink::Route;
@@ -61,6 +62,11 @@ pub fn kernel_end(host: &Host, subnet: Ipv4Net, mac: MacAddr) -> KernelVxlan {
     KernelVxlan::start(host, Vni::DEFAULT, DEFAULT_PORT, subnet, mac).unwrap()
 }
 
+/// The overlay network.
+pub fn network() -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(10, 3, 0, 0), 16)
+}
+
 /// Our packet loop on a host, with one peer.
 pub fn our_end(
     host: &Host,
@@ -68,9 +74,20 @@ pub fn our_end(
     mac: MacAddr,
     peer: (Ipv4Net, &Host, MacAddr),
 ) -> Dataplane {
+    guarded_end(host, subnet, mac, peer, Guard::off())
+}
+
+/// The same, with rules for who may send what.
+pub fn guarded_end(
+    host: &Host,
+    subnet: Ipv4Net,
+    mac: MacAddr,
+    peer: (Ipv4Net, &Host, MacAddr),
+    guard: Guard,
+) -> Dataplane {
     let (peer_subnet, peer_host, peer_mac) = peer;
     let endpoint = SocketAddrV4::new(peer_host.address(), DEFAULT_PORT);
-    let table = RouteTable::empty(Ipv4Net::new_assert(Ipv4Addr::new(10, 3, 0, 0), 16), 24)
+    let table = RouteTable::empty(network(), 24)
         .with([(peer_subnet, Peer::new(endpoint, peer_mac, PeerId(0)))]);
     let options = Options {
         vtep: Vtep {
@@ -81,6 +98,7 @@ pub fn our_end(
         source: host.address(),
         receive: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, DEFAULT_PORT),
         routes: Routes::new(table),
+        guard,
         offloads: Offloads::AUTO,
         spin: Duration::ZERO,
     };

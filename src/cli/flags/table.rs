@@ -10,9 +10,10 @@ use super::{Flag, Group};
 use crate::daemon::options::{
     DEFAULT_CONTROL_SOCKET, DEFAULT_ENDPOINTS, DEFAULT_PREFIX, DEFAULT_STATE_DIR,
     DEFAULT_SUBNET_FILE, FirewallChoice, Invalid, LogFormat, ReceiveOn, RunOptions, Secret,
-    address, boolean, choice, count, endpoints, expression, integer, offloads, optional, required,
-    store,
+    address, boolean, choice, count, endpoints, expression, integer, network, offloads, optional,
+    required, store,
 };
+use crate::dataplane::guard::Mode;
 
 const FILE: &str = "the path of a file";
 
@@ -259,6 +260,61 @@ pub(in crate::cli) static FLAGS: &[Flag] = &[
     )
     .value("ADDRESS")
     .default("any")
+    .ours(),
+    Flag::new(
+        Group::Subnet,
+        "peer-check",
+        "What to do with packets that do not belong: enforce, log, off",
+        |to, text| {
+            let words = [
+                ("enforce", Mode::Enforce),
+                ("log", Mode::Log),
+                ("off", Mode::Off),
+            ];
+            to.peer_check = choice(text, &words)?;
+            Ok(())
+        },
+    )
+    .value("MODE")
+    .default("enforce")
+    .ours()
+    .details(
+        "A packet belongs when its sender has a lease, its inner source is in that lease's subnet \
+         (or outside of the network, see --strict-sources), and its inner destination is in the \
+         own subnet. log counts and lets pass, for peers that send from other addresses than \
+         they publish.",
+    ),
+    Flag::new(
+        Group::Subnet,
+        "allow-peer",
+        "Take packets from this address or network without a lease",
+        |to, text| {
+            to.allow_peer.push(network(text)?);
+            Ok(())
+        },
+    )
+    .repeated("CIDR")
+    .ours(),
+    Flag::new(
+        Group::Subnet,
+        "forward-extra",
+        "Let peers send to this network beside the own subnet",
+        |to, text| {
+            to.forward_extra.push(network(text)?);
+            Ok(())
+        },
+    )
+    .repeated("CIDR")
+    .ours(),
+    Flag::new(
+        Group::Subnet,
+        "strict-sources",
+        "Refuse inner sources outside of the network, too",
+        |to, text| {
+            to.strict_sources = boolean(text)?;
+            Ok(())
+        },
+    )
     .ours(),
     Flag::new(
         Group::Files,

@@ -51,6 +51,8 @@ fn every_flag_has_a_variable() {
         "store" => "dir:/env",
         "backend-default" => "vxlan",
         "receive-on" => "public",
+        "peer-check" => "off",
+        "allow-peer" | "forward-extra" => "192.0.2.0/24",
         "offload" => "off",
         "firewall" => "none",
         "log-format" => "json",

@@ -1,0 +1,195 @@
+//! What does not belong is dropped under its own name, and what belongs passes: frames made by
+//! hand, sent to a node that enforces the peer check.
+
+use std::net::Ipv4Addr;
+
+use uvxlan::dataplane::counters::{Counter, Kind as CounterKind, Totals};
+use uvxlan::wire::checksum::Sum;
+use uvxlan::wire::vxlan::ENCAP_LEN;
+
+use crate::receiving::Receiving;
+use crate::wire::{OUR_MAC, kernel_subnet, need, our_subnet, possible};
+
+type Change = Box<dyn Fn(&mut Vec<u8>)>;
+
+/// A name, who sends, what is done to the frame, and the counter that must rise; none where
+/// the packet must arrive.
+struct Row {
+    name: String,
+    from: Option<Ipv4Addr>,
+    change: Change,
+    expected: Option<Counter>,
+}
+
+fn row(name: &str, change: impl Fn(&mut Vec<u8>) + 'static, expected: Option<Counter>) -> Row {
+    Row {
+        name: name.into(),
+        from: None,
+        change: Box::new(change),
+        expected,
+    }
+}
+
+fn reseal(frame: &mut [u8]) {
+    let header = &mut frame[ENCAP_LEN..ENCAP_LEN + 20];
+    header[10..12].fill(0);
+    let check = Sum::of(header).finish();
+    header[10..12].copy_from_slice(&check);
+}
+
+fn set_address(at: usize, address: [u8; 4]) -> impl Fn(&mut Vec<u8>) {
+    move |frame| {
+        frame[ENCAP_LEN + at..ENCAP_LEN + at + 4].copy_from_slice(&address);
+        // No UDP checksum, so that only the addresses are wrong.
+        frame[ENCAP_LEN + 26..ENCAP_LEN + 28].fill(0);
+        reseal(frame);
+    }
+}
+
+const SOURCE: usize = 12;
+const DESTINATION: usize = 16;
+
+fn rows(host: Ipv4Addr) -> Vec<Row> {
+    use Counter::*;
+    let [a, b, c, _] = kernel_subnet().network().octets();
+    let [d, e, f, _] = our_subnet().network().octets();
+    let from = |address| set_address(SOURCE, address);
+    let to = |address| set_address(DESTINATION, address);
+    let mut rows = vec![
+        row("as it should be", |_| (), None),
+        row("from the peer's VTEP itself", from([a, b, c, 0]), None),
+        row("from outside of the network", from([198, 51, 100, 7]), None),
+        row(
+            "another peer's subnet",
+            from([a, b, c + 100, 9]),
+            Some(InForeignSource),
+        ),
+        row("our own subnet", from([d, e, f, 9]), Some(InForeignSource)),
+        row("loopback as source", from([127, 0, 0, 1]), Some(InMartian)),
+        row(
+            "link-local as source",
+            from([169, 254, 1, 1]),
+            Some(InMartian),
+        ),
+        row("a group as source", from([224, 0, 0, 5]), Some(InMartian)),
+        row("broadcast as source", from([255; 4]), Some(InMartian)),
+        row(
+            "a service of the host",
+            to(host.octets()),
+            Some(InForeignDestination),
+        ),
+        row(
+            "a ClusterIP",
+            to([10, 96, 0, 1]),
+            Some(InForeignDestination),
+        ),
+        row(
+            "a third node's container",
+            to([a, b, c + 100, 2]),
+            Some(InForeignDestination),
+        ),
+        row("loopback", to([127, 0, 0, 1]), Some(InMartian)),
+        row(
+            "the metadata service",
+            to([169, 254, 169, 254]),
+            Some(InMartian),
+        ),
+        row("a group", to([224, 0, 0, 1]), Some(InMartian)),
+        row("broadcast", to([255; 4]), Some(InMartian)),
+        row("another VNI", |frame| frame[6] = 9, Some(InOtherVni)),
+        row("no I flag", |frame| frame[0] = 0, Some(InNoVni)),
+        row(
+            "ARP",
+            |frame| frame[20..22].copy_from_slice(&[8, 6]),
+            Some(InNotIpv4),
+        ),
+        row(
+            "IPv6",
+            |frame| frame[20..22].copy_from_slice(&[0x86, 0xdd]),
+            Some(InNotIpv4),
+        ),
+        row(
+            "a VLAN tag",
+            |frame| {
+                frame.splice(20..20, [0x81, 0, 0, 7]);
+            },
+            Some(InNotIpv4),
+        ),
+        row(
+            "another VTEP's MAC",
+            |frame| frame[9] ^= 1,
+            Some(InOtherMac),
+        ),
+        row(
+            "our MAC as source",
+            |frame| frame[14..20].copy_from_slice(&OUR_MAC.0),
+            Some(InOwnMac),
+        ),
+        row(
+            "IP version 6 inside",
+            |frame| frame[ENCAP_LEN] = 0x65,
+            Some(InMalformed),
+        ),
+        Row {
+            from: Some(Ipv4Addr::new(192, 0, 2, 77)),
+            ..row("an unknown sender", |_| (), Some(InUnknownPeer))
+        },
+    ];
+    for bit in (0..64).filter(|bit| *bit != 4 && !(32..56).contains(bit)) {
+        rows.push(row(
+            &format!("reserved bit {bit}"),
+            move |frame| frame[bit / 8] ^= 0x80 >> (bit % 8),
+            Some(InReservedBits),
+        ));
+    }
+    for length in 0..ENCAP_LEN + 28 + 40 {
+        rows.push(row(
+            &format!("cut at {length} bytes"),
+            move |frame| frame.truncate(length),
+            Some(InShort),
+        ));
+    }
+    rows
+}
+
+/// The drop counters that rose, with how much.
+fn risen(before: &Totals, after: &Totals) -> Vec<(&'static str, u64)> {
+    let drops = Counter::ALL
+        .iter()
+        .filter(|counter| counter.kind() == CounterKind::DropIn);
+    drops
+        .map(|counter| (counter.label(), after.get(*counter) - before.get(*counter)))
+        .filter(|(_, rise)| *rise > 0)
+        .collect()
+}
+
+#[test]
+fn each_spoof_raises_its_own_counter_and_nothing_else() {
+    need!(possible());
+    let receiving = Receiving::guarded();
+    let dataplane = receiving.dataplane().unwrap();
+    for (row, number) in rows(receiving.address()).into_iter().zip(1..) {
+        let mut frame = receiving.frame(number, 0);
+        (row.change)(&mut frame);
+        let before = dataplane.totals();
+        let arrived = receiving.send_from(row.from, &[(frame, 0)]);
+        let found = risen(&before, &dataplane.totals());
+        let name = row.name;
+        match row.expected {
+            None => {
+                assert_eq!(arrived, [(number, 0)], "{name}: {found:?}");
+                assert_eq!(found, [], "{name}");
+            }
+            Some(counter) => {
+                assert_eq!(arrived, [], "{name}");
+                assert_eq!(found, [(counter.label(), 1)], "{name}");
+            }
+        }
+    }
+    let totals = dataplane.totals();
+    assert_eq!(
+        totals.get(Counter::UdpRead),
+        totals.get(Counter::Delivered) + totals.sum(CounterKind::DropIn),
+        "{totals}"
+    );
+}
