@@ -254,6 +254,44 @@ fn a_deleted_device_comes_back() {
 }
 
 #[test]
+fn what_somebody_changes_on_the_host_is_mended() {
+    need!(tools());
+    let cluster = Cluster::new(2);
+    let (a, b) = cluster.pair();
+    let far = b.env.unwrap().subnet.to_string();
+    let own = format!("{}/32", a.env.unwrap().subnet.network());
+    let is_whole = || {
+        let link = a.output("ip", &["-o", "link", "show", "flannel.1"]);
+        a.output("ip", &["route"]).contains(&format!("{far} via"))
+            && a.output("ip", &["-o", "addr", "show", "flannel.1"])
+                .contains(&own)
+            && link.contains("mtu 1450")
+            && link.contains(",UP")
+    };
+    let mended = |change: &[&str]| {
+        a.output("ip", change);
+        eventually(&format!("ip {change:?} is mended"), || {
+            is_whole() && !a.output("ip", &["addr"]).contains("10.5.9.9")
+        });
+    };
+    // With its last address the kernel takes every route from a device.
+    mended(&["addr", "del", &own, "dev", "flannel.1"]);
+    a.output("ip", &["route", "add", "198.18.0.0/24", "dev", "flannel.1"]);
+    mended(&["route", "del", &far]);
+    mended(&["link", "set", "flannel.1", "mtu", "1280"]);
+    mended(&["addr", "add", "10.5.9.9/16", "dev", "flannel.1"]);
+    let routes = a.output("ip", &["route"]);
+    assert!(
+        routes.contains("198.18.0.0/24"),
+        "others' routes stay: {routes}"
+    );
+    a.output("ip", &["link", "set", "flannel.1", "down"]);
+    eventually("the device is up and the route is back", is_whole);
+    eventually("traffic flows", || a.reaches(&b) && b.reaches(&a));
+    assert!(a.log().contains("routes_mended"), "and the log says so");
+}
+
+#[test]
 fn junk_in_the_store_costs_itself_alone() {
     need!(tools());
     let cluster = Cluster::new(3);

@@ -12,6 +12,7 @@ use std::time::Duration;
 use rand::RngExt;
 use rand::rngs::StdRng;
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::failure::Failure;
@@ -42,6 +43,8 @@ use crate::wire::vxlan::OVERHEAD;
 /// Pauses between two tries while the store does not answer or has no config: flannel's
 /// second at first, then longer.
 const RETRY_SECONDS: [u64; 5] = [1, 1, 2, 5, 10];
+/// Pause between two looks at device, address and routes.
+const RECONCILE_EVERY: Duration = Duration::from_secs(2);
 /// Smallest device MTU: what every IPv4 link must carry.
 const SMALLEST_MTU: u32 = 576;
 
@@ -447,6 +450,8 @@ fn write_files(options: &RunOptions, state: &State, mtu: u16) -> Result<(), Fail
 
 impl Started {
     async fn serve(mut self, stop: CancellationToken) -> Result<(), Failure> {
+        let mut look = tokio::time::interval(RECONCILE_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -455,6 +460,11 @@ impl Started {
                         tracing::error!(event = "routes_failed", %error, "cannot set the kernel's routes");
                     }
                     notify::status(&format!("{} peers", self.overlay.peers()));
+                }
+                _ = look.tick() => {
+                    if let Err(error) = self.overlay.reconcile().await {
+                        tracing::debug!(event = "reconcile_failed", %error, "looking again soon");
+                    }
                 }
                 Some(gone) = self.device_gone.recv() => {
                     tracing::error!(event = "device_gone", error = %gone, "making the device anew");

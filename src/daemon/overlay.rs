@@ -17,7 +17,7 @@ use crate::dataplane::offloads::Offloads;
 use crate::dataplane::{Dataplane, DeviceGone, Options};
 use crate::host::link::{self, DeviceSettings};
 use crate::host::netlink::Netlink;
-use crate::host::routes;
+use crate::host::routes::{self, Outcome};
 use crate::route::peer::{Peer, PeerId};
 use crate::route::publish::Routes;
 use crate::route::table::{Change, RouteTable};
@@ -54,6 +54,17 @@ pub struct Plan {
     pub keep_device: bool,
 }
 
+impl Plan {
+    fn device_settings(&self) -> DeviceSettings {
+        DeviceSettings {
+            mtu: u32::from(self.mtu),
+            address: self.subnet.network(),
+            network: self.network,
+            tx_queue_len: None,
+        }
+    }
+}
+
 /// The running overlay.
 #[derive(Debug)]
 pub struct Overlay {
@@ -62,6 +73,8 @@ pub struct Overlay {
     routes: Routes,
     /// Subnets that the kernel must send to the device.
     desired: BTreeSet<Ipv4Net>,
+    /// Those of them for which there is no route now.
+    unrouted: BTreeSet<Ipv4Net>,
     ifindex: u32,
     dataplane: Option<Dataplane>,
     ended: mpsc::UnboundedSender<DeviceGone>,
@@ -85,6 +98,7 @@ impl Overlay {
             netlink,
             routes,
             desired: BTreeSet::new(),
+            unrouted: BTreeSet::new(),
             ifindex: 0,
             dataplane: None,
             ended,
@@ -115,13 +129,7 @@ impl Overlay {
                 })?;
         }
         let found = self.netlink.expect_link(&plan.device).await?;
-        let settings = DeviceSettings {
-            mtu: u32::from(plan.mtu),
-            address: plan.subnet.network(),
-            network: plan.network,
-            tx_queue_len: None,
-        };
-        link::configure(&self.netlink, found.index, settings).await?;
+        link::configure(&self.netlink, found.index, plan.device_settings()).await?;
         tracing::info!(
             event = "device",
             device = plan.device,
@@ -172,7 +180,35 @@ impl Overlay {
             broken.stop();
         }
         self.open().await?;
-        self.reconcile_routes().await
+        self.reconcile_routes().await?;
+        Ok(())
+    }
+
+    /// Looks whether device, address and routes are still what they should be, and mends
+    /// them. Routes that are not ours are never touched.
+    ///
+    /// # Errors
+    /// When the device is gone, which its workers report as well, or the kernel refuses.
+    pub async fn reconcile(&mut self) -> Result<(), Failure> {
+        let settings = self.plan.device_settings();
+        if link::configure(&self.netlink, self.ifindex, settings).await? {
+            tracing::warn!(
+                event = "device_mended",
+                device = self.plan.device,
+                "the device had been changed; set it up again"
+            );
+        }
+        let outcome = self.reconcile_routes().await?;
+        if outcome.added + outcome.replaced + outcome.removed > 0 {
+            tracing::warn!(
+                event = "routes_mended",
+                added = outcome.added,
+                replaced = outcome.replaced,
+                removed = outcome.removed,
+                "routes to peers had been changed; put them back"
+            );
+        }
+        Ok(())
     }
 
     /// Takes in what changed among the peers: first the route table, then the kernel's
@@ -196,7 +232,8 @@ impl Overlay {
             }
         }
         self.routes.apply(table_changes);
-        self.reconcile_routes().await
+        self.reconcile_routes().await?;
+        Ok(())
     }
 
     fn route(&self, peer: &PeerRecord, port: u16) -> Change {
@@ -206,12 +243,15 @@ impl Overlay {
         (peer.subnet, Peer::new(endpoint, peer.vxlan.vtep_mac, id))
     }
 
-    async fn reconcile_routes(&self) -> Result<(), Failure> {
+    async fn reconcile_routes(&mut self) -> Result<Outcome, Failure> {
         let outcome = routes::reconcile(&self.netlink, &self.desired, self.ifindex).await?;
         for (subnet, error) in &outcome.failed {
-            tracing::error!(event = "route_failed", %subnet, %error, "no route to a peer's subnet");
+            if !self.unrouted.contains(subnet) {
+                tracing::error!(event = "route_failed", %subnet, %error, "no route to a peer's subnet");
+            }
         }
-        Ok(())
+        self.unrouted = outcome.failed.iter().map(|(subnet, _)| *subnet).collect();
+        Ok(outcome)
     }
 
     /// Number of peers.

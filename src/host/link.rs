@@ -94,6 +94,7 @@ fn occupant(link: &LinkInfo) -> Occupant {
 }
 
 /// Gives the overlay device its MTU, its one address inside the network, and sets it up.
+/// Returns whether any of that was not so before.
 ///
 /// Run it on a thread in the network namespace of the device: besides netlink it writes two
 /// sysctls, without which the kernel sends router solicitations into the overlay.
@@ -106,33 +107,40 @@ pub async fn configure(
     netlink: &Netlink,
     ifindex: u32,
     settings: DeviceSettings,
-) -> Result<(), LinkError> {
+) -> Result<bool, LinkError> {
+    let mut changed = false;
     let link = netlink.link_by_index(ifindex).await?;
     let link = link.ok_or_else(|| NetlinkError::Missing(format!("network device {ifindex}")))?;
     if link.mtu != settings.mtu {
         netlink.set_mtu(ifindex, settings.mtu).await?;
+        changed = true;
     }
     if let Some(length) = settings.tx_queue_len
         && length != link.tx_queue_len
     {
         netlink.set_tx_queue_len(ifindex, length).await?;
+        changed = true;
     }
-    // Before the device comes up: that is when the kernel makes a link-local address.
-    quieten_ipv6(&link.name);
-    ensure_address(netlink, ifindex, settings).await?;
+    if !link.up {
+        // Before the device comes up: that is when the kernel makes a link-local address.
+        quieten_ipv6(&link.name);
+    }
+    changed |= ensure_address(netlink, ifindex, settings).await?;
     if !link.up {
         netlink.set_up(ifindex, true).await?;
+        changed = true;
     }
-    Ok(())
+    Ok(changed)
 }
 
 async fn ensure_address(
     netlink: &Netlink,
     ifindex: u32,
     settings: DeviceSettings,
-) -> Result<(), NetlinkError> {
+) -> Result<bool, NetlinkError> {
     let present = netlink.addresses(Some(ifindex)).await?;
     let (stale, has_it) = sort_addresses(&present, settings);
+    let changed = !stale.is_empty() || !has_it;
     for (address, prefix_len) in stale {
         match netlink.delete_address(ifindex, address, prefix_len).await {
             // Gone since, or together with the address it was secondary to.
@@ -141,13 +149,13 @@ async fn ensure_address(
         }
         tracing::info!(%address, prefix_len, ifindex, "removed an old address from the device");
     }
-    if has_it {
-        return Ok(());
+    if !has_it {
+        match netlink.add_address(ifindex, settings.address, 32).await {
+            Err(error) if error.is_exists() => {}
+            other => other?,
+        }
     }
-    match netlink.add_address(ifindex, settings.address, 32).await {
-        Err(error) if error.is_exists() => Ok(()),
-        other => other,
-    }
+    Ok(changed)
 }
 
 /// Addresses to remove, and whether the wanted one is there (flannel's
