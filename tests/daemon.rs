@@ -259,6 +259,50 @@ fn ready_comes_after_the_subnet_file() {
 }
 
 #[test]
+fn health_is_answered_from_the_start_and_readiness_when_it_serves() {
+    need!(possible(&[]));
+    let lab = Lab::new("");
+    let store = lab.store_flag();
+    let arguments = ["run", &store, "--iface=eth0", "--healthz-port=8285"];
+    let child = lab.command(Path::new(PROGRAM), &arguments).spawn().unwrap();
+    let address = (lab.host().address(), 8285);
+    let get = |path: &str| -> String {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let ask = || -> std::io::Result<String> {
+            let mut stream = std::net::TcpStream::connect(address)?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            std::io::Write::write_all(&mut stream, request.as_bytes())?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            Ok(text)
+        };
+        lab.host().namespace().run(ask).unwrap().unwrap_or_default()
+    };
+    eventually("it is alive", || {
+        get("/healthz").starts_with("HTTP/1.1 200")
+    });
+    assert!(get("/healthz").ends_with("flanneld is running"));
+    assert!(
+        get("/readyz").starts_with("HTTP/1.1 503"),
+        "there is no config yet"
+    );
+    std::fs::write(lab.path("store").join("config"), CONFIG).unwrap();
+    eventually("it is ready", || get("/readyz").starts_with("HTTP/1.1 200"));
+    terminate(&child);
+    assert_eq!(ended(child).status.code(), Some(0));
+
+    let taken = || std::net::TcpListener::bind(address).unwrap();
+    let _holder = lab.host().namespace().run(taken).unwrap();
+    let output = lab.run(&["--iface=eth0", "--healthz-port=8285"]);
+    assert!(!output.status.success());
+    assert!(
+        stderr(&output).contains("--healthz-port"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
 fn it_is_flanneld_by_name_with_options_in_one_argument() {
     need!(possible(&["etcd", "etcdctl"]));
     let lab = Lab::new("");

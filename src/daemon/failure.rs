@@ -67,6 +67,16 @@ pub enum Failure {
         /// What came back.
         source: std::io::Error,
     },
+    /// The health endpoint.
+    #[error(
+        "cannot listen for health checks on {address}: {source}; choose another with --healthz-ip and --healthz-port"
+    )]
+    Health {
+        /// Where.
+        address: String,
+        /// What came back.
+        source: std::io::Error,
+    },
     /// The MTU of the interface leaves no room for a tunnel.
     #[error(
         "interface {interface} ({address}) has MTU {mtu}, too small for a tunnel: at least 626 \

@@ -16,6 +16,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::failure::Failure;
+use super::health::{self, Readiness};
 use super::identity::{self, Traces};
 use super::options::{ReceiveOn, RunOptions, StoreChoice};
 use super::overlay::{Overlay, Plan};
@@ -55,11 +56,15 @@ const SMALLEST_MTU: u32 = 576;
 pub async fn run(options: &RunOptions, stop: CancellationToken) -> Result<(), Failure> {
     let store = open_store(options)?;
     let netlink = Netlink::connect()?;
+    let readiness = Readiness::default();
+    health::serve(&options.healthz_ip, options.healthz_port, readiness.clone()).await?;
     let started = tokio::select! {
         () = stop.cancelled() => return Ok(()),
         started = start(options, &store, &netlink) => started?,
     };
+    readiness.set(true);
     let outcome = started.serve(stop).await;
+    readiness.set(false);
     notify::stopping();
     outcome
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod failure;
+pub mod health;
 pub mod identity;
 pub mod instance;
 pub mod lifecycle;

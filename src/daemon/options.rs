@@ -218,9 +218,9 @@ pub struct RunOptions {
     pub iptables_forward_rules: bool,
     /// Whether a blackhole route for the own subnet is wanted; without effect yet.
     pub ip_blackhole_route: bool,
-    /// Address of the health endpoint; without effect yet.
+    /// Address of the health endpoint.
     pub healthz_ip: String,
-    /// TCP port of the health endpoint, 0 is off; without effect yet.
+    /// TCP port of the health endpoint, 0 is off.
     pub healthz_port: u16,
     /// Packet threads; `None`: by the number of CPUs.
     pub workers: Option<NonZeroUsize>,

@@ -492,8 +492,7 @@ pub(in crate::cli) static FLAGS: &[Flag] = &[
         },
     )
     .value("ADDRESS")
-    .default("0.0.0.0")
-    .not_yet(),
+    .default("0.0.0.0"),
     Flag::new(
         Group::Daemon,
         "healthz-port",
@@ -506,7 +505,7 @@ pub(in crate::cli) static FLAGS: &[Flag] = &[
     )
     .value("PORT")
     .default("0")
-    .not_yet(),
+    .details("GET /healthz says that the daemon runs, /readyz whether it serves a subnet."),
     Flag::new(
         Group::Daemon,
         "workers",

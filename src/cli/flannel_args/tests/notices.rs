@@ -10,8 +10,6 @@ fn flags_without_effect_are_accepted_with_one_warning_each() {
         "kubeconfig-file=/a",
         "net-config-path=/a",
         "set-node-network-unavailable=true",
-        "healthz-ip=127.0.0.1",
-        "healthz-port=8080",
         "ip-blackhole-route",
         "public-ipv6=::1",
         "vmodule=a=1",
@@ -29,8 +27,8 @@ fn flags_without_effect_are_accepted_with_one_warning_each() {
     for off in ["--healthz-port=0", "--ip-blackhole-route=F", "--vmodule="] {
         assert!(options(&[off]).notices.is_empty(), "{off} asks for nothing");
     }
-    let by_environment = options_with(&[], &[("FLANNELD_HEALTHZ_PORT", "1")]);
-    assert!(warnings(&by_environment)[0].starts_with("FLANNELD_HEALTHZ_PORT"));
+    let by_environment = options_with(&[], &[("FLANNELD_PUBLIC_IPV6", "::1")]);
+    assert!(warnings(&by_environment)[0].starts_with("FLANNELD_PUBLIC_IPV6"));
 }
 
 #[test]

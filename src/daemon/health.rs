@@ -1,0 +1,132 @@
+//! `/healthz` and `/readyz`: flannel's health endpoint, and whether a subnet is served.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use super::failure::Failure;
+
+/// Connections at a time; more wait.
+const CONNECTIONS: usize = 32;
+/// How long one connection may last.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Whether the daemon serves a subnet.
+#[derive(Debug, Clone, Default)]
+pub struct Readiness(Arc<AtomicBool>);
+
+impl Readiness {
+    /// From now on it does, or does not.
+    pub fn set(&self, ready: bool) {
+        self.0.store(ready, Ordering::Relaxed);
+    }
+
+    fn is_ready(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Listens on `ip` and `port`, and answers until the runtime ends; port 0 is off.
+///
+/// # Errors
+/// When the address cannot be listened on.
+pub async fn serve(ip: &str, port: u16, readiness: Readiness) -> Result<(), Failure> {
+    if port == 0 {
+        return Ok(());
+    }
+    let address = format!("{ip}:{port}");
+    let failed = |source| Failure::Health {
+        address: address.clone(),
+        source,
+    };
+    let listener = TcpListener::bind((ip, port)).await.map_err(failed)?;
+    let local = listener.local_addr().map_err(failed)?;
+    tracing::info!(event = "health", address = %local, "answering /healthz and /readyz");
+    tokio::spawn(accept(listener, local, readiness));
+    Ok(())
+}
+
+async fn accept(listener: TcpListener, local: SocketAddr, readiness: Readiness) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let readiness = readiness.clone();
+                tokio::spawn(async move {
+                    // Whoever is slow, or speaks something else, is nobody to report.
+                    let _ = tokio::time::timeout(PATIENCE, talk(stream, readiness)).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::debug!(event = "health_failed", address = %local, %error);
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn talk(stream: TcpStream, readiness: Readiness) {
+    let service = service_fn(|request: Request<Incoming>| {
+        let answer = answer(request.method(), request.uri().path(), &readiness);
+        async move { Ok::<_, Infallible>(answer) }
+    });
+    let _ = http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+}
+
+fn answer(method: &Method, path: &str, readiness: &Readiness) -> Response<Full<Bytes>> {
+    let (status, text) = match (method, path) {
+        (&Method::GET | &Method::HEAD, "/healthz") => (StatusCode::OK, "flanneld is running"),
+        (&Method::GET | &Method::HEAD, "/readyz") if readiness.is_ready() => {
+            (StatusCode::OK, "a subnet is served")
+        }
+        (&Method::GET | &Method::HEAD, "/readyz") => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no subnet is served yet; the log says what is waited for",
+        ),
+        (&Method::GET | &Method::HEAD, _) => {
+            (StatusCode::NOT_FOUND, "there are /healthz and /readyz")
+        }
+        _ => (StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD"),
+    };
+    let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+    *response.status_mut() = status;
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readiness_shows_at_readyz_alone() {
+        let readiness = Readiness::default();
+        let status = |path: &str| answer(&Method::GET, path, &readiness).status().as_u16();
+        assert_eq!(
+            [status("/healthz"), status("/readyz"), status("/")],
+            [200, 503, 404]
+        );
+        readiness.set(true);
+        assert_eq!(
+            [status("/healthz"), status("/readyz"), status("/")],
+            [200, 200, 404]
+        );
+        assert_eq!(answer(&Method::POST, "/healthz", &readiness).status(), 405);
+    }
+}
