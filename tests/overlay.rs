@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nodes::{CONFIG, EtcdOnHost, NodeUnderTest, PREFIX, eventually, need, possible};
+use uvxlan::subnet::validate::Rejection;
 use uvxlan::testbed::Topology;
 use uvxlan::testbed::traffic::{PingPongRequest, PingRequest, ping, udp_echo, udp_ping_pong};
 
@@ -351,16 +352,33 @@ fn junk_in_the_store_costs_itself_alone() {
         )
     };
     let good_mac = "0e:11:22:33:44:55";
+    // Below SubnetMin, so that no daemon leases one of them by chance.
     let junk = [
-        ("10.5.77.0-24", "{".to_owned()),
-        ("10.5.78.0-24", String::from("\u{1b}[31m\nred")),
-        ("10.9.1.0-24", vxlan("192.0.2.77", good_mac)),
-        ("10.5.79.0-24", vxlan("127.0.0.1", good_mac)),
-        ("10.5.80.0-24", vxlan("192.0.2.78", "ff:ff:ff:ff:ff:ff")),
-        ("0.0.0.0-0", vxlan("192.0.2.79", good_mac)),
-        ("..%2f..", vxlan("192.0.2.80", good_mac)),
+        ("10.5.1.0-24", "{".to_owned(), Rejection::Value),
+        (
+            "10.5.2.0-24",
+            String::from("\u{1b}[31m\nred"),
+            Rejection::Value,
+        ),
+        (
+            "10.9.1.0-24",
+            vxlan("192.0.2.77", good_mac),
+            Rejection::OutsideNetwork,
+        ),
+        (
+            "10.5.3.0-24",
+            vxlan("127.0.0.1", good_mac),
+            Rejection::PublicIp,
+        ),
+        (
+            "10.5.4.0-24",
+            vxlan("192.0.2.78", "ff:ff:ff:ff:ff:ff"),
+            Rejection::VtepMac,
+        ),
+        ("0.0.0.0-0", vxlan("192.0.2.79", good_mac), Rejection::Key),
+        ("..%2f..", vxlan("192.0.2.80", good_mac), Rejection::Key),
     ];
-    for (name, value) in &junk {
+    for (name, value, _) in &junk {
         let key = format!("{PREFIX}/subnets/{name}");
         cluster.etcd.ctl(&["put", &key, "--", value]);
     }
@@ -368,12 +386,15 @@ fn junk_in_the_store_costs_itself_alone() {
     eventually("a good lease behind the junk is seen", || a.reaches(&c));
     assert!(a.ping(&b, 10).is_complete());
     let routes = a.output("ip", &["route"]);
-    for stranger in ["10.5.77.", "10.5.78.", "10.9.1.", "10.5.79.", "10.5.80."] {
+    for stranger in ["10.5.1.", "10.5.2.", "10.9.1.", "10.5.3.", "10.5.4."] {
         assert!(!routes.contains(stranger), "{routes}");
     }
     let log = a.log();
-    for (name, _) in &junk {
-        assert!(log.contains(name), "{name} is named in the log:\n{log}");
+    for (name, _, reason) in &junk {
+        let told = log
+            .lines()
+            .any(|line| line.contains(name) && line.contains(reason.text()));
+        assert!(told, "{name} is named in the log, with {reason:?}:\n{log}");
     }
     assert!(
         !log.contains('\u{1b}'),
