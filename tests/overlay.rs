@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nodes::{CONFIG, EtcdOnHost, NodeUnderTest, PREFIX, eventually, need, possible};
+use uvxlan::subnet::validate::Rejection;
 use uvxlan::testbed::Topology;
 use uvxlan::testbed::traffic::{PingPongRequest, PingRequest, ping, udp_echo, udp_ping_pong};
 
@@ -41,6 +42,21 @@ impl Cluster {
         (a, b)
     }
 
+    /// Seconds that the etcd lease under a key was granted; 0 where there is none.
+    fn granted_ttl(&self, key: &str) -> u64 {
+        let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+        let found = json(&self.etcd.ctl(&["get", key, "-w", "json"]));
+        let Some(lease) = found["kvs"][0]["lease"].as_i64() else {
+            assert!(found["kvs"][0].is_object(), "{key} is there: {found}");
+            return 0;
+        };
+        let lease = format!("{lease:x}");
+        let answer = self
+            .etcd
+            .ctl(&["lease", "timetolive", &lease, "-w", "json"]);
+        json(&answer)["granted-ttl"].as_u64().unwrap()
+    }
+
     /// The lease of a node: its key and value.
     fn lease(&self, node: &NodeUnderTest) -> (String, String) {
         let public_ip = format!("\"PublicIP\":\"{}\"", node.host.address());
@@ -55,9 +71,20 @@ fn tools() -> Result<(), String> {
     possible(&["etcd", "etcdctl"])
 }
 
-fn mac(value: &str) -> &str {
-    let start = value.find("VtepMAC\":\"").unwrap() + 10;
-    &value[start..start + 17]
+/// The MAC that the node's daemon has, by its own state and not by what it published.
+fn mac(node: &NodeUnderTest) -> String {
+    let text = std::fs::read(node.folder.join("state/state.json")).unwrap();
+    let state: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    state["vtep_mac"].as_str().unwrap().to_owned()
+}
+
+/// Sets a flag when dropped: a thread that waits for it ends after a failed assertion too.
+struct EndOf<'a>(&'a AtomicBool);
+
+impl Drop for EndOf<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[test]
@@ -81,20 +108,15 @@ fn containers_reach_each_other_and_the_leases_are_flannels() {
             "{{\"PublicIP\":\"{}\",\"PublicIPv6\":null,\"BackendType\":\"vxlan\",\
              \"BackendData\":{{\"VNI\":1,\"VtepMAC\":\"{}\"}}}}",
             node.host.address(),
-            mac(&value)
+            mac(node)
         );
         // Behind flannel's fields one of ours, where the machine has an id.
         let rest = value.strip_prefix(&expected[..expected.len() - 1]).unwrap();
         let number = rest.strip_prefix(",\"Node\":").unwrap_or(rest);
         let digits = number.strip_suffix('}').unwrap();
         assert!(digits.bytes().all(|byte| byte.is_ascii_digit()), "{value}");
-        let json = cluster
-            .etcd
-            .ctl(&["get", &format!("{PREFIX}/subnets/{key}"), "-w", "json"]);
-        assert!(
-            json.contains("\"lease\":"),
-            "it expires with the node: {json}"
-        );
+        let key = format!("{PREFIX}/subnets/{key}");
+        assert_eq!(cluster.granted_ttl(&key), 86_400, "flannel's day");
         let third = subnet.network().octets()[2];
         assert!(
             (10..=250).contains(&third),
@@ -114,6 +136,8 @@ fn containers_reach_each_other_and_the_leases_are_flannels() {
             "{address}"
         );
     }
+    let config = format!("{PREFIX}/config");
+    assert_eq!(cluster.granted_ttl(&config), 0, "the config stays");
     let env = std::fs::read_to_string(a.folder.join("subnet.env")).unwrap();
     let subnet = a.env.unwrap().subnet.to_string().replace(".0/24", ".1/24");
     assert_eq!(
@@ -163,13 +187,17 @@ fn a_third_host_joins_and_leaves_while_others_talk() {
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let talking = scope.spawn(|| {
-            let mut lost = 0;
+            let (mut sent, mut lost) = (0_u32, 0);
             while !over.load(Ordering::Relaxed) {
-                let report = a.ping(&b, 10);
-                lost += report.sent - report.received;
+                for (from, to) in [(&a, &b), (&b, &a)] {
+                    let report = from.ping(to, 10);
+                    sent += u32::from(report.sent);
+                    lost += report.sent - report.received;
+                }
             }
-            lost
+            (sent, lost)
         });
+        let end = EndOf(&over);
         let mut c = cluster.start(2);
         eventually("the newcomer is reached", || a.reaches(&c) && c.reaches(&b));
         let subnet = c.env.unwrap().subnet;
@@ -184,8 +212,10 @@ fn a_third_host_joins_and_leaves_while_others_talk() {
                 .iter()
                 .all(|node| !node.output("ip", &["route"]).contains(&subnet.to_string()))
         });
-        over.store(true, Ordering::Relaxed);
-        assert_eq!(talking.join().unwrap(), 0, "pings between the others");
+        drop(end);
+        let (sent, lost) = talking.join().unwrap();
+        assert_eq!(lost, 0, "of {sent} pings between the others");
+        assert!(sent >= 20, "they talked all the time: {sent}");
     });
 }
 
@@ -196,12 +226,17 @@ fn a_restart_keeps_subnet_and_mac_whatever_is_lost() {
     let (mut a, b) = cluster.pair();
     let before = cluster.lease(&a);
     type Loss = fn(&std::path::Path);
-    let losses: [(&str, Loss); 3] = [
+    let losses: [(&str, Loss); 4] = [
         ("nothing", |_| ()),
         ("subnet.env", |folder| {
             std::fs::remove_file(folder.join("subnet.env")).unwrap();
         }),
         ("the state directory", |folder| {
+            std::fs::remove_dir_all(folder.join("state")).unwrap();
+        }),
+        // What is left is the lease, found by the public IP.
+        ("all of it", |folder| {
+            std::fs::remove_file(folder.join("subnet.env")).unwrap();
             std::fs::remove_dir_all(folder.join("state")).unwrap();
         }),
     ];
@@ -210,6 +245,7 @@ fn a_restart_keeps_subnet_and_mac_whatever_is_lost() {
         lose(&a.folder);
         a.start_daemon();
         assert_eq!(cluster.lease(&a), before, "{lost} was lost");
+        assert!(before.1.contains(&mac(&a)), "{lost} was lost: {before:?}");
         assert_eq!(cluster.etcd.leases().len(), 2, "{lost} was lost");
         eventually("the containers reach each other again", || {
             a.reaches(&b) && b.reaches(&a)
@@ -227,15 +263,19 @@ fn nothing_is_lost_while_etcd_is_away() {
     need!(tools());
     let mut cluster = Cluster::new(3);
     let (a, b) = cluster.pair();
-    cluster.etcd.kill();
-    for _ in 0..6 {
-        let report = a.ping(&b, 10);
-        assert!(report.is_complete(), "{report:?}");
-        std::thread::sleep(Duration::from_secs(1));
-    }
+    // Eight seconds without a gap, before, at and after the death.
+    std::thread::scope(|scope| {
+        let talks = [(&a, &b), (&b, &a)].map(|(from, to)| scope.spawn(|| from.ping(to, 160)));
+        std::thread::sleep(Duration::from_millis(500));
+        cluster.etcd.kill();
+        for talk in talks {
+            let report = talk.join().unwrap();
+            assert!(report.is_complete(), "{report:?}");
+        }
+    });
     cluster.etcd.run();
     let c = cluster.start(2);
-    eventually("what changed afterwards is seen", || {
+    eventually("who came afterwards is seen", || {
         a.reaches(&c) && c.reaches(&b)
     });
     assert!(a.ping(&b, 10).is_complete());
@@ -246,8 +286,18 @@ fn a_deleted_device_comes_back() {
     need!(tools());
     let cluster = Cluster::new(2);
     let (a, b) = cluster.pair();
-    a.output("ip", &["link", "del", "flannel.1"]);
+    let index = || {
+        let text = a.output("ip", &["-o", "link", "show", "flannel.1"]);
+        text.split(':').next().and_then(|index| index.parse().ok())
+    };
+    let old: u32 = index().unwrap();
+    a.change(&["link", "del", "flannel.1"]);
+    eventually("there is a new device", || {
+        index().is_some_and(|new| new != old)
+    });
     eventually("traffic flows again", || a.reaches(&b) && b.reaches(&a));
+    let log = a.log();
+    assert!(log.contains("device_gone"), "the log says so:\n{log}");
     a.transfer(&b, 1 << 20);
     let before = cluster.lease(&a);
     assert_eq!(before.0, format!("{}-24", a.env.unwrap().subnet.network()));
@@ -269,14 +319,14 @@ fn what_somebody_changes_on_the_host_is_mended() {
             && link.contains(",UP")
     };
     let mended = |change: &[&str]| {
-        a.output("ip", change);
+        a.change(change);
         eventually(&format!("ip {change:?} is mended"), || {
             is_whole() && !a.output("ip", &["addr"]).contains("10.5.9.9")
         });
     };
     // With its last address the kernel takes every route from a device.
     mended(&["addr", "del", &own, "dev", "flannel.1"]);
-    a.output("ip", &["route", "add", "198.18.0.0/24", "dev", "flannel.1"]);
+    a.change(&["route", "add", "198.18.0.0/24", "dev", "flannel.1"]);
     mended(&["route", "del", &far]);
     mended(&["link", "set", "flannel.1", "mtu", "1280"]);
     mended(&["addr", "add", "10.5.9.9/16", "dev", "flannel.1"]);
@@ -285,7 +335,7 @@ fn what_somebody_changes_on_the_host_is_mended() {
         routes.contains("198.18.0.0/24"),
         "others' routes stay: {routes}"
     );
-    a.output("ip", &["link", "set", "flannel.1", "down"]);
+    a.change(&["link", "set", "flannel.1", "down"]);
     eventually("the device is up and the route is back", is_whole);
     eventually("traffic flows", || a.reaches(&b) && b.reaches(&a));
     assert!(a.log().contains("routes_mended"), "and the log says so");
@@ -302,16 +352,33 @@ fn junk_in_the_store_costs_itself_alone() {
         )
     };
     let good_mac = "0e:11:22:33:44:55";
+    // Below SubnetMin, so that no daemon leases one of them by chance.
     let junk = [
-        ("10.5.77.0-24", "{".to_owned()),
-        ("10.5.78.0-24", String::from("\u{1b}[31m\nred")),
-        ("10.9.1.0-24", vxlan("192.0.2.77", good_mac)),
-        ("10.5.79.0-24", vxlan("127.0.0.1", good_mac)),
-        ("10.5.80.0-24", vxlan("192.0.2.78", "ff:ff:ff:ff:ff:ff")),
-        ("0.0.0.0-0", vxlan("192.0.2.79", good_mac)),
-        ("..%2f..", vxlan("192.0.2.80", good_mac)),
+        ("10.5.1.0-24", "{".to_owned(), Rejection::Value),
+        (
+            "10.5.2.0-24",
+            String::from("\u{1b}[31m\nred"),
+            Rejection::Value,
+        ),
+        (
+            "10.9.1.0-24",
+            vxlan("192.0.2.77", good_mac),
+            Rejection::OutsideNetwork,
+        ),
+        (
+            "10.5.3.0-24",
+            vxlan("127.0.0.1", good_mac),
+            Rejection::PublicIp,
+        ),
+        (
+            "10.5.4.0-24",
+            vxlan("192.0.2.78", "ff:ff:ff:ff:ff:ff"),
+            Rejection::VtepMac,
+        ),
+        ("0.0.0.0-0", vxlan("192.0.2.79", good_mac), Rejection::Key),
+        ("..%2f..", vxlan("192.0.2.80", good_mac), Rejection::Key),
     ];
-    for (name, value) in &junk {
+    for (name, value, _) in &junk {
         let key = format!("{PREFIX}/subnets/{name}");
         cluster.etcd.ctl(&["put", &key, "--", value]);
     }
@@ -319,15 +386,51 @@ fn junk_in_the_store_costs_itself_alone() {
     eventually("a good lease behind the junk is seen", || a.reaches(&c));
     assert!(a.ping(&b, 10).is_complete());
     let routes = a.output("ip", &["route"]);
-    for stranger in ["10.5.77.", "10.5.78.", "10.9.1.", "10.5.79.", "10.5.80."] {
+    for stranger in ["10.5.1.", "10.5.2.", "10.9.1.", "10.5.3.", "10.5.4."] {
         assert!(!routes.contains(stranger), "{routes}");
     }
     let log = a.log();
-    for (name, _) in &junk {
-        assert!(log.contains(name), "{name} is named in the log:\n{log}");
+    for (name, _, reason) in &junk {
+        let told = log
+            .lines()
+            .any(|line| line.contains(name) && line.contains(reason.text()));
+        assert!(told, "{name} is named in the log, with {reason:?}:\n{log}");
     }
     assert!(
         !log.contains('\u{1b}'),
         "nothing of it reaches a terminal raw"
     );
+}
+
+#[test]
+fn junk_over_a_lease_in_use_does_not_stop_its_traffic() {
+    need!(tools());
+    let cluster = Cluster::new(2);
+    let (a, b) = cluster.pair();
+    let (name, good) = cluster.lease(&b);
+    let key = format!("{PREFIX}/subnets/{name}");
+    cluster.etcd.ctl(&["put", &key, "--", "{"]);
+    eventually("both say which record it is", || {
+        let lines = |node: &NodeUnderTest| {
+            node.log()
+                .lines()
+                .any(|line| line.contains(&name) && !line.contains(" INFO "))
+        };
+        lines(&a) && lines(&b)
+    });
+    for (from, to) in [(&a, &b), (&b, &a)] {
+        let report = from.ping(to, 20);
+        assert!(report.is_complete(), "{report:?}");
+    }
+
+    // The remedy that the log names.
+    cluster.etcd.ctl(&["del", &key]);
+    eventually("the lease is back as it was", || {
+        cluster
+            .etcd
+            .leases()
+            .contains(&(name.clone(), good.clone()))
+    });
+    assert_eq!(cluster.granted_ttl(&key), 86_400);
+    eventually("traffic flows", || a.reaches(&b) && b.reaches(&a));
 }

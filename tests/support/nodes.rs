@@ -217,7 +217,15 @@ impl NodeUnderTest {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// MAC of the published lease, by the daemon's own state.
+    /// Runs `ip` in the host's namespace to change something, which must succeed.
+    pub fn change(&self, arguments: &[&str]) {
+        let mut command = Command::new("ip");
+        command.args(arguments);
+        let output = self.host.namespace().command(command).output().unwrap();
+        assert!(output.status.success(), "ip {arguments:?}: {output:?}");
+    }
+
+    /// Echo requests, 50 ms apart, from our container to the other's.
     pub fn ping(&self, other: &Self, count: u16) -> PingReport {
         let request = PingRequest {
             count,
@@ -226,6 +234,7 @@ impl NodeUnderTest {
         ping(self.container().namespace(), request).unwrap()
     }
 
+    /// Whether one echo request is answered.
     pub fn reaches(&self, other: &Self) -> bool {
         let request = PingRequest {
             count: 1,
