@@ -35,7 +35,8 @@ use crate::subnet::config::NetworkConfig;
 use crate::subnet::lease::{LeaseAttrs, NodeId, VxlanData};
 use crate::subnet::manager::{self, AcquireError, AcquireRequest, Acquired, PeerSet};
 use crate::subnet::store::dir::DirStore;
-use crate::subnet::store::etcd_v3::{EtcdOptions, EtcdStore};
+use crate::subnet::store::etcd::EtcdOptions;
+use crate::subnet::store::etcd_auto::EtcdAutoStore;
 use crate::subnet::store::{Store, StoreError};
 use crate::subnet::validate::{self, Context};
 use crate::wire::MacAddr;
@@ -70,21 +71,22 @@ pub async fn run(options: &RunOptions, stop: CancellationToken) -> Result<(), Fa
 }
 
 fn open_store(options: &RunOptions) -> Result<Arc<dyn Store>, Failure> {
+    let etcd = || EtcdOptions {
+        endpoints: options.etcd_endpoints.clone(),
+        prefix: options.etcd_prefix.clone(),
+        ca_file: options.etcd_ca_file.clone(),
+        cert_file: options.etcd_cert_file.clone(),
+        key_file: options.etcd_key_file.clone(),
+        username: options.etcd_username.clone(),
+        password: options
+            .etcd_password
+            .as_ref()
+            .map(|secret| secret.expose().to_owned()),
+        ..EtcdOptions::default()
+    };
     Ok(match &options.store {
         StoreChoice::Directory(path) => Arc::new(DirStore::new(path)),
-        StoreChoice::Etcd => Arc::new(EtcdStore::new(EtcdOptions {
-            endpoints: options.etcd_endpoints.clone(),
-            prefix: options.etcd_prefix.clone(),
-            ca_file: options.etcd_ca_file.clone(),
-            cert_file: options.etcd_cert_file.clone(),
-            key_file: options.etcd_key_file.clone(),
-            username: options.etcd_username.clone(),
-            password: options
-                .etcd_password
-                .as_ref()
-                .map(|secret| secret.expose().to_owned()),
-            ..EtcdOptions::default()
-        })?),
+        StoreChoice::Etcd => Arc::new(EtcdAutoStore::new(etcd(), options.etcd_api)?),
     })
 }
 
@@ -225,12 +227,19 @@ async fn network_config(options: &RunOptions, store: &dyn Store) -> Result<Netwo
                 return Ok(config);
             }
             Ok(None) => {
+                let elsewhere = match patience.is_fresh() {
+                    true => store.why_no_config().await,
+                    false => None,
+                };
+                let hint = elsewhere.unwrap_or("was it written under the prefix used here?");
                 patience
                     .wait(|| {
+                        notify::status("waiting for the network config");
                         tracing::warn!(
-                            event = "no_config", store = store.describe(),
-                            "Couldn't fetch network config: the key does not exist; waiting for it. \
-                             Was it written with the API (v2, v3) and the prefix that is used here?"
+                            event = "no_config",
+                            store = store.describe(),
+                            hint,
+                            "Couldn't fetch network config: the key does not exist; waiting for it"
                         );
                     })
                     .await;
@@ -267,6 +276,10 @@ async fn store_error(
 struct Patience(usize);
 
 impl Patience {
+    fn is_fresh(&self) -> bool {
+        self.0 == 0
+    }
+
     async fn wait(&mut self, log: impl FnOnce()) {
         if self.0 < RETRY_SECONDS.len() || self.0.is_multiple_of(6) {
             log();
