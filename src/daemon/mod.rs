@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 pub mod failure;
+pub mod files;
+pub mod follow;
 pub mod health;
 pub mod identity;
 pub mod instance;
@@ -11,5 +13,6 @@ pub mod notify;
 pub mod options;
 pub mod overlay;
 pub mod rules;
+pub mod serving;
 pub mod state_file;
 pub mod subnet_env;

@@ -440,14 +440,13 @@ pub(in crate::cli) static FLAGS: &[Flag] = &[
     Flag::new(
         Group::Rules,
         "ip-blackhole-route",
-        "Add a blackhole route for the own subnet",
+        "Discard packets to the own subnet that no other route takes",
         |to, text| {
             to.ip_blackhole_route = boolean(text)?;
             Ok(())
         },
     )
-    .newest()
-    .not_yet(),
+    .newest(),
     Flag::new(
         Group::Kubernetes,
         "kube-subnet-mgr",
