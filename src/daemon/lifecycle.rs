@@ -23,7 +23,7 @@ use super::overlay::{Overlay, Plan};
 use super::rules::{self, RulesKept};
 use super::state_file::{self, State};
 use super::subnet_env::{self, SubnetFile};
-use super::{instance, notify};
+use super::{confine, instance, notify};
 use crate::dataplane::DeviceGone;
 use crate::dataplane::checks::Vtep;
 use crate::dataplane::guard::Guard;
@@ -62,6 +62,7 @@ pub async fn run(options: &RunOptions, stop: CancellationToken) -> Result<(), Fa
         () = stop.cancelled() => return Ok(()),
         started = start(options, &store, &netlink) => started?,
     };
+    confine::serving();
     readiness.set(true);
     let outcome = started.serve(stop).await;
     readiness.set(false);

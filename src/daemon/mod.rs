@@ -1,6 +1,7 @@
 //! Wiring and life of the daemon.
 #![forbid(unsafe_code)]
 
+pub mod confine;
 pub mod failure;
 pub mod health;
 pub mod identity;

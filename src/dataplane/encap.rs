@@ -1,7 +1,7 @@
 //! The way out: from the TUN device to the peers.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,7 +14,6 @@ use crate::offload::segment::{self, Plan as Cut};
 use crate::route::publish::Reader;
 use crate::sys::simd;
 use crate::sys::tun::{TunQueue, VNET_HDR_LEN};
-use crate::sys::udp;
 use crate::wire::checksum::Checksummer;
 use crate::wire::ipv4::{Packet, PacketError};
 use crate::wire::vnet_hdr::VnetHdr;
@@ -55,8 +54,6 @@ pub struct Encap {
     checksummer: Checksummer,
     plan: Plan,
     transmitter: Transmitter,
-    /// Address that outer packets are sent from.
-    source: Ipv4Addr,
     narrow: NarrowPaths,
     counters: Arc<Counters>,
 }
@@ -70,7 +67,6 @@ impl Encap {
         routes: Reader,
         template: EncapTemplate,
         transmitter: Transmitter,
-        source: Ipv4Addr,
         counters: Arc<Counters>,
     ) -> Self {
         Self {
@@ -84,7 +80,6 @@ impl Encap {
             checksummer: simd::checksummer(),
             plan: Plan::new(max_segments(transmitter.segmentation())),
             transmitter,
-            source,
             narrow: NarrowPaths::new(Instant::now()),
             counters,
         }
@@ -293,7 +288,7 @@ impl Encap {
     /// The kernel refused to cut a message, because its datagrams are longer than what the
     /// device below takes.
     fn learn_narrow_path(&mut self, destination: SocketAddrV4) {
-        let Ok(mtu) = udp::path_mtu(self.source, destination) else {
+        let Ok(mtu) = self.transmitter.path_mtu(destination) else {
             return;
         };
         let inner = mtu.saturating_sub(OUTER_LEN);

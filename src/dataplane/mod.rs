@@ -40,9 +40,10 @@ use worker::Worker;
 
 use crate::route::publish::Routes;
 use crate::sys::poll::StopFlag;
+use crate::sys::privileges::{self, PacketCalls, PrivilegeError};
 use crate::sys::simd;
 use crate::sys::tun::{Tun, TunOffload};
-use crate::sys::udp::UdpSocket;
+use crate::sys::udp::{PathProbe, UdpSocket};
 use crate::wire::vxlan::EncapTemplate;
 
 /// Source ports for each worker: enough for receivers and routers to spread flows.
@@ -180,6 +181,7 @@ impl Dataplane {
                 reason,
             });
         }
+        let calls = packet_calls();
         let mut this = Self {
             stop,
             threads: Vec::new(),
@@ -194,6 +196,7 @@ impl Dataplane {
             let queue = Arc::new(queue);
             let transmitter = Transmitter::new(
                 Arc::clone(&senders),
+                PathProbe::new(options.source).map_err(cannot_send(options))?,
                 Arc::clone(&counters),
                 if offloads.send {
                     Segmentation::Kernel
@@ -209,7 +212,6 @@ impl Dataplane {
                     options.routes.reader(),
                     template,
                     transmitter,
-                    options.source,
                     Arc::clone(&counters),
                 ),
                 decap: Decap::new(
@@ -237,9 +239,11 @@ impl Dataplane {
                 spin: Spin::new(options.spin),
             };
             let ended = Arc::clone(&ended);
+            let calls = calls.clone();
             let thread = std::thread::Builder::new()
                 .name(format!("uvxlan-{number}"))
                 .spawn(move || {
+                    confine(number, calls.as_ref());
                     if let Err(gone) = worker.run() {
                         ended(gone);
                     }
@@ -293,6 +297,32 @@ impl Drop for Dataplane {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// The filter for the workers' system calls, where this processor has one.
+fn packet_calls() -> Option<PacketCalls> {
+    PacketCalls::compile().inspect_err(not_confined).ok()
+}
+
+/// Takes from the calling worker what moving packets does not need. A kernel without such
+/// filters moves packets nonetheless.
+fn confine(number: usize, calls: Option<&PacketCalls>) {
+    let confined = match calls {
+        Some(calls) => calls.confine_thread(),
+        None => privileges::keep_only(&[]),
+    };
+    match confined {
+        // All of them fail alike: one line is enough.
+        Err(error) if number == 0 => not_confined(&error),
+        _ => {}
+    }
+}
+
+fn not_confined(error: &PrivilegeError) {
+    tracing::warn!(
+        event = "not_confined", %error,
+        "packet threads keep more privileges than they need"
+    );
 }
 
 fn receiver(address: SocketAddrV4) -> Result<UdpSocket, StartError> {

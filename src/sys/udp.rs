@@ -125,34 +125,51 @@ impl UdpSocket {
     }
 }
 
-/// The largest IP packet in bytes that leaves for a destination in one piece, as the routing
-/// table and path MTU discovery know it (`IP_MTU`).
-///
-/// # Errors
-/// When there is no route.
-pub fn path_mtu(source: Ipv4Addr, destination: SocketAddrV4) -> io::Result<u16> {
-    let socket = UdpSocket::open()?;
-    socket
-        .0
-        .bind(&SockAddr::from(SocketAddrV4::new(source, 0)))?;
-    socket.0.connect(&SockAddr::from(destination))?;
-    let mut value: libc::c_int = 0;
-    let mut length = mem::size_of_val(&value) as libc::socklen_t;
-    // SAFETY: the descriptor is open; `value` and `length` live through the call, and
-    // `length` is the size of `value`.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.0.as_raw_fd(),
-            libc::IPPROTO_IP,
-            libc::IP_MTU,
-            (&raw mut value).cast(),
-            &raw mut length,
-        )
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
+/// Asks how long a packet may be on its way to a destination. It has its socket from the
+/// start: a packet thread may not make one.
+#[derive(Debug)]
+pub struct PathProbe(UdpSocket);
+
+impl PathProbe {
+    /// A probe that sends nothing, for packets from this address.
+    ///
+    /// # Errors
+    /// `AddrNotAvailable` when the address is not this host's.
+    pub fn new(source: Ipv4Addr) -> io::Result<Self> {
+        let socket = UdpSocket::open()?;
+        socket
+            .0
+            .bind(&SockAddr::from(SocketAddrV4::new(source, 0)))?;
+        Ok(Self(socket))
     }
-    Ok(u16::try_from(value).unwrap_or(u16::MAX))
+
+    /// The largest IP packet in bytes that leaves for a destination in one piece, as the
+    /// routing table and path MTU discovery know it now (`IP_MTU`).
+    ///
+    /// # Errors
+    /// When there is no route.
+    pub fn mtu(&self, destination: SocketAddrV4) -> io::Result<u16> {
+        // Each connect looks the route up anew.
+        let socket = &self.0.0;
+        socket.connect(&SockAddr::from(destination))?;
+        let mut value: libc::c_int = 0;
+        let mut length = mem::size_of_val(&value) as libc::socklen_t;
+        // SAFETY: the descriptor is open; `value` and `length` live through the call, and
+        // `length` is the size of `value`.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::IPPROTO_IP,
+                libc::IP_MTU,
+                (&raw mut value).cast(),
+                &raw mut length,
+            )
+        };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(u16::try_from(value).unwrap_or(u16::MAX))
+    }
 }
 
 impl AsFd for UdpSocket {
