@@ -144,6 +144,7 @@ async fn start(
             forward_extra: options.forward_extra.clone(),
             allow_peers: options.allow_peer.clone(),
             strict: options.strict_sources,
+            socket_filter: options.socket_filter,
             ..Guard::new(options.peer_check, config.network, own)
         },
         offloads: options.offloads,

@@ -211,7 +211,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// Takes in what changed among the peers: first the route table, then the kernel's
+    /// Takes in what changed among the peers: first who may send, then the route table, then the kernel's
     /// routes, so that no packet comes for which there is no peer yet.
     ///
     /// # Errors
@@ -231,7 +231,11 @@ impl Overlay {
                 }
             }
         }
-        self.routes.apply(table_changes);
+        let table = self.routes.current().with(table_changes);
+        if let Some(dataplane) = &mut self.dataplane {
+            dataplane.admit(&table);
+        }
+        self.routes.publish(table);
         self.reconcile_routes().await?;
         Ok(())
     }

@@ -37,7 +37,7 @@ const _: () = assert!(
 
 /// The way in of one worker.
 pub struct Decap {
-    socket: UdpSocket,
+    socket: Arc<UdpSocket>,
     vtep: Vtep,
     guard: Guard,
     routes: Reader,
@@ -52,7 +52,7 @@ impl Decap {
     /// A way in from this socket.
     #[must_use]
     pub fn new(
-        socket: UdpSocket,
+        socket: Arc<UdpSocket>,
         vtep: Vtep,
         guard: Guard,
         routes: Reader,
@@ -73,7 +73,7 @@ impl Decap {
 
     /// The socket to wait for.
     #[must_use]
-    pub const fn socket(&self) -> &UdpSocket {
+    pub fn socket(&self) -> &UdpSocket {
         &self.socket
     }
 

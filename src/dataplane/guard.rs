@@ -35,6 +35,8 @@ pub struct Guard {
     pub forward_extra: Vec<Ipv4Net>,
     /// Senders that are taken without a lease; what they send from is not checked.
     pub allow_peers: Vec<Ipv4Net>,
+    /// Where the rules are enforced, let the kernel drop strangers' datagrams already.
+    pub socket_filter: bool,
     /// Refuse inner sources outside of the network too. Peers that do not masquerade send
     /// from such addresses, so it is a choice.
     pub strict: bool,
@@ -50,6 +52,7 @@ impl Guard {
             subnet,
             forward_extra: Vec::new(),
             allow_peers: Vec::new(),
+            socket_filter: true,
             strict: false,
         }
     }

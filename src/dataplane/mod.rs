@@ -12,6 +12,8 @@ pub mod counters;
 pub mod decap;
 pub mod deliver;
 pub mod encap;
+pub mod filter;
+mod gate;
 pub mod guard;
 pub mod narrow;
 pub mod offloads;
@@ -28,10 +30,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use checks::Vtep;
-use counters::{Counters, Totals};
+use counters::{Counter, Counters, Totals};
 use decap::Decap;
 use deliver::Deliverer;
 use encap::Encap;
+use gate::Gate;
 use guard::Guard;
 use offloads::{Lacking, Offloads};
 use spin::Spin;
@@ -39,6 +42,7 @@ use transmit::{Segmentation, Transmitter};
 use worker::Worker;
 
 use crate::route::publish::Routes;
+use crate::route::table::RouteTable;
 use crate::sys::poll::StopFlag;
 use crate::sys::privileges::{self, PacketCalls, PrivilegeError};
 use crate::sys::simd;
@@ -137,6 +141,7 @@ impl AsFd for Stop {
 pub struct Dataplane {
     stop: Arc<Stop>,
     threads: Vec<JoinHandle<()>>,
+    gate: Gate,
     counters: Vec<Arc<Counters>>,
     progress: Vec<Arc<AtomicU64>>,
     offloads: Offloads,
@@ -161,15 +166,17 @@ impl Dataplane {
         let receivers: Vec<_> = tun
             .queues
             .iter()
-            .map(|_| receiver(options.receive))
+            .map(|_| receiver(options.receive).map(Arc::new))
             .collect::<Result<_, _>>()?;
+        let mut gate = Gate::new(receivers.clone(), &options.guard);
+        gate.admit(&options.routes.current());
         let senders = senders(options, receivers.len())?;
         let (mut offloads, mut lacking) = match senders.first() {
             Some(sender) => offloads::probe_sockets(options.offloads, sender),
             None => (options.offloads, Vec::new()),
         };
         if offloads.receive {
-            let joined = receivers.iter().all(UdpSocket::join_on_receive);
+            let joined = receivers.iter().all(|socket| socket.join_on_receive());
             offloads.receive = joined;
         }
         offloads.read = tun.offload > TunOffload::None;
@@ -185,6 +192,7 @@ impl Dataplane {
         let mut this = Self {
             stop,
             threads: Vec::new(),
+            gate,
             counters: Vec::new(),
             progress: Vec::new(),
             offloads,
@@ -256,10 +264,17 @@ impl Dataplane {
         Ok(this)
     }
 
-    /// Counters of all workers, added up.
+    /// Lets datagrams of this table's peers in, and, where the peer check is enforced, has
+    /// the kernel drop all others. To be called before the table is published.
+    pub fn admit(&mut self, table: &RouteTable) {
+        self.gate.admit(table);
+    }
+
+    /// Counters of all workers and sockets, added up.
     #[must_use]
     pub fn totals(&self) -> Totals {
         Totals::of(self.counters.iter().map(AsRef::as_ref))
+            .with(Counter::SocketDrops, self.gate.drops())
     }
 
     /// Number of workers.
@@ -290,6 +305,7 @@ impl Dataplane {
             // A worker that panicked has said so on stderr already.
             let _ = thread.join();
         }
+        self.gate.close();
     }
 }
 

@@ -17,6 +17,13 @@ impl Sources {
         self.place(address.to_bits()).is_ok()
     }
 
+    /// All addresses, rising.
+    pub(super) fn iter(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.0
+            .iter()
+            .map(|(address, _)| Ipv4Addr::from_bits(*address))
+    }
+
     /// A subnet moved from behind one peer to behind another.
     pub(super) fn replace(&mut self, before: &Peer, after: Option<&Peer>) {
         let old = (!before.is_vacant()).then(|| before.endpoint().ip().to_bits());

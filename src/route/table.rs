@@ -157,6 +157,11 @@ impl RouteTable {
         self.sources.contains(address)
     }
 
+    /// The addresses that peers' packets come from, each once.
+    pub fn sources(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.sources.iter()
+    }
+
     /// Number of routes.
     #[must_use]
     pub const fn len(&self) -> usize {
