@@ -11,6 +11,7 @@ pub mod log;
 pub mod notify;
 pub mod options;
 pub mod overlay;
+pub mod peers;
 pub mod rules;
 pub mod state_file;
 pub mod subnet_env;

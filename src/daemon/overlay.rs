@@ -10,6 +10,7 @@ use ipnet::Ipv4Net;
 use tokio::sync::mpsc;
 
 use super::failure::Failure;
+use super::peers::Peers;
 use crate::dataplane::checks::Vtep;
 use crate::dataplane::counters::Totals;
 use crate::dataplane::guard::Guard;
@@ -18,12 +19,16 @@ use crate::dataplane::{Dataplane, DeviceGone, Options};
 use crate::host::link::{self, DeviceSettings};
 use crate::host::netlink::Netlink;
 use crate::host::routes::{self, Outcome};
+use crate::host::way::{self, Loop};
 use crate::route::peer::{Peer, PeerId};
 use crate::route::publish::Routes;
 use crate::route::table::{Change, RouteTable};
 use crate::subnet::manager::PeerChange;
 use crate::subnet::validate::PeerRecord;
 use crate::sys::tun::{self, TunOffload, TunOptions};
+
+/// Peers whose way is looked at in one reconciliation: all of them on most hosts.
+const LOOKS: usize = 64;
 
 /// What the overlay is made of; it does not change while the daemon lives.
 #[derive(Debug, Clone)]
@@ -71,8 +76,7 @@ pub struct Overlay {
     plan: Plan,
     netlink: Netlink,
     routes: Routes,
-    /// Subnets that the kernel must send to the device.
-    desired: BTreeSet<Ipv4Net>,
+    peers: Peers,
     /// Those of them for which there is no route now.
     unrouted: BTreeSet<Ipv4Net>,
     ifindex: u32,
@@ -97,7 +101,7 @@ impl Overlay {
             plan,
             netlink,
             routes,
-            desired: BTreeSet::new(),
+            peers: Peers::default(),
             unrouted: BTreeSet::new(),
             ifindex: 0,
             dataplane: None,
@@ -198,6 +202,7 @@ impl Overlay {
                 "the device had been changed; set it up again"
             );
         }
+        self.look_for_loops().await?;
         let outcome = self.reconcile_routes().await?;
         if outcome.added + outcome.replaced + outcome.removed > 0 {
             tracing::warn!(
@@ -217,38 +222,52 @@ impl Overlay {
     /// # Errors
     /// When the kernel's routes cannot be read. A route that is refused is logged.
     pub async fn apply(&mut self, changes: &[PeerChange], port: u16) -> Result<(), Failure> {
+        let addresses = changes.iter().map(|change| match change {
+            PeerChange::Added(peer)
+            | PeerChange::Updated { new: peer, .. }
+            | PeerChange::Removed(peer) => peer.public_ip,
+        });
+        let found = way::loops(&self.netlink, addresses, self.ifindex).await;
         let mut table_changes = Vec::with_capacity(changes.len());
-        for change in changes {
+        for (change, found) in changes.iter().zip(found) {
             log_change(change);
-            match change {
-                PeerChange::Added(peer) | PeerChange::Updated { new: peer, .. } => {
-                    self.desired.insert(peer.subnet);
-                    table_changes.push(self.route(peer, port));
-                }
-                PeerChange::Removed(peer) => {
-                    self.desired.remove(&peer.subnet);
-                    table_changes.push((peer.subnet, None));
-                }
-            }
+            let (subnet, peer) = self.peers.apply(change, found);
+            table_changes.push((subnet, peer.and_then(|peer| endpoint(&peer, port))));
         }
+        self.publish(table_changes);
+        self.reconcile_routes().await?;
+        Ok(())
+    }
+
+    /// Looks whether the kernel's routes now send some peers' datagrams back to this host.
+    async fn look_for_loops(&mut self) -> Result<(), Failure> {
+        let peers = self.peers.next(LOOKS);
+        let addresses = peers.iter().map(|peer| peer.public_ip);
+        let found = way::loops(&self.netlink, addresses, self.ifindex).await;
+        let changes = self.peers.look(peers.into_iter().zip(found));
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let port = self.plan.receive.port();
+        let changes = changes
+            .into_iter()
+            .map(|(subnet, peer)| (subnet, peer.and_then(|peer| endpoint(&peer, port))));
+        self.publish(changes.collect());
+        self.reconcile_routes().await?;
+        Ok(())
+    }
+
+    /// First who may send, then where to send.
+    fn publish(&mut self, table_changes: Vec<Change>) {
         let table = self.routes.current().with(table_changes);
         if let Some(dataplane) = &mut self.dataplane {
             dataplane.admit(&table);
         }
         self.routes.publish(table);
-        self.reconcile_routes().await?;
-        Ok(())
-    }
-
-    fn route(&self, peer: &PeerRecord, port: u16) -> Change {
-        let endpoint = SocketAddrV4::new(peer.public_ip, port);
-        // Subnets are unique among peers, so their address can number them.
-        let id = PeerId(peer.subnet.network().to_bits());
-        (peer.subnet, Peer::new(endpoint, peer.vxlan.vtep_mac, id))
     }
 
     async fn reconcile_routes(&mut self) -> Result<Outcome, Failure> {
-        let outcome = routes::reconcile(&self.netlink, &self.desired, self.ifindex).await?;
+        let outcome = routes::reconcile(&self.netlink, self.peers.reached(), self.ifindex).await?;
         for (subnet, error) in &outcome.failed {
             if !self.unrouted.contains(subnet) {
                 tracing::error!(event = "route_failed", %subnet, %error, "no route to a peer's subnet");
@@ -258,10 +277,16 @@ impl Overlay {
         Ok(outcome)
     }
 
-    /// Number of peers.
+    /// Number of peers that packets are sent to.
     #[must_use]
     pub fn peers(&self) -> usize {
-        self.desired.len()
+        self.peers.reached().len()
+    }
+
+    /// Peers that nothing is sent to, because it would come back: subnet, public address,
+    /// and why.
+    pub fn looping(&self) -> impl Iterator<Item = (Ipv4Net, Ipv4Addr, Loop)> {
+        self.peers.looping()
     }
 
     /// Counters of the packet loop, where it runs.
@@ -276,6 +301,13 @@ impl Overlay {
             dataplane.stop();
         }
     }
+}
+
+fn endpoint(peer: &PeerRecord, port: u16) -> Option<Peer> {
+    let endpoint = SocketAddrV4::new(peer.public_ip, port);
+    // Subnets are unique among peers, so their address can number them.
+    let id = PeerId(peer.subnet.network().to_bits());
+    Peer::new(endpoint, peer.vxlan.vtep_mac, id)
 }
 
 fn log_change(change: &PeerChange) {
