@@ -10,17 +10,18 @@ use ipnet::Ipv4Net;
 use tokio::sync::mpsc;
 
 use super::failure::Failure;
-use super::peers::Peers;
+use super::peers::{Peers, Place};
 use crate::dataplane::checks::Vtep;
 use crate::dataplane::counters::Totals;
 use crate::dataplane::guard::Guard;
 use crate::dataplane::offloads::Offloads;
+use crate::dataplane::peer_counters::PeerTotals;
 use crate::dataplane::{Dataplane, DeviceGone, Options};
 use crate::host::link::{self, DeviceSettings};
 use crate::host::netlink::Netlink;
 use crate::host::routes::{self, Outcome};
 use crate::host::way::{self, Loop};
-use crate::route::peer::{Peer, PeerId};
+use crate::route::peer::Peer;
 use crate::route::publish::Routes;
 use crate::route::table::{Change, RouteTable};
 use crate::subnet::manager::PeerChange;
@@ -183,6 +184,7 @@ impl Overlay {
         if let Some(mut broken) = self.dataplane.take() {
             broken.stop();
         }
+        self.peers.forget_counts();
         self.open().await?;
         self.reconcile_routes().await?;
         Ok(())
@@ -231,8 +233,10 @@ impl Overlay {
         let mut table_changes = Vec::with_capacity(changes.len());
         for (change, found) in changes.iter().zip(found) {
             log_change(change);
-            let (subnet, peer) = self.peers.apply(change, found);
-            table_changes.push((subnet, peer.and_then(|peer| endpoint(&peer, port))));
+            let dataplane = self.dataplane.as_ref();
+            let counted = |id| dataplane.map(|it| it.peer_totals(id)).unwrap_or_default();
+            let place = self.peers.apply(change, found, counted);
+            table_changes.push(route(place, port));
         }
         self.publish(table_changes);
         self.reconcile_routes().await?;
@@ -249,10 +253,12 @@ impl Overlay {
             return Ok(());
         }
         let port = self.plan.receive.port();
-        let changes = changes
-            .into_iter()
-            .map(|(subnet, peer)| (subnet, peer.and_then(|peer| endpoint(&peer, port))));
-        self.publish(changes.collect());
+        self.publish(
+            changes
+                .into_iter()
+                .map(|place| route(place, port))
+                .collect(),
+        );
         self.reconcile_routes().await?;
         Ok(())
     }
@@ -289,6 +295,15 @@ impl Overlay {
         self.peers.looping()
     }
 
+    /// All peers, and what passed between each and this host since it came, or the packet
+    /// loop started.
+    #[must_use]
+    pub fn peer_totals(&self) -> Vec<(PeerRecord, PeerTotals)> {
+        let dataplane = self.dataplane.as_ref();
+        let counted = |id| dataplane.map(|it| it.peer_totals(id)).unwrap_or_default();
+        self.peers.totals(counted).collect()
+    }
+
     /// Counters of the packet loop, where it runs.
     #[must_use]
     pub fn totals(&self) -> Option<Totals> {
@@ -303,11 +318,12 @@ impl Overlay {
     }
 }
 
-fn endpoint(peer: &PeerRecord, port: u16) -> Option<Peer> {
-    let endpoint = SocketAddrV4::new(peer.public_ip, port);
-    // Subnets are unique among peers, so their address can number them.
-    let id = PeerId(peer.subnet.network().to_bits());
-    Peer::new(endpoint, peer.vxlan.vtep_mac, id)
+fn route((subnet, peer): Place, port: u16) -> Change {
+    let peer = peer.and_then(|(peer, id)| {
+        let endpoint = SocketAddrV4::new(peer.public_ip, port);
+        Peer::new(endpoint, peer.vxlan.vtep_mac, id)
+    });
+    (subnet, peer)
 }
 
 fn log_change(change: &PeerChange) {

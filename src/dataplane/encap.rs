@@ -9,8 +9,10 @@ use super::DeviceGone;
 use super::batch::{Key, Plan, Span};
 use super::counters::{Counter, Counters};
 use super::narrow::NarrowPaths;
+use super::peer_counters::PeerCounters;
 use super::transmit::{Buffers, Segmentation, Transmitter};
 use crate::offload::segment::{self, Plan as Cut};
+use crate::route::peer::PeerId;
 use crate::route::publish::Reader;
 use crate::sys::simd;
 use crate::sys::tun::{TunQueue, VNET_HDR_LEN};
@@ -56,6 +58,7 @@ pub struct Encap {
     transmitter: Transmitter,
     narrow: NarrowPaths,
     counters: Arc<Counters>,
+    peers: Arc<PeerCounters>,
 }
 
 impl Encap {
@@ -68,6 +71,7 @@ impl Encap {
         template: EncapTemplate,
         transmitter: Transmitter,
         counters: Arc<Counters>,
+        peers: Arc<PeerCounters>,
     ) -> Self {
         Self {
             tun,
@@ -82,6 +86,7 @@ impl Encap {
             transmitter,
             narrow: NarrowPaths::new(Instant::now()),
             counters,
+            peers,
         }
     }
 
@@ -166,6 +171,7 @@ impl Encap {
         };
         self.buffer[start - ENCAP_LEN..start].copy_from_slice(&way.encapsulation);
         self.plan.push(way.key, Span::default(), frame);
+        self.peers.sent(way.peer, 1, way.total_len as u64);
         Ok(())
     }
 
@@ -194,6 +200,7 @@ impl Encap {
         if block_len > self.heads.len() {
             return Err((Counter::OutMalformed, count));
         }
+        let (mut packets, mut bytes) = (0, 0);
         for number in 0..cut.count() {
             if self.heads_used + block_len > self.heads.len() {
                 flush(
@@ -215,12 +222,15 @@ impl Encap {
                 continue;
             };
             self.heads_used += block_len;
+            packets += 1;
+            bytes += cut.header_len() + payload.len();
             let payload = Span {
                 start: (start + payload.start) as u32,
                 len: payload.len() as u32,
             };
             self.plan.push(way.key, head, payload);
         }
+        self.peers.sent(way.peer, packets, bytes as u64);
         Ok(())
     }
 
@@ -246,6 +256,7 @@ impl Encap {
                 bucket: flow::bucket(flow::hash(&packet), self.transmitter.buckets()) as u16,
                 ecn: ecn::encapsulate(packet.tos()),
             },
+            peer: peer.id(),
             encapsulation: self.template.towards(peer.vtep_mac()),
             total_len: packet.total_len(),
             dont_fragment: packet.dont_fragment(),
@@ -315,6 +326,7 @@ fn flush(plan: &mut Plan, transmitter: &mut Transmitter, heads: &[u8], packets: 
 /// Where a packet goes.
 struct Way {
     key: Key,
+    peer: PeerId,
     encapsulation: [u8; ENCAP_LEN],
     /// Length of the packet without padding.
     total_len: usize,

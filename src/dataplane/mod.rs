@@ -17,6 +17,7 @@ mod gate;
 pub mod guard;
 pub mod narrow;
 pub mod offloads;
+pub mod peer_counters;
 pub mod spin;
 pub mod transmit;
 pub mod worker;
@@ -37,10 +38,12 @@ use encap::Encap;
 use gate::Gate;
 use guard::Guard;
 use offloads::{Lacking, Offloads};
+use peer_counters::{PeerCounters, PeerTotals};
 use spin::Spin;
 use transmit::{Segmentation, Transmitter};
 use worker::Worker;
 
+use crate::route::peer::PeerId;
 use crate::route::publish::Routes;
 use crate::route::table::RouteTable;
 use crate::sys::poll::StopFlag;
@@ -143,6 +146,7 @@ pub struct Dataplane {
     threads: Vec<JoinHandle<()>>,
     gate: Gate,
     counters: Vec<Arc<Counters>>,
+    peers: Vec<Arc<PeerCounters>>,
     progress: Vec<Arc<AtomicU64>>,
     offloads: Offloads,
     lacking: Vec<Lacking>,
@@ -194,12 +198,14 @@ impl Dataplane {
             threads: Vec::new(),
             gate,
             counters: Vec::new(),
+            peers: Vec::new(),
             progress: Vec::new(),
             offloads,
             lacking,
         };
         for (number, (queue, socket)) in tun.queues.into_iter().zip(receivers).enumerate() {
             let counters = Arc::new(Counters::default());
+            let peers = Arc::new(PeerCounters::default());
             let progress = Arc::new(AtomicU64::new(0));
             let queue = Arc::new(queue);
             let transmitter = Transmitter::new(
@@ -221,6 +227,7 @@ impl Dataplane {
                     template,
                     transmitter,
                     Arc::clone(&counters),
+                    Arc::clone(&peers),
                 ),
                 decap: Decap::new(
                     socket,
@@ -240,6 +247,7 @@ impl Dataplane {
                         Arc::clone(&counters),
                     ),
                     Arc::clone(&counters),
+                    Arc::clone(&peers),
                 ),
                 tun: queue,
                 stop: Arc::clone(&this.stop),
@@ -259,6 +267,7 @@ impl Dataplane {
                 .map_err(io_error("start a worker thread"))?;
             this.threads.push(thread);
             this.counters.push(counters);
+            this.peers.push(peers);
             this.progress.push(progress);
         }
         Ok(this)
@@ -275,6 +284,13 @@ impl Dataplane {
     pub fn totals(&self) -> Totals {
         Totals::of(self.counters.iter().map(AsRef::as_ref))
             .with(Counter::SocketDrops, self.gate.drops())
+    }
+
+    /// What passed between this host and a peer, of all workers, since the packet loop
+    /// started; its number may have been another peer's before.
+    #[must_use]
+    pub fn peer_totals(&self, peer: PeerId) -> PeerTotals {
+        self.peers.iter().map(|worker| worker.get(peer)).sum()
     }
 
     /// Number of workers.
