@@ -3,6 +3,7 @@
 # make bench  the Criterion benches
 # make soak   transfers of a GiB each way over every NIC class, offloads on and off
 # make fuzz   all fuzz targets, FUZZ_SECONDS each (default one hour)
+# make deny   licenses, sources and known weaknesses of dependencies (needs cargo-deny)
 
 PREFIX ?= /usr/local
 FUZZ_SECONDS ?= 3600
@@ -12,7 +13,7 @@ RUN_TESTS_AS_ROOT := $(if $(SUDO),\
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(SUDO) \
 	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=$(SUDO))
 
-.PHONY: all demo test check-style unit soak bench bench-smoke fuzz fuzz-smoke doc install clean build-needs test-needs
+.PHONY: all deny demo test check-style unit soak bench bench-smoke fuzz fuzz-smoke doc install clean build-needs test-needs
 
 all: build-needs
 	cargo build --release --locked
@@ -54,6 +55,9 @@ fuzz:
 
 fuzz-smoke:
 	./fuzz/run.sh 5
+
+deny:
+	cargo deny check
 
 doc:
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items

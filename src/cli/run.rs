@@ -7,13 +7,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::daemon::failure::Failure;
 use crate::daemon::options::RunOptions;
-use crate::daemon::{lifecycle, log};
+use crate::daemon::{confine, lifecycle, log};
 
 /// Runs the daemon until it is told to stop.
 #[must_use]
 pub fn run(options: RunOptions) -> ExitCode {
     log::start(options.log_format, options.log_level());
     log::announce(&options);
+    confine::starting();
     match serve(&options) {
         Ok(()) => ExitCode::from(super::OK),
         Err(failure) => {
@@ -27,6 +28,7 @@ fn serve(options: &RunOptions) -> Result<(), Failure> {
     // One thread: the control side must never compete with the packet workers.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .on_thread_start(confine::serving)
         .build()
         .map_err(Failure::Runtime)?;
     let outcome = runtime.block_on(async {

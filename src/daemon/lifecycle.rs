@@ -23,7 +23,7 @@ use super::options::{ReceiveOn, RunOptions, StoreChoice};
 use super::overlay::{Overlay, Plan};
 use super::serving::Serving;
 use super::state_file::{self, State};
-use super::{instance, rules, subnet_env};
+use super::{confine, instance, rules, subnet_env};
 use crate::dataplane::checks::Vtep;
 use crate::dataplane::guard::Guard;
 use crate::firewall::rules::Subject;
@@ -59,6 +59,7 @@ pub async fn run(options: &RunOptions, stop: CancellationToken) -> Result<(), Fa
         () = stop.cancelled() => return Ok(()),
         started = start(options, &store, &netlink) => started?,
     };
+    confine::serving();
     readiness.set(true);
     started.serve(stop.clone()).await;
     readiness.set(false);
@@ -130,6 +131,7 @@ async fn start(
             forward_extra: options.forward_extra.clone(),
             allow_peers: options.allow_peer.clone(),
             strict: options.strict_sources,
+            socket_filter: options.socket_filter,
             ..Guard::new(options.peer_check, config.network, own)
         },
         offloads: options.offloads,

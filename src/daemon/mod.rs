@@ -1,6 +1,7 @@
 //! Wiring and life of the daemon.
 #![forbid(unsafe_code)]
 
+pub mod confine;
 pub mod failure;
 pub mod files;
 pub mod follow;
@@ -12,6 +13,7 @@ pub mod log;
 pub mod notify;
 pub mod options;
 pub mod overlay;
+pub mod peers;
 pub mod rules;
 pub mod serving;
 pub mod state_file;

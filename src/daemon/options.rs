@@ -197,6 +197,8 @@ pub struct RunOptions {
     pub receive_on: ReceiveOn,
     /// What to do with packets that do not belong.
     pub peer_check: Mode,
+    /// Where the peer check is enforced, let the kernel drop strangers' datagrams.
+    pub socket_filter: bool,
     /// Senders that are taken without a lease.
     pub allow_peer: Vec<Ipv4Net>,
     /// Destinations beside the own subnet that peers may send to.
@@ -268,6 +270,7 @@ impl Default for RunOptions {
             backend_default: None,
             receive_on: ReceiveOn::Any,
             peer_check: Mode::Enforce,
+            socket_filter: true,
             allow_peer: Vec::new(),
             forward_extra: Vec::new(),
             strict_sources: false,

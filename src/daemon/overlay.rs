@@ -10,20 +10,26 @@ use ipnet::Ipv4Net;
 use tokio::sync::mpsc;
 
 use super::failure::Failure;
+use super::peers::{Peers, Place};
 use crate::dataplane::checks::Vtep;
 use crate::dataplane::counters::Totals;
 use crate::dataplane::guard::Guard;
 use crate::dataplane::offloads::Offloads;
+use crate::dataplane::peer_counters::PeerTotals;
 use crate::dataplane::{Dataplane, DeviceGone, Options};
 use crate::host::link::{self, DeviceSettings};
 use crate::host::netlink::Netlink;
 use crate::host::routes::{self, Outcome, Realm, Way};
-use crate::route::peer::{Peer, PeerId};
+use crate::host::way::{self, Loop};
+use crate::route::peer::Peer;
 use crate::route::publish::Routes;
 use crate::route::table::{Change, RouteTable};
 use crate::subnet::manager::PeerChange;
 use crate::subnet::validate::PeerRecord;
 use crate::sys::tun::{self, TunOffload, TunOptions};
+
+/// Peers whose way is looked at in one reconciliation: all of them on most hosts.
+const LOOKS: usize = 64;
 
 /// What the overlay is made of; it does not change while the daemon lives.
 #[derive(Debug, Clone)]
@@ -75,8 +81,7 @@ pub struct Overlay {
     plan: Plan,
     netlink: Netlink,
     routes: Routes,
-    /// Where each peer's subnet is to be found.
-    peers: BTreeMap<Ipv4Net, Ipv4Addr>,
+    peers: Peers,
     /// How the kernel must send to each of them.
     desired: BTreeMap<Ipv4Net, Way>,
     /// Those of them for which there is no route now.
@@ -103,7 +108,7 @@ impl Overlay {
             plan,
             netlink,
             routes,
-            peers: BTreeMap::new(),
+            peers: Peers::default(),
             desired: BTreeMap::new(),
             unrouted: BTreeSet::new(),
             ifindex: 0,
@@ -186,6 +191,7 @@ impl Overlay {
         if let Some(mut broken) = self.dataplane.take() {
             broken.stop();
         }
+        self.peers.forget_counts();
         self.open().await?;
         self.reconcile_routes().await?;
         Ok(())
@@ -205,6 +211,7 @@ impl Overlay {
                 "the device had been changed; set it up again"
             );
         }
+        self.look_for_loops().await?;
         let outcome = self.reconcile_routes().await?;
         if outcome.added + outcome.replaced + outcome.removed > 0 {
             tracing::warn!(
@@ -218,36 +225,58 @@ impl Overlay {
         Ok(())
     }
 
-    /// Takes in what changed among the peers: first the route table, then the kernel's
+    /// Takes in what changed among the peers: first who may send, then the route table, then the kernel's
     /// routes, so that no packet comes for which there is no peer yet.
     ///
     /// # Errors
     /// When the kernel's routes cannot be read. A route that is refused is logged.
     pub async fn apply(&mut self, changes: &[PeerChange], port: u16) -> Result<(), Failure> {
+        let addresses = changes.iter().map(|change| match change {
+            PeerChange::Added(peer)
+            | PeerChange::Updated { new: peer, .. }
+            | PeerChange::Removed(peer) => peer.public_ip,
+        });
+        let found = way::loops(&self.netlink, addresses, self.ifindex).await;
         let mut table_changes = Vec::with_capacity(changes.len());
-        for change in changes {
+        for (change, found) in changes.iter().zip(found) {
             log_change(change);
-            match change {
-                PeerChange::Added(peer) | PeerChange::Updated { new: peer, .. } => {
-                    self.peers.insert(peer.subnet, peer.public_ip);
-                    table_changes.push(self.route(peer, port));
-                }
-                PeerChange::Removed(peer) => {
-                    self.peers.remove(&peer.subnet);
-                    table_changes.push((peer.subnet, None));
-                }
-            }
+            let dataplane = self.dataplane.as_ref();
+            let counted = |id| dataplane.map(|it| it.peer_totals(id)).unwrap_or_default();
+            let place = self.peers.apply(change, found, counted);
+            table_changes.push(route(place, port));
         }
-        self.routes.apply(table_changes);
+        self.publish(table_changes);
         self.reconcile_routes().await?;
         Ok(())
     }
 
-    fn route(&self, peer: &PeerRecord, port: u16) -> Change {
-        let endpoint = SocketAddrV4::new(peer.public_ip, port);
-        // Subnets are unique among peers, so their address can number them.
-        let id = PeerId(peer.subnet.network().to_bits());
-        (peer.subnet, Peer::new(endpoint, peer.vxlan.vtep_mac, id))
+    /// Looks whether the kernel's routes now send some peers' datagrams back to this host.
+    async fn look_for_loops(&mut self) -> Result<(), Failure> {
+        let peers = self.peers.next(LOOKS);
+        let addresses = peers.iter().map(|peer| peer.public_ip);
+        let found = way::loops(&self.netlink, addresses, self.ifindex).await;
+        let changes = self.peers.look(peers.into_iter().zip(found));
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let port = self.plan.receive.port();
+        self.publish(
+            changes
+                .into_iter()
+                .map(|place| route(place, port))
+                .collect(),
+        );
+        self.reconcile_routes().await?;
+        Ok(())
+    }
+
+    /// First who may send, then where to send.
+    fn publish(&mut self, table_changes: Vec<Change>) {
+        let table = self.routes.current().with(table_changes);
+        if let Some(dataplane) = &mut self.dataplane {
+            dataplane.admit(&table);
+        }
+        self.routes.publish(table);
     }
 
     async fn reconcile_routes(&mut self) -> Result<Outcome, Failure> {
@@ -272,23 +301,23 @@ impl Overlay {
     /// host on the same link.
     async fn find_ways(&mut self) -> Result<(), Failure> {
         let mut ways = BTreeMap::new();
-        for (subnet, public_ip) in &self.peers {
+        for (subnet, public_ip) in self.peers.reached_at() {
             let mut way = Way::Tunnel;
             if self.plan.direct_routing
-                && let Some(found) = self.netlink.route_get(*public_ip).await?
+                && let Some(found) = self.netlink.route_get(public_ip).await?
                 && found.gateway.is_none()
                 && found.ifindex != self.ifindex
             {
                 way = Way::Direct {
-                    gateway: *public_ip,
+                    gateway: public_ip,
                     ifindex: found.ifindex,
                 };
             }
-            if self.plan.direct_routing && self.desired.get(subnet) != Some(&way) {
+            if self.plan.direct_routing && self.desired.get(&subnet) != Some(&way) {
                 let direct = way != Way::Tunnel;
                 tracing::info!(event = "direct_routing", %subnet, %public_ip, direct, "how a peer is reached");
             }
-            ways.insert(*subnet, way);
+            ways.insert(subnet, way);
         }
         self.desired = ways;
         Ok(())
@@ -320,17 +349,32 @@ impl Overlay {
         self.restore().await
     }
 
-    /// Number of peers.
-    #[must_use]
-    pub fn peers(&self) -> usize {
-        self.peers.len()
-    }
-
     /// Turns of each worker so far.
     #[must_use]
     pub fn progress(&self) -> Vec<u64> {
         let progress = self.dataplane.as_ref().map(Dataplane::progress);
         progress.unwrap_or_default()
+    }
+
+    /// Number of peers that packets are sent to.
+    #[must_use]
+    pub fn peers(&self) -> usize {
+        self.peers.reached().len()
+    }
+
+    /// Peers that nothing is sent to, because it would come back: subnet, public address,
+    /// and why.
+    pub fn looping(&self) -> impl Iterator<Item = (Ipv4Net, Ipv4Addr, Loop)> {
+        self.peers.looping()
+    }
+
+    /// All peers, and what passed between each and this host since it came, or the packet
+    /// loop started.
+    #[must_use]
+    pub fn peer_totals(&self) -> Vec<(PeerRecord, PeerTotals)> {
+        let dataplane = self.dataplane.as_ref();
+        let counted = |id| dataplane.map(|it| it.peer_totals(id)).unwrap_or_default();
+        self.peers.totals(counted).collect()
     }
 
     /// Counters of the packet loop, where it runs.
@@ -345,6 +389,14 @@ impl Overlay {
             dataplane.stop();
         }
     }
+}
+
+fn route((subnet, peer): Place, port: u16) -> Change {
+    let peer = peer.and_then(|(peer, id)| {
+        let endpoint = SocketAddrV4::new(peer.public_ip, port);
+        Peer::new(endpoint, peer.vxlan.vtep_mac, id)
+    });
+    (subnet, peer)
 }
 
 fn log_change(change: &PeerChange) {

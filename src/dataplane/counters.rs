@@ -112,6 +112,9 @@ counters! {
     SendCalls => "send_calls", Event;
     /// Calls that received packets.
     ReceiveCalls => "receive_calls", Event;
+    /// Datagrams that the kernel dropped at the tunnel port before we saw them: of senders
+    /// that the socket filter refuses, and when the buffer was full.
+    SocketDrops => "socket_drops", Event;
     /// Times that a batch was sent again without segmentation by the kernel.
     SegmentFallbacks => "segment_fallbacks", Event;
     /// Packets that a kernel peer on this machine sent with an unfinished checksum.
@@ -173,6 +176,14 @@ impl Totals {
             }
         }
         Self(totals)
+    }
+
+    /// Adds what no worker counts.
+    #[must_use]
+    pub(super) fn with(mut self, counter: Counter, amount: u64) -> Self {
+        let total = &mut self.0[counter as usize];
+        *total = total.wrapping_add(amount);
+        self
     }
 
     /// One counter.

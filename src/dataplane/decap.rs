@@ -8,7 +8,9 @@ use super::checks::{self, Vtep};
 use super::counters::{Counter, Counters};
 use super::deliver::{self, Deliverer};
 use super::guard::{Guard, Mode};
+use super::peer_counters::PeerCounters;
 use crate::offload::coalesce::{PacketRef, classify_flat_giant};
+use crate::route::peer::PeerId;
 use crate::route::publish::Reader;
 use crate::sys::udp::{DatagramInfo, ReceiveBatch, UdpSocket};
 use crate::wire::ecn;
@@ -37,7 +39,7 @@ const _: () = assert!(
 
 /// The way in of one worker.
 pub struct Decap {
-    socket: UdpSocket,
+    socket: Arc<UdpSocket>,
     vtep: Vtep,
     guard: Guard,
     routes: Reader,
@@ -46,18 +48,20 @@ pub struct Decap {
     slots: usize,
     deliverer: Deliverer,
     counters: Arc<Counters>,
+    peers: Arc<PeerCounters>,
 }
 
 impl Decap {
     /// A way in from this socket.
     #[must_use]
     pub fn new(
-        socket: UdpSocket,
+        socket: Arc<UdpSocket>,
         vtep: Vtep,
         guard: Guard,
         routes: Reader,
         deliverer: Deliverer,
         counters: Arc<Counters>,
+        peers: Arc<PeerCounters>,
     ) -> Self {
         Self {
             socket,
@@ -68,12 +72,13 @@ impl Decap {
             slots: SLOTS,
             deliverer,
             counters,
+            peers,
         }
     }
 
     /// The socket to wait for.
     #[must_use]
-    pub const fn socket(&self) -> &UdpSocket {
+    pub fn socket(&self) -> &UdpSocket {
         &self.socket
     }
 
@@ -113,15 +118,16 @@ impl Decap {
     }
 
     fn judge_sender(&mut self, address: Ipv4Addr) -> Result<Sender, Counter> {
+        let routes = self.routes.current();
         if self.guard.mode == Mode::Off {
-            return Ok(Sender::Unchecked);
+            return Ok(Sender::Unchecked(routes.source(address)));
         }
-        match self.guard.sender(self.routes.current(), address) {
-            Ok(allowed) => Ok(Sender::Checked { address, allowed }),
+        match self.guard.sender(routes, address) {
+            Ok(peer) => Ok(Sender::Checked { address, peer }),
             Err(reason) if self.guard.mode == Mode::Enforce => Err(reason),
             Err(_) => {
                 self.counters.add(Counter::PassedUnchecked, 1);
-                Ok(Sender::Unchecked)
+                Ok(Sender::Unchecked(None))
             }
         }
     }
@@ -144,10 +150,17 @@ impl Decap {
             let opened = match sender {
                 Err(reason) => Err(reason),
                 Ok(_) if info.truncated => Err(Counter::InTruncated),
-                Ok(sender) => self.open(at, len, info.tos, sender),
+                Ok(sender) => self
+                    .open(at, len, info.tos, sender)
+                    .map(|packet| (packet, sender.peer())),
             };
             match opened {
-                Ok(packet) => self.take(packet, flat),
+                Ok((packet, peer)) => {
+                    if let Some(peer) = peer {
+                        self.peers.received(peer, u64::from(packet.len));
+                    }
+                    self.take(packet, flat);
+                }
                 Err(reason) => self.counters.add(reason, 1),
             }
             at += len;
@@ -168,9 +181,9 @@ impl Decap {
         let buffer = self.batch.buffer();
         let (packet_len, tos) = {
             let packet = checks::incoming(&self.vtep, &buffer[at..at + len])?;
-            if let Sender::Checked { address, allowed } = sender {
+            if let Sender::Checked { address, peer } = sender {
                 let routes = self.routes.current();
-                let judged = self.guard.packet(routes, address, allowed, &packet);
+                let judged = self.guard.packet(routes, address, peer.is_none(), &packet);
                 if let Err(reason) = judged {
                     if self.guard.mode == Mode::Enforce {
                         return Err(reason);
@@ -209,10 +222,18 @@ impl Decap {
 enum Sender {
     Checked {
         address: Ipv4Addr,
-        /// By configuration, not by a lease.
-        allowed: bool,
+        /// None where it is allowed by configuration, not by a lease.
+        peer: Option<PeerId>,
     },
-    Unchecked,
+    Unchecked(Option<PeerId>),
+}
+
+impl Sender {
+    const fn peer(self) -> Option<PeerId> {
+        match self {
+            Self::Checked { peer, .. } | Self::Unchecked(peer) => peer,
+        }
+    }
 }
 
 /// Whether a datagram with a segment size is one frame and not joined ones: of a kernel

@@ -1,7 +1,7 @@
 //! The way out: from the TUN device to the peers.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,12 +9,13 @@ use super::DeviceGone;
 use super::batch::{Key, Plan, Span};
 use super::counters::{Counter, Counters};
 use super::narrow::NarrowPaths;
+use super::peer_counters::PeerCounters;
 use super::transmit::{Buffers, Segmentation, Transmitter};
 use crate::offload::segment::{self, Plan as Cut};
+use crate::route::peer::PeerId;
 use crate::route::publish::Reader;
 use crate::sys::simd;
 use crate::sys::tun::{TunQueue, VNET_HDR_LEN};
-use crate::sys::udp;
 use crate::wire::checksum::Checksummer;
 use crate::wire::ipv4::{Packet, PacketError};
 use crate::wire::vnet_hdr::VnetHdr;
@@ -55,10 +56,9 @@ pub struct Encap {
     checksummer: Checksummer,
     plan: Plan,
     transmitter: Transmitter,
-    /// Address that outer packets are sent from.
-    source: Ipv4Addr,
     narrow: NarrowPaths,
     counters: Arc<Counters>,
+    peers: Arc<PeerCounters>,
 }
 
 impl Encap {
@@ -70,8 +70,8 @@ impl Encap {
         routes: Reader,
         template: EncapTemplate,
         transmitter: Transmitter,
-        source: Ipv4Addr,
         counters: Arc<Counters>,
+        peers: Arc<PeerCounters>,
     ) -> Self {
         Self {
             tun,
@@ -84,9 +84,9 @@ impl Encap {
             checksummer: simd::checksummer(),
             plan: Plan::new(max_segments(transmitter.segmentation())),
             transmitter,
-            source,
             narrow: NarrowPaths::new(Instant::now()),
             counters,
+            peers,
         }
     }
 
@@ -171,6 +171,7 @@ impl Encap {
         };
         self.buffer[start - ENCAP_LEN..start].copy_from_slice(&way.encapsulation);
         self.plan.push(way.key, Span::default(), frame);
+        self.peers.sent(way.peer, 1, way.total_len as u64);
         Ok(())
     }
 
@@ -199,6 +200,7 @@ impl Encap {
         if block_len > self.heads.len() {
             return Err((Counter::OutMalformed, count));
         }
+        let (mut packets, mut bytes) = (0, 0);
         for number in 0..cut.count() {
             if self.heads_used + block_len > self.heads.len() {
                 flush(
@@ -220,12 +222,15 @@ impl Encap {
                 continue;
             };
             self.heads_used += block_len;
+            packets += 1;
+            bytes += cut.header_len() + payload.len();
             let payload = Span {
                 start: (start + payload.start) as u32,
                 len: payload.len() as u32,
             };
             self.plan.push(way.key, head, payload);
         }
+        self.peers.sent(way.peer, packets, bytes as u64);
         Ok(())
     }
 
@@ -251,6 +256,7 @@ impl Encap {
                 bucket: flow::bucket(flow::hash(&packet), self.transmitter.buckets()) as u16,
                 ecn: ecn::encapsulate(packet.tos()),
             },
+            peer: peer.id(),
             encapsulation: self.template.towards(peer.vtep_mac()),
             total_len: packet.total_len(),
             dont_fragment: packet.dont_fragment(),
@@ -293,7 +299,7 @@ impl Encap {
     /// The kernel refused to cut a message, because its datagrams are longer than what the
     /// device below takes.
     fn learn_narrow_path(&mut self, destination: SocketAddrV4) {
-        let Ok(mtu) = udp::path_mtu(self.source, destination) else {
+        let Ok(mtu) = self.transmitter.path_mtu(destination) else {
             return;
         };
         let inner = mtu.saturating_sub(OUTER_LEN);
@@ -320,6 +326,7 @@ fn flush(plan: &mut Plan, transmitter: &mut Transmitter, heads: &[u8], packets: 
 /// Where a packet goes.
 struct Way {
     key: Key,
+    peer: PeerId,
     encapsulation: [u8; ENCAP_LEN],
     /// Length of the packet without padding.
     total_len: usize,

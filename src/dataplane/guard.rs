@@ -8,6 +8,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use super::counters::Counter;
+use crate::route::peer::PeerId;
 use crate::route::table::RouteTable;
 use crate::wire::ipv4::Packet;
 
@@ -35,6 +36,8 @@ pub struct Guard {
     pub forward_extra: Vec<Ipv4Net>,
     /// Senders that are taken without a lease; what they send from is not checked.
     pub allow_peers: Vec<Ipv4Net>,
+    /// Where the rules are enforced, let the kernel drop strangers' datagrams already.
+    pub socket_filter: bool,
     /// Refuse inner sources outside of the network too. Peers that do not masquerade send
     /// from such addresses, so it is a choice.
     pub strict: bool,
@@ -50,6 +53,7 @@ impl Guard {
             subnet,
             forward_extra: Vec::new(),
             allow_peers: Vec::new(),
+            socket_filter: true,
             strict: false,
         }
     }
@@ -61,22 +65,21 @@ impl Guard {
     }
 
     /// Judges the outer source of a datagram, before anything inside is looked at. Returns
-    /// whether the sender is allowed by configuration, not by a lease.
+    /// the peer that sent it; none where the sender is allowed by configuration, not by a
+    /// lease.
     ///
     /// # Errors
     /// [`Counter::InUnknownPeer`].
     #[inline]
-    pub fn sender(&self, routes: &RouteTable, outer: Ipv4Addr) -> Result<bool, Counter> {
-        if routes.has_source(outer) {
-            return Ok(false);
-        }
-        if contains(&self.allow_peers, outer) {
-            return Ok(true);
+    pub fn sender(&self, routes: &RouteTable, outer: Ipv4Addr) -> Result<Option<PeerId>, Counter> {
+        let peer = routes.source(outer);
+        if peer.is_some() || contains(&self.allow_peers, outer) {
+            return Ok(peer);
         }
         Err(Counter::InUnknownPeer)
     }
 
-    /// Judges the addresses inside. `allowed` is what [`Self::sender`] said.
+    /// Judges the addresses inside. `allowed` is a sender without a lease.
     ///
     /// # Errors
     /// The counter of the first check that failed.
@@ -134,7 +137,7 @@ const fn is_martian(address: Ipv4Addr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::route::peer::{Peer, PeerId};
+    use crate::route::peer::Peer;
     use crate::wire::MacAddr;
     use std::net::SocketAddrV4;
 
@@ -164,7 +167,7 @@ mod tests {
     fn verdict(guard: &Guard, outer: Ipv4Addr, source: &str, destination: &str) -> Option<Counter> {
         let routes = routes();
         let allowed = match guard.sender(&routes, outer) {
-            Ok(allowed) => allowed,
+            Ok(peer) => peer.is_none(),
             Err(counter) => return Some(counter),
         };
         let octets = |text: &str| text.parse::<Ipv4Addr>().unwrap().octets();

@@ -12,9 +12,12 @@ pub mod counters;
 pub mod decap;
 pub mod deliver;
 pub mod encap;
+pub mod filter;
+mod gate;
 pub mod guard;
 pub mod narrow;
 pub mod offloads;
+pub mod peer_counters;
 pub mod spin;
 pub mod transmit;
 pub mod worker;
@@ -28,21 +31,26 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use checks::Vtep;
-use counters::{Counters, Totals};
+use counters::{Counter, Counters, Totals};
 use decap::Decap;
 use deliver::Deliverer;
 use encap::Encap;
+use gate::Gate;
 use guard::Guard;
 use offloads::{Lacking, Offloads};
+use peer_counters::{PeerCounters, PeerTotals};
 use spin::Spin;
 use transmit::{Segmentation, Transmitter};
 use worker::Worker;
 
+use crate::route::peer::PeerId;
 use crate::route::publish::Routes;
+use crate::route::table::RouteTable;
 use crate::sys::poll::StopFlag;
+use crate::sys::privileges::{self, PacketCalls, PrivilegeError};
 use crate::sys::simd;
 use crate::sys::tun::{Tun, TunOffload};
-use crate::sys::udp::UdpSocket;
+use crate::sys::udp::{PathProbe, UdpSocket};
 use crate::wire::vxlan::EncapTemplate;
 
 /// Source ports for each worker: enough for receivers and routers to spread flows.
@@ -136,7 +144,9 @@ impl AsFd for Stop {
 pub struct Dataplane {
     stop: Arc<Stop>,
     threads: Vec<JoinHandle<()>>,
+    gate: Gate,
     counters: Vec<Arc<Counters>>,
+    peers: Vec<Arc<PeerCounters>>,
     progress: Vec<Arc<AtomicU64>>,
     offloads: Offloads,
     lacking: Vec<Lacking>,
@@ -161,15 +171,17 @@ impl Dataplane {
         let receivers: Vec<_> = tun
             .queues
             .iter()
-            .map(|_| receiver(options.receive))
+            .map(|_| receiver(options.receive).map(Arc::new))
             .collect::<Result<_, _>>()?;
+        let mut gate = Gate::new(receivers.clone(), &options.guard);
+        gate.admit(&options.routes.current());
         let senders = senders(options, receivers.len())?;
         let (mut offloads, mut lacking) = match senders.first() {
             Some(sender) => offloads::probe_sockets(options.offloads, sender),
             None => (options.offloads, Vec::new()),
         };
         if offloads.receive {
-            let joined = receivers.iter().all(UdpSocket::join_on_receive);
+            let joined = receivers.iter().all(|socket| socket.join_on_receive());
             offloads.receive = joined;
         }
         offloads.read = tun.offload > TunOffload::None;
@@ -181,10 +193,13 @@ impl Dataplane {
                 reason,
             });
         }
+        let calls = packet_calls();
         let mut this = Self {
             stop,
             threads: Vec::new(),
+            gate,
             counters: Vec::new(),
+            peers: Vec::new(),
             progress: Vec::new(),
             offloads,
             lacking,
@@ -192,10 +207,12 @@ impl Dataplane {
         };
         for (number, (queue, socket)) in tun.queues.into_iter().zip(receivers).enumerate() {
             let counters = Arc::new(Counters::default());
+            let peers = Arc::new(PeerCounters::default());
             let progress = Arc::new(AtomicU64::new(0));
             let queue = Arc::new(queue);
             let transmitter = Transmitter::new(
                 Arc::clone(&senders),
+                PathProbe::new(options.source).map_err(cannot_send(options))?,
                 Arc::clone(&counters),
                 if offloads.send {
                     Segmentation::Kernel
@@ -211,8 +228,8 @@ impl Dataplane {
                     options.routes.reader(),
                     template,
                     transmitter,
-                    options.source,
                     Arc::clone(&counters),
+                    Arc::clone(&peers),
                 ),
                 decap: Decap::new(
                     socket,
@@ -232,6 +249,7 @@ impl Dataplane {
                         Arc::clone(&counters),
                     ),
                     Arc::clone(&counters),
+                    Arc::clone(&peers),
                 ),
                 tun: queue,
                 stop: Arc::clone(&this.stop),
@@ -239,9 +257,11 @@ impl Dataplane {
                 spin: Spin::new(options.spin),
             };
             let ended = Arc::clone(&ended);
+            let calls = calls.clone();
             let thread = std::thread::Builder::new()
                 .name(format!("uvxlan-{number}"))
                 .spawn(move || {
+                    confine(number, calls.as_ref());
                     if let Err(gone) = worker.run() {
                         ended(gone);
                     }
@@ -249,15 +269,30 @@ impl Dataplane {
                 .map_err(io_error("start a worker thread"))?;
             this.threads.push(thread);
             this.counters.push(counters);
+            this.peers.push(peers);
             this.progress.push(progress);
         }
         Ok(this)
     }
 
-    /// Counters of all workers, added up.
+    /// Lets datagrams of this table's peers in, and, where the peer check is enforced, has
+    /// the kernel drop all others. To be called before the table is published.
+    pub fn admit(&mut self, table: &RouteTable) {
+        self.gate.admit(table);
+    }
+
+    /// Counters of all workers and sockets, added up.
     #[must_use]
     pub fn totals(&self) -> Totals {
         Totals::of(self.counters.iter().map(AsRef::as_ref))
+            .with(Counter::SocketDrops, self.gate.drops())
+    }
+
+    /// What passed between this host and a peer, of all workers, since the packet loop
+    /// started; its number may have been another peer's before.
+    #[must_use]
+    pub fn peer_totals(&self, peer: PeerId) -> PeerTotals {
+        self.peers.iter().map(|worker| worker.get(peer)).sum()
     }
 
     /// Tells the workers that the device has another MTU now.
@@ -293,6 +328,7 @@ impl Dataplane {
             // A worker that panicked has said so on stderr already.
             let _ = thread.join();
         }
+        self.gate.close();
     }
 }
 
@@ -300,6 +336,32 @@ impl Drop for Dataplane {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// The filter for the workers' system calls, where this processor has one.
+fn packet_calls() -> Option<PacketCalls> {
+    PacketCalls::compile().inspect_err(not_confined).ok()
+}
+
+/// Takes from the calling worker what moving packets does not need. A kernel without such
+/// filters moves packets nonetheless.
+fn confine(number: usize, calls: Option<&PacketCalls>) {
+    let confined = match calls {
+        Some(calls) => calls.confine_thread(),
+        None => privileges::keep_only(&[]),
+    };
+    match confined {
+        // All of them fail alike: one line is enough.
+        Err(error) if number == 0 => not_confined(&error),
+        _ => {}
+    }
+}
+
+fn not_confined(error: &PrivilegeError) {
+    tracing::warn!(
+        event = "not_confined", %error,
+        "packet threads keep more privileges than they need"
+    );
 }
 
 fn receiver(address: SocketAddrV4) -> Result<UdpSocket, StartError> {

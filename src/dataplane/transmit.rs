@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::batch::{Message, Plan};
 use super::counters::{Counter, Counters};
 use crate::sys::poll;
-use crate::sys::udp::{self, MessageHead, SendBatch, Sending, UdpSocket};
+use crate::sys::udp::{MessageHead, PathProbe, SendBatch, Sending, UdpSocket};
 
 /// Messages of one call at most.
 const MESSAGES: usize = 64;
@@ -22,6 +22,7 @@ const PATIENCE: Duration = Duration::from_millis(1);
 /// Sends plans through a pool of sockets, each a source port.
 pub struct Transmitter {
     sockets: Arc<[UdpSocket]>,
+    path: PathProbe,
     send: SendBatch,
     /// For datagrams of a refused message, one by one.
     resend: SendBatch,
@@ -57,15 +58,17 @@ enum Verdict {
 }
 
 impl Transmitter {
-    /// A transmitter over these sockets, 1 to 64 of them.
+    /// A transmitter over these sockets, 1 to 64 of them, and a probe with their address.
     #[must_use]
     pub fn new(
         sockets: Arc<[UdpSocket]>,
+        path: PathProbe,
         counters: Arc<Counters>,
         segmentation: Segmentation,
     ) -> Self {
         Self {
             sockets,
+            path,
             send: SendBatch::new(MESSAGES),
             resend: SendBatch::new(MESSAGES * 2),
             counters,
@@ -77,6 +80,14 @@ impl Transmitter {
     /// Where datagrams went that are longer than the path takes, if there were any.
     pub const fn take_too_long(&mut self) -> Option<SocketAddrV4> {
         self.too_long.take()
+    }
+
+    /// The largest IP packet in bytes that leaves for this destination in one piece.
+    ///
+    /// # Errors
+    /// When there is no route.
+    pub fn path_mtu(&self, destination: SocketAddrV4) -> io::Result<u16> {
+        self.path.mtu(destination)
     }
 
     /// Number of source ports.
@@ -115,6 +126,7 @@ impl Transmitter {
         while messages.peek().is_some() {
             let Self {
                 sockets,
+                path,
                 send,
                 resend,
                 counters,
@@ -138,6 +150,7 @@ impl Transmitter {
             let socket = &sockets[bucket];
             Attempt {
                 socket,
+                path,
                 resend,
                 counters,
                 segmentation,
@@ -167,6 +180,7 @@ fn head_of(message: &Message, segmented: bool) -> MessageHead {
 /// One sendmmsg with its retries.
 struct Attempt<'a> {
     socket: &'a UdpSocket,
+    path: &'a PathProbe,
     resend: &'a mut SendBatch,
     counters: &'a Counters,
     segmentation: &'a mut Segmentation,
@@ -220,8 +234,7 @@ impl Attempt<'_> {
         match error.raw_os_error() {
             Some(libc::EMSGSIZE) => true,
             Some(libc::EINVAL) => {
-                let source = self.socket.local_address().map(|address| *address.ip());
-                let mtu = source.and_then(|ip| udp::path_mtu(ip, message.key.destination));
+                let mtu = self.path.mtu(message.key.destination);
                 mtu.is_ok_and(|mtu| message.segment_len as usize + IP_UDP_LEN > usize::from(mtu))
             }
             _ => false,
@@ -306,7 +319,8 @@ mod tests {
         let sockets = (0..2)
             .map(|_| UdpSocket::sender(Ipv4Addr::LOCALHOST).unwrap())
             .collect();
-        Transmitter::new(sockets, Arc::clone(counters), Segmentation::Kernel)
+        let path = PathProbe::new(Ipv4Addr::LOCALHOST).unwrap();
+        Transmitter::new(sockets, path, Arc::clone(counters), Segmentation::Kernel)
     }
 
     fn received(socket: &UdpSocket, count: usize) -> Vec<Vec<u8>> {

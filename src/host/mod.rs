@@ -6,3 +6,4 @@ pub mod interface;
 pub mod link;
 pub mod netlink;
 pub mod routes;
+pub mod way;

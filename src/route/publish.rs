@@ -28,6 +28,11 @@ impl Routes {
         self.0.store(Arc::new(self.0.load().with(changes)));
     }
 
+    /// Publishes a snapshot made from the current one; same rule.
+    pub fn publish(&self, table: RouteTable) {
+        self.0.store(Arc::new(table));
+    }
+
     /// The current snapshot.
     #[must_use]
     pub fn current(&self) -> Arc<RouteTable> {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 
-use super::peer::Peer;
+use super::peer::{Peer, PeerId};
 use super::sources::Sources;
 
 const PAGE_BITS: u32 = 8;
@@ -150,11 +150,17 @@ impl RouteTable {
         before
     }
 
-    /// Whether a peer's packets come from this address.
+    /// The peer whose packets come from this address; where it has several subnets, as the
+    /// one that was published last.
     #[must_use]
     #[inline]
-    pub fn has_source(&self, address: Ipv4Addr) -> bool {
-        self.sources.contains(address)
+    pub fn source(&self, address: Ipv4Addr) -> Option<PeerId> {
+        self.sources.get(address)
+    }
+
+    /// The addresses that peers' packets come from, each once.
+    pub fn sources(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.sources.iter()
     }
 
     /// Number of routes.
@@ -210,7 +216,6 @@ const fn mask(prefix_len: u8) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::route::peer::PeerId;
     use crate::wire::MacAddr;
     use proptest::prelude::*;
     use std::collections::HashMap;

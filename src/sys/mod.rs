@@ -4,6 +4,7 @@ pub mod ethtool;
 pub mod kernel;
 pub mod netns;
 pub mod poll;
+pub mod privileges;
 pub mod process;
 pub mod simd;
 pub mod tun;

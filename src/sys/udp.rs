@@ -6,7 +6,7 @@ use std::mem;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
 
 /// `IP_PMTUDISC_OMIT`: never set DF, ignore what path MTU discovery learned, fragment to
 /// the device's MTU, as the kernel's vxlan does (`df unset`).
@@ -21,6 +21,25 @@ const SEND_BUFFER: libc::c_int = 4 << 20;
 
 /// Space for the control messages of one datagram: type of service and segment size.
 const CONTROL_LEN: usize = 64;
+
+/// `SO_MEMINFO` (`include/uapi/asm-generic/socket.h`, since Linux 4.12): what a socket holds.
+const SO_MEMINFO: libc::c_int = 55;
+/// Number of its values, and which of them counts drops (`enum` in `linux/sock_diag.h`).
+const MEMINFO_LEN: usize = 9;
+const MEMINFO_DROPS: usize = 8;
+
+/// One instruction of classic BPF: `struct sock_filter`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Instruction {
+    /// What to do.
+    pub code: u16,
+    /// How many instructions to pass over if a comparison holds.
+    pub jump_true: u8,
+    /// How many if it does not.
+    pub jump_false: u8,
+    /// The operand.
+    pub k: u32,
+}
 
 /// A UDP socket of the tunnel, not blocking.
 #[derive(Debug)]
@@ -84,6 +103,51 @@ impl UdpSocket {
         self.option(libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok()
     }
 
+    /// Lets this program judge every datagram before it is queued, in place of an earlier
+    /// one, which goes on until then, and for good where the new one is refused.
+    ///
+    /// # Errors
+    /// `ENOMEM` when it is longer than `net.core.optmem_max` allows.
+    pub fn set_filter(&self, program: &[Instruction]) -> io::Result<()> {
+        let program: Vec<_> = program
+            .iter()
+            .map(|one| SockFilter::new(one.code, one.jump_true, one.jump_false, one.k))
+            .collect();
+        self.0.attach_filter(&program)
+    }
+
+    /// Lets every datagram in.
+    ///
+    /// # Errors
+    /// `ENOENT` when there is no program.
+    pub fn remove_filter(&self) -> io::Result<()> {
+        self.0.detach_filter()
+    }
+
+    /// Datagrams that the kernel dropped at this socket, since it was made: no room, or
+    /// refused by the filter. 0 on kernels before 4.12, which do not say; it wraps at 2^32.
+    #[must_use]
+    pub fn drops(&self) -> u64 {
+        let mut values = [0u32; MEMINFO_LEN];
+        let mut length = mem::size_of_val(&values) as libc::socklen_t;
+        // SAFETY: the descriptor is open; `values` and `length` live through the call, and
+        // `length` is the size of `values`, of which the kernel writes no more.
+        let result = unsafe {
+            libc::getsockopt(
+                self.0.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_MEMINFO,
+                values.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        if result < 0 {
+            0
+        } else {
+            u64::from(values[MEMINFO_DROPS])
+        }
+    }
+
     /// The address it is bound to.
     ///
     /// # Errors
@@ -125,34 +189,51 @@ impl UdpSocket {
     }
 }
 
-/// The largest IP packet in bytes that leaves for a destination in one piece, as the routing
-/// table and path MTU discovery know it (`IP_MTU`).
-///
-/// # Errors
-/// When there is no route.
-pub fn path_mtu(source: Ipv4Addr, destination: SocketAddrV4) -> io::Result<u16> {
-    let socket = UdpSocket::open()?;
-    socket
-        .0
-        .bind(&SockAddr::from(SocketAddrV4::new(source, 0)))?;
-    socket.0.connect(&SockAddr::from(destination))?;
-    let mut value: libc::c_int = 0;
-    let mut length = mem::size_of_val(&value) as libc::socklen_t;
-    // SAFETY: the descriptor is open; `value` and `length` live through the call, and
-    // `length` is the size of `value`.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.0.as_raw_fd(),
-            libc::IPPROTO_IP,
-            libc::IP_MTU,
-            (&raw mut value).cast(),
-            &raw mut length,
-        )
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
+/// Asks how long a packet may be on its way to a destination. It has its socket from the
+/// start: a packet thread may not make one.
+#[derive(Debug)]
+pub struct PathProbe(UdpSocket);
+
+impl PathProbe {
+    /// A probe that sends nothing, for packets from this address.
+    ///
+    /// # Errors
+    /// `AddrNotAvailable` when the address is not this host's.
+    pub fn new(source: Ipv4Addr) -> io::Result<Self> {
+        let socket = UdpSocket::open()?;
+        socket
+            .0
+            .bind(&SockAddr::from(SocketAddrV4::new(source, 0)))?;
+        Ok(Self(socket))
     }
-    Ok(u16::try_from(value).unwrap_or(u16::MAX))
+
+    /// The largest IP packet in bytes that leaves for a destination in one piece, as the
+    /// routing table and path MTU discovery know it now (`IP_MTU`).
+    ///
+    /// # Errors
+    /// When there is no route.
+    pub fn mtu(&self, destination: SocketAddrV4) -> io::Result<u16> {
+        // Each connect looks the route up anew.
+        let socket = &self.0.0;
+        socket.connect(&SockAddr::from(destination))?;
+        let mut value: libc::c_int = 0;
+        let mut length = mem::size_of_val(&value) as libc::socklen_t;
+        // SAFETY: the descriptor is open; `value` and `length` live through the call, and
+        // `length` is the size of `value`.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::IPPROTO_IP,
+                libc::IP_MTU,
+                (&raw mut value).cast(),
+                &raw mut length,
+            )
+        };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(u16::try_from(value).unwrap_or(u16::MAX))
+    }
 }
 
 impl AsFd for UdpSocket {

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use uvxlan::dataplane::counters::Counter;
+use uvxlan::dataplane::peer_counters::PeerTotals;
+use uvxlan::route::peer::PeerId;
 use uvxlan::sys::netns::Namespace;
 use uvxlan::sys::udp::{MessageHead, SendBatch};
 use uvxlan::testbed::Container;
@@ -216,4 +218,49 @@ fn send_in_one(from: &Container, destination: SocketAddrV4, content: &[u8], size
     });
     sending.piece(content);
     assert_eq!(sending.send(&socket, 0).unwrap(), 1);
+}
+
+#[test]
+fn what_passes_is_counted_for_the_peer_both_ways() {
+    need!(possible());
+    let overlay = Overlay::new();
+    let (near, far) = (&overlay.in_ours, &overlay.in_kernel);
+    let counted = || overlay.dataplane.peer_totals(PeerId(0));
+
+    let before = counted();
+    let request = PingRequest {
+        count: 7,
+        payload_len: 100,
+        ..PingRequest::new(far.address())
+    };
+    let report = ping(near.namespace(), request).unwrap();
+    assert!(report.is_complete(), "{report:?}");
+    let pinged = counted() - before;
+    assert_eq!((pinged.out_packets, pinged.in_packets), (7, 7));
+    assert_eq!((pinged.out_bytes, pinged.in_bytes), (7 * 128, 7 * 128));
+
+    // Super-packets count as what they are cut into.
+    let bytes = 8 << 20;
+    let request = TransferRequest::new(far.address(), bytes);
+    let report = tcp_transfer(near.namespace(), far.namespace(), request, |_| ()).unwrap();
+    assert!(report.is_intact(), "{report:?}");
+    // A late acknowledgement may come between the two readings.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let passed = loop {
+        let (totals, passed) = (overlay.assert_nothing_dropped(), counted());
+        let both = [Counter::Sent, Counter::Delivered].map(|counter| totals.get(counter));
+        if both == [passed.out_packets, passed.in_packets] {
+            break passed;
+        }
+        assert!(Instant::now() < deadline, "{passed:?}, but {totals}");
+    };
+    let headers = passed.out_bytes - bytes;
+    assert!(
+        headers > passed.out_packets * 20 && headers < bytes / 4,
+        "{passed:?} of {bytes} bytes"
+    );
+    assert_eq!(
+        overlay.dataplane.peer_totals(PeerId(1)),
+        PeerTotals::default()
+    );
 }

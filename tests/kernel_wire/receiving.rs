@@ -39,11 +39,14 @@ impl Receiving {
         })
     }
 
-    /// A host of ours that enforces the peer check.
-    pub fn guarded() -> Self {
+    /// A host of ours that enforces the peer check, with the kernel's help or without.
+    pub fn guarded(socket_filter: bool) -> Self {
         Self::with_end(|receiver, sender| {
             let peer = (kernel_subnet(), sender, KERNEL_MAC);
-            let guard = Guard::new(Mode::Enforce, network(), our_subnet());
+            let guard = Guard {
+                socket_filter,
+                ..Guard::new(Mode::Enforce, network(), our_subnet())
+            };
             End::Ours(guarded_end(receiver, our_subnet(), OUR_MAC, peer, guard))
         })
     }

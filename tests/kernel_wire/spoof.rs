@@ -166,7 +166,7 @@ fn risen(before: &Totals, after: &Totals) -> Vec<(&'static str, u64)> {
 #[test]
 fn each_spoof_raises_its_own_counter_and_nothing_else() {
     need!(possible());
-    let receiving = Receiving::guarded();
+    let receiving = Receiving::guarded(false);
     let dataplane = receiving.dataplane().unwrap();
     for (row, number) in rows(receiving.address()).into_iter().zip(1..) {
         let mut frame = receiving.frame(number, 0);
@@ -192,4 +192,23 @@ fn each_spoof_raises_its_own_counter_and_nothing_else() {
         totals.get(Counter::Delivered) + totals.sum(CounterKind::DropIn),
         "{totals}"
     );
+}
+
+#[test]
+fn with_the_socket_filter_strangers_do_not_get_as_far() {
+    need!(possible());
+    let receiving = Receiving::guarded(true);
+    let dataplane = receiving.dataplane().unwrap();
+    let stranger = Ipv4Addr::new(192, 0, 2, 77);
+    for (from, dropped) in [(None, 0), (Some(stranger), 1)] {
+        let before = dataplane.totals();
+        let arrived = receiving.send_from(from, &[(receiving.frame(7, 0), 0)]);
+        let after = dataplane.totals();
+        let rise = |counter| after.get(counter) - before.get(counter);
+        assert_eq!(rise(Counter::SocketDrops), dropped, "from {from:?}");
+        assert_eq!(risen(&before, &after), [], "from {from:?}");
+        // The last frame is the peer's and always arrives.
+        assert_eq!(arrived.len() as u64, 1 - dropped, "from {from:?}");
+        assert_eq!(rise(Counter::UdpRead), 2 - dropped, "from {from:?}");
+    }
 }

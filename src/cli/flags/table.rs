@@ -308,6 +308,22 @@ pub(in crate::cli) static FLAGS: &[Flag] = &[
     ),
     Flag::new(
         Group::Subnet,
+        "socket-filter",
+        "Whether the kernel drops strangers' packets already: auto, off",
+        |to, text| {
+            to.socket_filter = choice(text, &[("auto", true), ("off", false)])?;
+            Ok(())
+        },
+    )
+    .value("MODE")
+    .default("auto")
+    .ours()
+    .details(
+        "Of --peer-check=enforce, as long as there are some hundreds of peers at most. What is \
+         dropped so is counted as socket_drops, not by its reason.",
+    ),
+    Flag::new(
+        Group::Subnet,
         "allow-peer",
         "Take packets from this address or network without a lease",
         |to, text| {

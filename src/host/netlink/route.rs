@@ -144,6 +144,8 @@ pub struct RouteLookup {
     pub prefsrc: Option<Ipv4Addr>,
     /// Next hop; none when the destination is directly connected or local.
     pub gateway: Option<Ipv4Addr>,
+    /// The destination is an address of this host (`RTN_LOCAL`).
+    pub local: bool,
 }
 
 impl Netlink {
@@ -269,5 +271,6 @@ fn read_lookup(message: &RouteMessage) -> Option<RouteLookup> {
         ifindex: ifindex?,
         prefsrc,
         gateway,
+        local: message.header.kind == RouteType::Local,
     })
 }

@@ -54,6 +54,7 @@ fn every_flag_has_a_variable() {
         "receive-on" => "public",
         "peer-check" => "off",
         "allow-peer" | "forward-extra" => "192.0.2.0/24",
+        "socket-filter" => "off",
         "offload" => "off",
         "firewall" => "none",
         "log-format" => "json",

@@ -1,0 +1,184 @@
+//! Configurations that would send packets in circles: each packet in is one packet out at
+//! most, and the daemon keeps such peers out.
+
+#[path = "support/nodes.rs"]
+mod nodes;
+#[path = "support/wire.rs"]
+#[allow(unused_imports, unused_macros, reason = "both have the macro `need`")]
+mod wire;
+
+use std::net::{Ipv4Addr, UdpSocket};
+use std::process::Command;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use nodes::{CONFIG, NodeUnderTest, eventually, need, possible};
+use uvxlan::dataplane::Dataplane;
+use uvxlan::dataplane::counters::Counter;
+use uvxlan::dataplane::guard::{Guard, Mode};
+use uvxlan::testbed::{Container, Host, Topology};
+use uvxlan::wire::MacAddr;
+use wire::{DEVICE, KERNEL_MAC, MTU, OUR_MAC, guarded_end, kernel_subnet, network, our_subnet};
+
+const PACKETS: u64 = 200;
+const PAYLOAD: usize = 100;
+/// Inner IP and UDP header, and all of the outer headers.
+const INNER: u64 = PAYLOAD as u64 + 28;
+const OUTER: u64 = INNER + 50;
+
+/// A packet loop that checks its peers, and a container behind it.
+fn end(host: &Host, subnet: Ipv4Net, mac: MacAddr, peer: (Ipv4Net, &Host, MacAddr)) -> Dataplane {
+    let guard = Guard::new(Mode::Enforce, network(), subnet);
+    guarded_end(host, subnet, mac, peer, guard)
+}
+
+/// Sends datagrams to an address behind the peer, and waits until they have been read.
+fn send(from: &Container, to: Ipv4Addr, dataplane: &Dataplane) {
+    let before = dataplane.totals().get(Counter::TunRead);
+    let open = || UdpSocket::bind((from.address(), 0)).unwrap();
+    let socket = from.namespace().run(open).unwrap();
+    for _ in 0..PACKETS {
+        socket.send_to(&[7; PAYLOAD], (to, 9)).unwrap();
+        // No queue overflows on the way.
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    eventually("all packets were read", || {
+        dataplane.totals().get(Counter::TunRead) >= before + PACKETS
+    });
+    // What goes in circles shows itself.
+    std::thread::sleep(Duration::from_millis(300));
+}
+
+fn run(host: &Host, arguments: &[&str]) {
+    let mut command = Command::new("ip");
+    command.args(arguments);
+    let output = host.namespace().command(command).output().unwrap();
+    assert!(output.status.success(), "ip {arguments:?}: {output:?}");
+}
+
+/// Bytes that the kernel handed to the device.
+fn bytes_into(host: &Host, device: &str) -> u64 {
+    let mut command = Command::new("ip");
+    command.args(["-s", "-j", "link", "show", device]);
+    let output = host.namespace().command(command).output().unwrap();
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    found[0]["stats64"]["tx"]["bytes"].as_u64().unwrap()
+}
+
+#[test]
+fn a_route_into_the_own_device_costs_each_packet_one_more_turn() {
+    need!(possible(&["ip"]));
+    let topology = Topology::two_hosts().unwrap();
+    let (other, ours) = topology.pair().unwrap();
+    let peer = (kernel_subnet(), other, KERNEL_MAC);
+    let dataplane = end(ours, our_subnet(), OUR_MAC, peer);
+    let container = ours.add_container(our_subnet(), u32::from(MTU)).unwrap();
+    let route = format!("{}/32", other.address());
+    run(ours, &["route", "add", &route, "dev", DEVICE]);
+    let before = bytes_into(ours, DEVICE);
+    send(
+        &container,
+        kernel_subnet().hosts().nth(1).unwrap(),
+        &dataplane,
+    );
+    let totals = dataplane.totals();
+    assert_eq!(totals.get(Counter::Sent), PACKETS, "{totals}");
+    assert_eq!(
+        totals.get(Counter::OutNoRoute),
+        PACKETS,
+        "each came back once: {totals}"
+    );
+    // IPv6 speaks for itself on a new device; a kilobyte is more than enough for it.
+    let bytes = bytes_into(ours, DEVICE) - before;
+    assert!(bytes <= PACKETS * (INNER + OUTER) + 1024, "{bytes} bytes");
+}
+
+#[test]
+fn a_peer_at_the_own_address_gets_nothing_delivered() {
+    need!(possible(&["ip"]));
+    let topology = Topology::two_hosts().unwrap();
+    let (_, ours) = topology.pair().unwrap();
+    for mac in [KERNEL_MAC, OUR_MAC] {
+        let peer = (kernel_subnet(), ours, mac);
+        let dataplane = end(ours, our_subnet(), OUR_MAC, peer);
+        let container = ours.add_container(our_subnet(), u32::from(MTU)).unwrap();
+        send(
+            &container,
+            kernel_subnet().hosts().nth(1).unwrap(),
+            &dataplane,
+        );
+        let totals = dataplane.totals();
+        assert_eq!(totals.get(Counter::Sent), PACKETS, "{totals}");
+        assert_eq!(totals.get(Counter::UdpRead), PACKETS, "{totals}");
+        assert_eq!(totals.get(Counter::Delivered), 0, "{totals}");
+    }
+}
+
+#[test]
+fn two_hosts_that_name_each_other_for_a_subnet_do_not_play_ball() {
+    need!(possible(&["ip"]));
+    let topology = Topology::two_hosts().unwrap();
+    let (a, b) = topology.pair().unwrap();
+    let lost: Ipv4Net = "10.3.77.0/24".parse().unwrap();
+    let a_end = end(a, kernel_subnet(), KERNEL_MAC, (lost, b, OUR_MAC));
+    let b_end = end(b, our_subnet(), OUR_MAC, (lost, a, KERNEL_MAC));
+    let container = a.add_container(kernel_subnet(), u32::from(MTU)).unwrap();
+    send(&container, lost.hosts().next().unwrap(), &a_end);
+    let (a_totals, b_totals) = (a_end.totals(), b_end.totals());
+    assert_eq!(a_totals.get(Counter::Sent), PACKETS, "{a_totals}");
+    assert_eq!(b_totals.get(Counter::UdpRead), PACKETS, "{b_totals}");
+    assert_eq!(b_totals.get(Counter::Sent), 0, "{b_totals}");
+    assert_eq!(b_totals.get(Counter::Delivered), 0, "{b_totals}");
+}
+
+#[test]
+fn the_daemon_keeps_looping_peers_out_and_takes_them_back() {
+    need!(possible(&["ip"]));
+    let topology = Topology::two_hosts().unwrap();
+    let (ours, _) = topology.pair().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    std::fs::create_dir_all(store.join("subnets")).unwrap();
+    std::fs::write(store.join("config"), CONFIG).unwrap();
+    let write = |name: &str, public_ip: &str, mac: &str| {
+        let value = format!(
+            "{{\"PublicIP\":\"{public_ip}\",\"PublicIPv6\":null,\"BackendType\":\"vxlan\",\
+             \"BackendData\":{{\"VNI\":1,\"VtepMAC\":\"{mac}\"}}}}"
+        );
+        std::fs::write(store.join("subnets").join(name), value).unwrap();
+    };
+    // A second address of the host, and a peer like any other.
+    run(ours, &["addr", "add", "198.51.100.5/32", "dev", "lo"]);
+    write("10.5.1.0-24", "198.51.100.5", "0e:00:00:00:00:01");
+    write("10.5.2.0-24", "203.0.113.9", "0e:00:00:00:00:02");
+    let flags = [format!("--store=dir:{}", store.display())];
+    let node = NodeUnderTest::start(ours, folder.path(), &flags);
+    let routed = |subnet: &str| {
+        node.output("ip", &["route"])
+            .lines()
+            .any(|line| line.starts_with(subnet) && line.contains("flannel.1"))
+    };
+    let told = |public_ip: &str| {
+        let log = node.log();
+        let of_peer = |line: &&str| line.contains("peer_loop\"") && line.contains(public_ip);
+        log.lines().filter(of_peer).count()
+    };
+    eventually("the good peer has a route", || routed("10.5.2.0/24"));
+    assert!(!routed("10.5.1.0/24"));
+    assert_eq!(told("198.51.100.5"), 1, "{}", node.log());
+
+    node.change(&["route", "add", "203.0.113.0/24", "dev", "flannel.1"]);
+    eventually("the peer is kept out", || !routed("10.5.2.0/24"));
+    write("10.5.3.0-24", "203.0.113.10", "0e:00:00:00:00:03");
+    eventually("a new one is not even let in", || told("203.0.113.10") == 1);
+    assert!(!routed("10.5.3.0/24"));
+    node.change(&["route", "del", "203.0.113.0/24", "dev", "flannel.1"]);
+    node.change(&["addr", "del", "198.51.100.5/32", "dev", "lo"]);
+    eventually("all of them are back", || {
+        ["10.5.1.0/24", "10.5.2.0/24", "10.5.3.0/24"]
+            .iter()
+            .all(|subnet| routed(subnet))
+    });
+    assert_eq!(told("203.0.113.9"), 1, "told once:\n{}", node.log());
+    assert!(!node.log().contains("routes_mended"), "{}", node.log());
+}
