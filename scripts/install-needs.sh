@@ -26,6 +26,7 @@ if [ "$want" = test ]; then
     need nft nftables
     need tshark tshark
     need systemd-analyze systemd
+    need promtool prometheus
 fi
 
 if [ -n "$missing" ]; then

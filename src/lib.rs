@@ -1,6 +1,7 @@
 //! uvxlan: a drop-in for flannel's vxlan backend that needs no vxlan in the kernel.
 
 pub mod cli;
+pub mod control;
 pub mod daemon;
 pub mod dataplane;
 pub mod firewall;

@@ -12,6 +12,7 @@ use super::docker_opts::{self, DockerOptsArgs};
 use super::down::{self, DownArgs};
 use super::flannel_args::{self, ArgsError, Invocation, RunOptions};
 use super::lease::{self, LeaseArgs};
+use super::status::{self, StatusArgs, TraceArgs};
 use super::{OK, USAGE, flags, help, print_err, print_out, run, version};
 
 const NAME: &str = "uvxlan";
@@ -39,6 +40,10 @@ enum Parsed {
     Bench(BenchArgs),
     /// Remove the device flannel.N that a daemon left, and its routes
     Down(DownArgs),
+    /// Show what the running daemon knows: node, peers, drops
+    Status(StatusArgs),
+    /// Show which way a packet takes, and where it would be dropped
+    Trace(TraceArgs),
     /// List, show, reserve and release leases
     Lease(LeaseArgs),
     /// Check, show and write the network config
@@ -58,6 +63,10 @@ pub enum Action {
     Bench(BenchArgs),
     /// Remove a device that was left.
     Down(DownArgs),
+    /// Show what the daemon knows.
+    Status(StatusArgs),
+    /// Show a packet's way.
+    Trace(TraceArgs),
     /// Look at leases, or change them.
     Lease(Box<LeaseArgs>),
     /// Look at the network config, or write it.
@@ -123,6 +132,8 @@ pub fn execute(action: Action) -> ExitCode {
         Action::Demo(args) => demo::run(&args),
         Action::Bench(args) => bench::run(&args),
         Action::Down(args) => down::run(&args),
+        Action::Status(args) => status::run(&args),
+        Action::Trace(args) => status::run_trace(&args),
         Action::Lease(args) => lease::run(&args),
         Action::Config(args) => config::run(&args),
         Action::Answer(text) => {
@@ -221,6 +232,8 @@ fn parsed(first: OsString, rest: impl Iterator<Item = OsString>) -> Action {
         Ok(Parsed::Demo(args)) => Action::Demo(args),
         Ok(Parsed::Bench(args)) => Action::Bench(args),
         Ok(Parsed::Down(args)) => Action::Down(args),
+        Ok(Parsed::Status(args)) => Action::Status(args),
+        Ok(Parsed::Trace(args)) => Action::Trace(args),
         Ok(Parsed::Lease(args)) => Action::Lease(Box::new(args)),
         Ok(Parsed::Config(args)) => Action::Config(Box::new(args)),
         Err(error) if error.use_stderr() => Action::Refuse(error.render().to_string(), USAGE),

@@ -17,6 +17,7 @@ mod help;
 pub mod lease;
 mod namespaces;
 pub mod run;
+pub mod status;
 pub mod store;
 mod words;
 

@@ -4,26 +4,32 @@
 //! identity, lease, device, packet loop, peers and routes, rules, state file, subnet file,
 //! READY=1. Until there is a lease nothing on the host is changed.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::RngExt;
 use rand::rngs::StdRng;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::answers;
+use super::control::{self, Question};
 use super::failure::Failure;
 use super::files::Files;
 use super::follow::{self, Underlay};
 use super::health::{self, Readiness};
 use super::identity::{self, Traces};
+use super::metrics;
 use super::notify::{self, Watchdog};
 use super::options::{ReceiveOn, RunOptions, StoreChoice};
 use super::overlay::{Overlay, Plan};
+use super::probes::Probes;
 use super::serving::Serving;
 use super::state_file::{self, State};
 use super::{confine, instance, rules, subnet_env};
+use crate::control::{Ask, Reply};
 use crate::dataplane::checks::Vtep;
 use crate::dataplane::guard::Guard;
 use crate::firewall::rules::Subject;
@@ -55,15 +61,36 @@ pub async fn run(options: &RunOptions, stop: CancellationToken) -> Result<(), Fa
     let netlink = Netlink::connect()?;
     let readiness = Readiness::default();
     health::serve(&options.healthz_ip, options.healthz_port, readiness.clone()).await?;
-    let started = tokio::select! {
+    let started = Instant::now();
+    let (asking, mut questions) = mpsc::channel(16);
+    let _socket = control::serve(&options.control_socket, asking.clone());
+    metrics::serve(&options.metrics_listen, asking).await;
+    let serving = tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        started = start(options, &store, &netlink) => started?,
+        serving = start(options, &store, &netlink, started) => serving?,
+        () = answer_while_starting(&mut questions, started, store.as_ref()) => return Ok(()),
     };
     confine::serving();
     readiness.set(true);
-    started.serve(stop.clone()).await;
+    serving.serve(stop, &mut questions).await;
     readiness.set(false);
     Ok(())
+}
+
+/// Never ends: the daemon has a sender of its own.
+async fn answer_while_starting(
+    questions: &mut mpsc::Receiver<Question>,
+    started: Instant,
+    store: &dyn Store,
+) {
+    while let Some(question) = questions.recv().await {
+        let status = answers::starting(started, &store.describe());
+        let reply = match question.ask {
+            Ask::Status => Reply::Status(Box::new(status)),
+            _ => Reply::Error(format!("not serving yet: {}", status.phase)),
+        };
+        let _ = question.reply.send(reply);
+    }
 }
 
 fn open_store(options: &RunOptions) -> Result<Arc<dyn Store>, Failure> {
@@ -90,6 +117,7 @@ async fn start(
     options: &RunOptions,
     store: &Arc<dyn Store>,
     netlink: &Netlink,
+    started: Instant,
 ) -> Result<Serving, Failure> {
     let config = network_config(options, store.as_ref()).await?;
     let (selection, external) = external_interface(options, netlink).await?;
@@ -184,7 +212,11 @@ async fn start(
     follow::warn_of_larger_bridges(netlink, own, mtu).await;
     notify::ready(&format!("serving {own}, {} peers", overlay.peers()));
     tracing::info!(event = "ready", subnet = %own, peers = overlay.peers(), "Running backend.");
-    Ok(Serving {
+    let serving = Serving {
+        started,
+        store: Arc::clone(store),
+        probes: Probes::start(own.network(), mtu, options.probe_interval),
+        seen: BTreeMap::new(),
         config: Arc::new(config),
         netlink: netlink.clone(),
         overlay,
@@ -199,7 +231,9 @@ async fn start(
         watchdog: Watchdog::of_environment(),
         _rules: rules,
         _lock: lock,
-    })
+    };
+    serving.tell_probes();
+    Ok(serving)
 }
 
 /// The network config, waited for as flannel does; only a config that cannot be used ends

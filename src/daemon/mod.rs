@@ -1,7 +1,9 @@
 //! Wiring and life of the daemon.
 #![forbid(unsafe_code)]
 
+pub mod answers;
 pub mod confine;
+pub mod control;
 pub mod failure;
 pub mod files;
 pub mod follow;
@@ -10,10 +12,12 @@ pub mod identity;
 pub mod instance;
 pub mod lifecycle;
 pub mod log;
+pub mod metrics;
 pub mod notify;
 pub mod options;
 pub mod overlay;
 pub mod peers;
+pub mod probes;
 pub mod rules;
 pub mod serving;
 pub mod state_file;

@@ -1,17 +1,29 @@
 //! What systemd is told (`sd_notify(3)`); nothing happens where nobody listens.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
+
+static LAST_STATUS: Mutex<String> = Mutex::new(String::new());
 
 /// Everything is in place: lease, device, routes and subnet file.
 pub fn ready(status: &str) {
     send(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-/// One line for `systemctl status`.
+/// One line for `systemctl status`, and for `uvxlan status` while starting.
 pub fn status(text: &str) {
+    let mut last = LAST_STATUS.lock().unwrap_or_else(PoisonError::into_inner);
+    text.clone_into(&mut last);
     send(&[NotifyState::Status(text)]);
+}
+
+/// What was said last.
+#[must_use]
+pub fn last_status() -> String {
+    let last = LAST_STATUS.lock().unwrap_or_else(PoisonError::into_inner);
+    last.clone()
 }
 
 /// The start takes this much longer: the datastore is away. Means nothing once READY.

@@ -26,6 +26,9 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/uvxlan";
 /// Default of `--control-socket`.
 pub const DEFAULT_CONTROL_SOCKET: &str = "/run/uvxlan/control.sock";
 
+/// Default of `--metrics-listen`.
+pub const DEFAULT_METRICS: &str = "127.0.0.1:9472";
+
 /// A text that must not be seen in logs: `Debug` prints `***`, and there is no `Display`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
@@ -209,8 +212,12 @@ pub struct RunOptions {
     pub subnet_file: PathBuf,
     /// Directory of what must survive a restart (VTEP MAC, previous subnet).
     pub state_dir: PathBuf,
-    /// Path of the control socket; without effect yet.
+    /// Path of the control socket.
     pub control_socket: PathBuf,
+    /// Address and port of the metrics page; empty is off.
+    pub metrics_listen: String,
+    /// Pause between two probes of a peer; zero is off.
+    pub probe_interval: Duration,
     /// Masquerade what leaves the overlay, and `FLANNEL_IPMASQ` of the subnet file.
     pub ip_masq: bool,
     /// Masquerade without `--random-fully`.
@@ -277,6 +284,8 @@ impl Default for RunOptions {
             subnet_file: DEFAULT_SUBNET_FILE.into(),
             state_dir: DEFAULT_STATE_DIR.into(),
             control_socket: DEFAULT_CONTROL_SOCKET.into(),
+            metrics_listen: DEFAULT_METRICS.to_owned(),
+            probe_interval: Duration::from_secs(5),
             ip_masq: false,
             ip_masq_fully_random_disable: false,
             firewall: FirewallChoice::Auto,

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
@@ -347,6 +348,36 @@ impl Overlay {
         }
         self.plan.source = source;
         self.restore().await
+    }
+
+    /// What the overlay is made of.
+    #[must_use]
+    pub const fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The packet loop, where it runs.
+    #[must_use]
+    pub const fn dataplane(&self) -> Option<&Dataplane> {
+        self.dataplane.as_ref()
+    }
+
+    /// Index of the device.
+    #[must_use]
+    pub const fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    /// The route table of this moment.
+    #[must_use]
+    pub fn table(&self) -> Arc<RouteTable> {
+        self.routes.current()
+    }
+
+    /// How the kernel sends to a peer's subnet.
+    #[must_use]
+    pub fn way(&self, subnet: Ipv4Net) -> Option<Way> {
+        self.desired.get(&subnet).copied()
     }
 
     /// Turns of each worker so far.

@@ -1,18 +1,22 @@
 //! A daemon that has said READY: what it does from then on.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use ipnet::Ipv4Net;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use super::control::Question;
 use super::files::Files;
 use super::follow::Underlay;
 use super::instance::InstanceLock;
 use super::lifecycle::Patience;
 use super::notify::{self, Watchdog};
 use super::overlay::Overlay;
+use super::probes::Probes;
 use super::rules::RulesKept;
 use super::state_file::State;
 use crate::dataplane::DeviceGone;
@@ -21,6 +25,7 @@ use crate::host::netlink::Netlink;
 use crate::subnet::config::NetworkConfig;
 use crate::subnet::lease::LeaseAttrs;
 use crate::subnet::manager;
+use crate::subnet::store::Store;
 
 /// Pause between two looks at device, address, routes and underlay.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -39,14 +44,30 @@ pub struct Serving {
     pub(super) files: Files,
     pub(super) state: State,
     pub(super) mtu: u16,
+    pub(super) started: Instant,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) probes: Probes,
+    /// What came from each peer, and when.
+    pub(super) seen: BTreeMap<Ipv4Net, Seen>,
     pub(super) watchdog: Watchdog,
     pub(super) _rules: RulesKept,
     pub(super) _lock: InstanceLock,
 }
 
+/// Packets that came from a peer until the last look, and when there were more than before.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Seen {
+    packets: u64,
+    pub(super) last: Option<Instant>,
+}
+
 impl Serving {
     /// Serves until `stop` is cancelled.
-    pub async fn serve(mut self, stop: CancellationToken) {
+    pub async fn serve(
+        mut self,
+        stop: CancellationToken,
+        questions: &mut mpsc::Receiver<Question>,
+    ) {
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -57,7 +78,12 @@ impl Serving {
                     if let Err(error) = self.overlay.apply(&changes, port).await {
                         tracing::error!(event = "routes_failed", %error, "cannot set the kernel's routes");
                     }
+                    self.tell_probes();
                     notify::status(&self.in_short());
+                }
+                Some(question) = questions.recv() => {
+                    // Who asked may have gone.
+                    let _ = question.reply.send(self.answer(question.ask).await);
                 }
                 _ = look.tick() => self.look().await,
                 Some(gone) = self.device_gone.recv() => {
@@ -93,11 +119,33 @@ impl Serving {
             Ok(None) => {}
             Err(error) => tracing::debug!(event = "underlay_unseen", %error, "looking again soon"),
         }
+        self.note_seen();
         self.watchdog.feed(&self.overlay.progress());
         if self.manager.own.has_changed().unwrap_or(false) {
             self.manager.own.mark_unchanged();
             notify::status(&self.in_short());
         }
+    }
+
+    fn note_seen(&mut self) {
+        let totals = self.overlay.peer_totals();
+        self.seen
+            .retain(|subnet, _| totals.iter().any(|(peer, _)| peer.subnet == *subnet));
+        let now = Instant::now();
+        for (peer, counted) in totals {
+            let seen = self.seen.entry(peer.subnet).or_default();
+            if counted.in_packets != seen.packets {
+                seen.packets = counted.in_packets;
+                seen.last = (counted.in_packets > 0).then_some(now);
+            }
+        }
+    }
+
+    /// Tells the probes whom there is to ask.
+    pub(super) fn tell_probes(&self) {
+        let peers = self.overlay.peer_totals();
+        self.probes
+            .set_peers(peers.into_iter().map(|(peer, _)| peer.subnet));
     }
 
     /// The interface to the other hosts is not what it was.
@@ -145,6 +193,7 @@ impl Serving {
             return;
         }
         self.mtu = mtu;
+        self.probes.set_mtu(mtu);
         tracing::warn!(
             event = "mtu_changed",
             old,

@@ -51,6 +51,7 @@ use crate::sys::privileges::{self, PacketCalls, PrivilegeError};
 use crate::sys::simd;
 use crate::sys::tun::{Tun, TunOffload};
 use crate::sys::udp::{PathProbe, UdpSocket};
+use crate::wire::flow;
 use crate::wire::vxlan::EncapTemplate;
 
 /// Source ports for each worker: enough for receivers and routers to spread flows.
@@ -151,6 +152,7 @@ pub struct Dataplane {
     offloads: Offloads,
     lacking: Vec<Lacking>,
     mtu: Arc<AtomicU16>,
+    source_ports: Vec<u16>,
 }
 
 impl Dataplane {
@@ -204,6 +206,7 @@ impl Dataplane {
             offloads,
             lacking,
             mtu: Arc::new(AtomicU16::new(options.mtu)),
+            source_ports: source_ports(&senders),
         };
         for (number, (queue, socket)) in tun.queues.into_iter().zip(receivers).enumerate() {
             let counters = Arc::new(Counters::default());
@@ -293,6 +296,19 @@ impl Dataplane {
     #[must_use]
     pub fn peer_totals(&self, peer: PeerId) -> PeerTotals {
         self.peers.iter().map(|worker| worker.get(peer)).sum()
+    }
+
+    /// The outer source port of packets whose inner flow has this hash.
+    #[must_use]
+    pub fn source_port(&self, flow: u32) -> Option<u16> {
+        let bucket = flow::bucket(flow, self.source_ports.len());
+        self.source_ports.get(bucket).copied()
+    }
+
+    /// Number of outer source ports.
+    #[must_use]
+    pub fn source_ports(&self) -> usize {
+        self.source_ports.len()
     }
 
     /// Tells the workers that the device has another MTU now.
@@ -387,6 +403,13 @@ fn senders(options: &Options, workers: usize) -> Result<Arc<[UdpSocket]>, StartE
         .map(|_| UdpSocket::sender(options.source))
         .collect::<Result<_, _>>()
         .map_err(cannot_send(options))
+}
+
+fn source_ports(senders: &[UdpSocket]) -> Vec<u16> {
+    let addresses = senders
+        .iter()
+        .filter_map(|sender| sender.local_address().ok());
+    addresses.map(|address| address.port()).collect()
 }
 
 fn cannot_send(options: &Options) -> impl FnOnce(io::Error) -> StartError {

@@ -58,6 +58,7 @@ impl DaemonProcess {
             .arg(format!("--iface={UNDERLAY_DEVICE}"))
             .arg(path("subnet-file", "subnet.env"))
             .arg(path("state-dir", "state"))
+            .arg(path("control-socket", "control"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);

@@ -47,7 +47,13 @@ impl Receiving {
                 socket_filter,
                 ..Guard::new(Mode::Enforce, network(), our_subnet())
             };
-            End::Ours(guarded_end(receiver, our_subnet(), OUR_MAC, peer, guard))
+            End::Ours(Box::new(guarded_end(
+                receiver,
+                our_subnet(),
+                OUR_MAC,
+                peer,
+                guard,
+            )))
         })
     }
 

@@ -141,7 +141,7 @@ pub enum Kind {
 /// A running end of the tunnel, kept for its lifetime.
 pub enum End {
     Kernel(KernelVxlan),
-    Ours(Dataplane),
+    Ours(Box<Dataplane>),
 }
 
 impl End {
@@ -159,7 +159,7 @@ impl End {
                 vxlan.add_peer(peer.0, peer.1.address(), peer.2).unwrap();
                 Self::Kernel(vxlan)
             }
-            Kind::Ours => Self::Ours(our_end(host, subnet, mac, peer)),
+            Kind::Ours => Self::Ours(Box::new(our_end(host, subnet, mac, peer))),
         }
     }
 }

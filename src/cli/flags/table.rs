@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{Flag, Group};
 use crate::daemon::options::{
-    DEFAULT_CONTROL_SOCKET, DEFAULT_ENDPOINTS, DEFAULT_PREFIX, DEFAULT_STATE_DIR,
+    DEFAULT_CONTROL_SOCKET, DEFAULT_ENDPOINTS, DEFAULT_METRICS, DEFAULT_PREFIX, DEFAULT_STATE_DIR,
     DEFAULT_SUBNET_FILE, FirewallChoice, Invalid, LogFormat, ReceiveOn, RunOptions, Secret,
     address, boolean, choice, count, endpoints, expression, integer, network, offloads, optional,
     required, store,
@@ -389,7 +389,7 @@ pub(in crate::cli) static FLAGS: &[Flag] = &[
     .value("PATH")
     .default(DEFAULT_CONTROL_SOCKET)
     .ours()
-    .not_yet(),
+    .details("Asked by uvxlan status, trace, ping and top. Owner and group may; nothing can be changed through it."),
     Flag::new(
         Group::Rules,
         "ip-masq",
@@ -543,6 +543,37 @@ pub(in crate::cli) static FLAGS: &[Flag] = &[
     .value("PORT")
     .default("0")
     .details("GET /healthz says that the daemon runs, /readyz whether it serves a subnet."),
+    Flag::new(
+        Group::Daemon,
+        "metrics-listen",
+        "Address of the page for Prometheus; empty is off",
+        |to, text| {
+            let text = optional(text).unwrap_or_default();
+            let off = text.is_empty() || text == "off";
+            if !off && text.parse::<std::net::SocketAddr>().is_err() {
+                return Err(Invalid::Value("ADDRESS:PORT, or off".to_owned()));
+            }
+            to.metrics_listen = if off { String::new() } else { text.to_owned() };
+            Ok(())
+        },
+    )
+    .value("ADDRESS:PORT")
+    .default(DEFAULT_METRICS)
+    .ours()
+    .details("GET /metrics. Where the port is taken the daemon goes on without, and says so."),
+    Flag::new(
+        Group::Daemon,
+        "probe-interval",
+        "Seconds between two probes of each peer, 0 is off",
+        |to, text| {
+            to.probe_interval = Duration::from_secs(count(text, 0, 86_400)?.into());
+            Ok(())
+        },
+    )
+    .value("SECONDS")
+    .default("5")
+    .ours()
+    .details("An ICMP echo from our subnet's network address to the peer's, for round trip, loss and path MTU in uvxlan status."),
     Flag::new(
         Group::Daemon,
         "workers",

@@ -49,6 +49,8 @@ pub struct Running {
     pub view: View,
     /// How our own lease stands.
     pub own: watch::Receiver<OwnState>,
+    /// When the store last said something.
+    pub heard: watch::Receiver<Instant>,
     /// What our lease shall say from now on.
     pub republish: mpsc::Sender<LeaseAttrs>,
     /// Ends after the token was cancelled, or when `changes` is dropped.
@@ -116,6 +118,7 @@ pub fn spawn(
     let (changes, receiver) = mpsc::channel(CAPACITY);
     let keeper = Keeper::new(Arc::clone(&store), &acquired, settings.margin);
     let own = keeper.state();
+    let (heard, heard_seen) = watch::channel(Instant::now());
     let (republish, wishes) = mpsc::channel(1);
     let manager = Manager {
         store,
@@ -124,6 +127,7 @@ pub fn spawn(
         changes,
         hold: settings.mass_delete_hold,
         look_again: None,
+        heard,
         logged: VecDeque::new(),
     };
     let task = tokio::spawn(async move {
@@ -138,6 +142,7 @@ pub fn spawn(
         changes: receiver,
         view,
         own,
+        heard: heard_seen,
         republish,
         task,
     }
@@ -151,6 +156,8 @@ struct Manager {
     hold: Duration,
     /// When the store is read again because a list lacked most peers.
     look_again: Option<Instant>,
+    /// When the store last said something.
+    heard: watch::Sender<Instant>,
     /// When the latest lines about refused records were written.
     logged: VecDeque<Instant>,
 }
@@ -199,12 +206,18 @@ impl Manager {
                     }
                     self.keeper.republish(attrs).await;
                 }
-                () = sleep_until(self.keeper.due()) => self.keeper.renew().await,
+                () = sleep_until(self.keeper.due()) => {
+                    self.keeper.renew().await;
+                    if *self.keeper.state().borrow() == OwnState::Held {
+                        self.heard.send_replace(Instant::now());
+                    }
+                }
             }
         }
     }
 
     async fn take(&mut self, event: WatchEvent) -> Result<(), ConsumerGone> {
+        self.heard.send_replace(Instant::now());
         let own = self.keeper.concerns(&event);
         let changes = match event {
             WatchEvent::Put(record) => self.peers.lock().put(record),

@@ -50,6 +50,7 @@ fn every_flag_has_a_variable() {
         "public-ip" | "iface-can-reach" => "10.0.0.9",
         "store" => "dir:/env",
         "etcd-api" => "v2",
+        "metrics-listen" => "127.0.0.1:9",
         "backend-default" => "vxlan",
         "receive-on" => "public",
         "peer-check" => "off",

@@ -13,7 +13,6 @@ fn flags_without_effect_are_accepted_with_one_warning_each() {
         "public-ipv6=::1",
         "vmodule=a=1",
         "log_backtrace_at=a:1",
-        "control-socket=/a",
     ];
     for name in names {
         let argument = format!("--{name}");

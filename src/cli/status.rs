@@ -1,0 +1,444 @@
+//! `uvxlan status`, `trace`: what a running daemon says, for people.
+
+use std::fmt::Write as _;
+use std::io::IsTerminal;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::control::client::{self, AskError};
+use crate::control::{Ask, PeerStatus, Reply, Status, Step};
+use crate::daemon::options::DEFAULT_CONTROL_SOCKET;
+
+/// Pause between two pictures of `--watch`.
+const WATCH_EVERY: Duration = Duration::from_secs(2);
+/// Refused records that are shown; the rest is counted.
+const REFUSED_SHOWN: usize = 20;
+
+/// Where the daemon answers.
+#[derive(clap::Args, Debug, Clone)]
+pub struct Socket {
+    /// The daemon's control socket
+    #[arg(long, env = "UVXLAN_CONTROL_SOCKET", default_value = DEFAULT_CONTROL_SOCKET, value_name = "PATH")]
+    pub(super) control_socket: PathBuf,
+}
+
+/// Arguments of `uvxlan status`.
+#[derive(clap::Args, Debug, Clone)]
+pub struct StatusArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Show it again every two seconds
+    #[arg(long, conflicts_with = "json")]
+    watch: bool,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+/// Arguments of `uvxlan trace`.
+#[derive(clap::Args, Debug, Clone)]
+pub struct TraceArgs {
+    /// Address of a container
+    #[arg(value_name = "IP")]
+    to: Ipv4Addr,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+impl Socket {
+    /// Asks for the status.
+    pub(super) fn status(&self) -> Result<Status, AskError> {
+        match client::ask(&self.control_socket, Ask::Status)? {
+            Reply::Status(status) => Ok(*status),
+            _ => Err(unexpected()),
+        }
+    }
+
+    fn trace(&self, to: Ipv4Addr) -> Result<Vec<Step>, AskError> {
+        match client::ask(&self.control_socket, Ask::Trace { to })? {
+            Reply::Trace(steps) => Ok(steps),
+            _ => Err(unexpected()),
+        }
+    }
+}
+
+fn unexpected() -> AskError {
+    AskError::Refused("the daemon answered something else than was asked".into())
+}
+
+/// Ends with a message, and the status for "unavailable".
+pub(super) fn failed(command: &str, error: &AskError) -> ExitCode {
+    super::print_err(&format!("uvxlan {command}: {error}\n"));
+    ExitCode::from(super::UNAVAILABLE)
+}
+
+/// Runs `uvxlan status`.
+#[must_use]
+pub fn run(args: &StatusArgs) -> ExitCode {
+    let paint = Paint::of_stdout();
+    loop {
+        let status = match args.socket.status() {
+            Ok(status) => status,
+            Err(error) => return failed("status", &error),
+        };
+        if args.json {
+            return json(&status);
+        }
+        let text = text(&status, paint);
+        if !args.watch {
+            super::print_out(&text);
+            return ExitCode::from(super::OK);
+        }
+        // Home and clear: the picture stays in place.
+        super::print_out(&format!("\x1b[H\x1b[2J{text}"));
+        std::thread::sleep(WATCH_EVERY);
+    }
+}
+
+/// Runs `uvxlan trace`.
+#[must_use]
+pub fn run_trace(args: &TraceArgs) -> ExitCode {
+    let steps = match args.socket.trace(args.to) {
+        Ok(steps) => steps,
+        Err(error) => return failed("trace", &error),
+    };
+    let arrives = steps.iter().all(|step| step.passes);
+    if args.json {
+        json(&steps);
+    } else {
+        super::print_out(&trace_text(&steps, Paint::of_stdout()));
+    }
+    ExitCode::from(if arrives { super::OK } else { super::FAILURE })
+}
+
+fn json<T: serde::Serialize + ?Sized>(value: &T) -> ExitCode {
+    match serde_json::to_string_pretty(value) {
+        Ok(text) => {
+            super::print_out(&format!("{text}\n"));
+            ExitCode::from(super::OK)
+        }
+        Err(error) => {
+            super::print_err(&format!("uvxlan: writing JSON: {error}\n"));
+            ExitCode::from(super::FAILURE)
+        }
+    }
+}
+
+/// Colours, where a person looks at a terminal.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Paint(bool);
+
+impl Paint {
+    pub(super) fn of_stdout() -> Self {
+        Self(std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+    }
+
+    fn with(self, code: u8, text: &str) -> String {
+        if self.0 {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
+    }
+
+    fn good(self, text: &str) -> String {
+        self.with(32, text)
+    }
+
+    fn bad(self, text: &str) -> String {
+        self.with(31, text)
+    }
+
+    fn doubtful(self, text: &str) -> String {
+        self.with(33, text)
+    }
+
+    fn heading(self, text: &str) -> String {
+        self.with(1, text)
+    }
+}
+
+/// The whole picture.
+fn text(status: &Status, paint: Paint) -> String {
+    let mut out = String::new();
+    let since = duration(status.uptime_seconds);
+    let phase = match &status.node {
+        Some(node) => paint.good(&format!("serving {}", node.subnet)),
+        None => paint.doubtful(&status.phase),
+    };
+    let _ = writeln!(
+        out,
+        "uvxlan {}, {phase} (pid {}, up {since})\n",
+        status.version, status.pid
+    );
+    summary(&mut out, status, paint);
+    peers(&mut out, status, paint);
+    drops(&mut out, status, paint);
+    refused(&mut out, status, paint);
+    out
+}
+
+fn summary(out: &mut String, status: &Status, paint: Paint) {
+    if let Some(node) = &status.node {
+        let _ = writeln!(out, "  subnet       {} of {}", node.subnet, node.network);
+        let _ = writeln!(
+            out,
+            "  public IP    {} on {} (MTU {})",
+            node.public_ip, node.interface, node.interface_mtu
+        );
+        let _ = writeln!(
+            out,
+            "  device       {}, MTU {}, VNI {}, UDP port {}, VTEP {}",
+            node.device, node.mtu, node.vni, node.port, node.vtep_mac
+        );
+    }
+    let store = &status.datastore;
+    let lease = match (store.lease.as_str(), &store.detail) {
+        ("held", _) => paint.good("lease held"),
+        ("none", _) => "no lease yet".into(),
+        (word, Some(detail)) => paint.bad(&format!("lease {word}: {detail}")),
+        (word, None) => paint.bad(&format!("lease {word}")),
+    };
+    let heard = store
+        .heard_seconds_ago
+        .map(|ago| format!(", heard {} ago", duration(ago)))
+        .unwrap_or_default();
+    let _ = writeln!(out, "  datastore    {}", store.place);
+    let _ = writeln!(out, "               {lease}{heard}");
+    if let Some(packets) = &status.packet_loop {
+        let _ = writeln!(
+            out,
+            "  packet loop  {} workers, offloads {}, peer check {}",
+            packets.workers, packets.offloads, packets.peer_check
+        );
+        for lacking in &packets.lacking {
+            let _ = writeln!(
+                out,
+                "               {}",
+                paint.doubtful(&format!("without {lacking}"))
+            );
+        }
+    }
+}
+
+fn peers(out: &mut String, status: &Status, paint: Paint) {
+    let count = status.peers.len();
+    let _ = writeln!(out, "\n{}", paint.heading(&format!("PEERS ({count})")));
+    if count == 0 {
+        let _ = writeln!(out, "  none: no other lease is in the datastore");
+        return;
+    }
+    let mut rows = vec![
+        [
+            "SUBNET",
+            "PUBLIC IP",
+            "STATE",
+            "WAY",
+            "RTT",
+            "LOSS",
+            "MTU",
+            "SEEN",
+            "SENT",
+            "RECEIVED",
+        ]
+        .map(str::to_owned),
+    ];
+    rows.extend(status.peers.iter().map(row));
+    let widths: [usize; 10] =
+        std::array::from_fn(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0));
+    for (number, row) in rows.iter().enumerate() {
+        let mut line = String::from(" ");
+        for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
+            let padded = format!("{cell:width$}");
+            let painted = match (number, column, cell.as_str()) {
+                (0, ..) => paint.heading(&padded),
+                (_, 2, "ok") => paint.good(&padded),
+                (_, 2, "silent" | "blocked") => paint.bad(&padded),
+                _ => padded,
+            };
+            let _ = write!(line, " {painted}");
+        }
+        let _ = writeln!(out, "{}", line.trim_end());
+    }
+}
+
+fn row(peer: &PeerStatus) -> [String; 10] {
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
+    [
+        peer.subnet.to_string(),
+        peer.public_ip.to_string(),
+        peer.state.clone(),
+        peer.way.clone(),
+        or_dash(peer.rtt_us.map(|us| format!("{:.2} ms", us as f64 / 1e3))),
+        or_dash(peer.loss_percent.map(|percent| format!("{percent} %"))),
+        or_dash(peer.path_mtu.map(|mtu| mtu.to_string())),
+        or_dash(
+            peer.seen_seconds_ago
+                .map(|ago| format!("{} ago", duration(ago))),
+        ),
+        format!("{} ({})", peer.out_packets, bytes(peer.out_bytes)),
+        format!("{} ({})", peer.in_packets, bytes(peer.in_bytes)),
+    ]
+}
+
+fn drops(out: &mut String, status: &Status, paint: Paint) {
+    let drops: Vec<_> = status
+        .counters
+        .iter()
+        .filter(|counter| counter.kind.starts_with("drop") && counter.value > 0)
+        .collect();
+    let _ = writeln!(out, "\n{}", paint.heading("DROPPED PACKETS"));
+    if drops.is_empty() {
+        let _ = writeln!(out, "  none");
+    }
+    for drop in drops {
+        let _ = writeln!(out, "  {:<24} {}", drop.name, drop.value);
+    }
+}
+
+fn refused(out: &mut String, status: &Status, paint: Paint) {
+    if status.refused.is_empty() {
+        return;
+    }
+    let count = status.refused.len();
+    let _ = writeln!(
+        out,
+        "\n{}",
+        paint.heading(&format!("REFUSED RECORDS ({count})"))
+    );
+    for record in status.refused.iter().take(REFUSED_SHOWN) {
+        let name = record.name.escape_debug();
+        let rival = record.rival.as_ref();
+        let rival = rival.map(|rival| format!(" ({})", rival.escape_debug()));
+        let _ = writeln!(
+            out,
+            "  {name}: {}{}",
+            record.text,
+            rival.unwrap_or_default()
+        );
+    }
+    if count > REFUSED_SHOWN {
+        let _ = writeln!(
+            out,
+            "  and {} more (--json shows all)",
+            count - REFUSED_SHOWN
+        );
+    }
+}
+
+fn trace_text(steps: &[Step], paint: Paint) -> String {
+    let mut out = String::new();
+    for step in steps {
+        let mark = if step.passes {
+            paint.good("ok  ")
+        } else {
+            paint.bad("FAIL")
+        };
+        let _ = writeln!(out, "{mark}  {:<13} {}", step.name, step.text);
+    }
+    out
+}
+
+/// Seconds, in the unit that says enough: `45 s`, `12 min`, `3 h 5 min`, `8 d`.
+pub(super) fn duration(seconds: u64) -> String {
+    match seconds {
+        0..=119 => format!("{seconds} s"),
+        120..=3599 => format!("{} min", seconds / 60),
+        3600..=86_399 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+/// Bytes with a decimal unit: `512 B`, `1.5 kB`, `3.0 GB`.
+pub(super) fn bytes(count: u64) -> String {
+    let units = ["B", "kB", "MB", "GB", "TB", "PB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 1000.0 && unit + 1 < units.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    match unit {
+        0 => format!("{count} B"),
+        _ => format!("{value:.1} {}", units[unit]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::{CounterStatus, RefusedRecord};
+
+    #[test]
+    fn figures_have_units_that_say_enough() {
+        assert_eq!(
+            [45, 720, 11_100, 700_000].map(duration),
+            ["45 s", "12 min", "3 h 5 min", "8 d"]
+        );
+        assert_eq!(
+            [512, 1500, 3_000_000_000].map(bytes),
+            ["512 B", "1.5 kB", "3.0 GB"]
+        );
+    }
+
+    #[test]
+    fn a_picture_names_peers_drops_and_refused_records() {
+        let peer = PeerStatus {
+            subnet: "10.5.24.0/24".parse().unwrap(),
+            public_ip: "192.0.2.2".parse().unwrap(),
+            vtep_mac: "0e:11:22:33:44:55".into(),
+            way: "tunnel".into(),
+            state: "silent".into(),
+            rtt_us: Some(310),
+            loss_percent: Some(5),
+            path_mtu: None,
+            seen_seconds_ago: Some(3),
+            out_packets: 12,
+            out_bytes: 3456,
+            in_packets: 0,
+            in_bytes: 0,
+        };
+        let status = Status {
+            phase: "serving".into(),
+            peers: vec![peer],
+            counters: vec![
+                CounterStatus {
+                    name: "in_martian".into(),
+                    kind: "drop-in".into(),
+                    value: 4,
+                },
+                CounterStatus {
+                    name: "in_short".into(),
+                    kind: "drop-in".into(),
+                    value: 0,
+                },
+            ],
+            refused: vec![RefusedRecord {
+                name: "x\u{1b}[31m".into(),
+                reason: "key".into(),
+                text: "no key".into(),
+                rival: None,
+            }],
+            ..Status::default()
+        };
+        let plain = text(&status, Paint(false));
+        for expected in [
+            "10.5.24.0/24",
+            "0.31 ms",
+            "5 %",
+            "silent",
+            "12 (3.5 kB)",
+            "3 s ago",
+        ] {
+            assert!(plain.contains(expected), "{expected}:\n{plain}");
+        }
+        assert!(plain.contains("in_martian") && !plain.contains("in_short"));
+        assert!(!plain.contains('\u{1b}'), "names cannot paint the terminal");
+        assert!(text(&status, Paint(true)).contains("\u{1b}[31m"));
+    }
+}

@@ -1,0 +1,295 @@
+//! What a running daemon can be asked, and what it answers: one line of JSON each way over a
+//! unix socket, versioned. The same types serve `uvxlan status`, `trace`, `top`, the metrics
+//! page and whoever else reads them.
+#![forbid(unsafe_code)]
+
+pub mod client;
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+/// Version of this protocol. Fields may be added under one version; a reader skips those it
+/// does not know.
+pub const VERSION: u32 = 1;
+/// Longest line of a request, in bytes.
+pub const MAX_REQUEST: usize = 4096;
+
+/// A question: `{"v":1,"ask":"status"}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// [`VERSION`].
+    pub v: u32,
+    /// What is asked.
+    #[serde(flatten)]
+    pub ask: Ask,
+}
+
+/// What can be asked. None of it changes anything.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "kebab-case")]
+pub enum Ask {
+    /// Everything: node, datastore, packet loop, peers, refused records, counters.
+    Status,
+    /// Which way a packet to an address takes, and what would come back.
+    Trace {
+        /// The address.
+        to: Ipv4Addr,
+    },
+}
+
+/// An answer, on one line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// [`VERSION`].
+    pub v: u32,
+    /// What was asked for, or why not.
+    #[serde(flatten)]
+    pub reply: Reply,
+}
+
+/// What was asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// To [`Ask::Status`].
+    Status(Box<Status>),
+    /// To [`Ask::Trace`].
+    Trace(Vec<Step>),
+    /// The question can't be answered, in words.
+    Error(String),
+}
+
+/// A daemon at a moment.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// `serving`, or what a start waits for.
+    pub phase: String,
+    /// The program's version.
+    pub version: String,
+    /// Process id.
+    pub pid: u32,
+    /// Seconds since the daemon was started.
+    pub uptime_seconds: u64,
+    /// This node; none before it serves.
+    pub node: Option<NodeStatus>,
+    /// The datastore.
+    pub datastore: DatastoreStatus,
+    /// The packet loop; none before it runs.
+    pub packet_loop: Option<PacketLoopStatus>,
+    /// The peers, by subnet.
+    pub peers: Vec<PeerStatus>,
+    /// Records that are refused now.
+    pub refused: Vec<RefusedRecord>,
+    /// How often records were refused since the start, by reason.
+    pub refused_total: Vec<(String, u64)>,
+    /// All counters.
+    pub counters: Vec<CounterStatus>,
+}
+
+/// This node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Our subnet.
+    pub subnet: Ipv4Net,
+    /// The overlay network.
+    pub network: Ipv4Net,
+    /// The address that is published.
+    pub public_ip: Ipv4Addr,
+    /// The interface to the other hosts.
+    pub interface: String,
+    /// Its MTU in bytes.
+    pub interface_mtu: u32,
+    /// The overlay device.
+    pub device: String,
+    /// Its MTU in bytes.
+    pub mtu: u16,
+    /// The network identifier.
+    pub vni: u32,
+    /// UDP port of the tunnels.
+    pub port: u16,
+    /// Our VTEP's MAC address.
+    pub vtep_mac: String,
+}
+
+/// The datastore, as far as we know.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct DatastoreStatus {
+    /// Kind and place, without secrets.
+    pub place: String,
+    /// Our lease: `held`, `unconfirmed`, `taken`, `contended`, `unreadable`, or `none`.
+    pub lease: String,
+    /// More about that, for a person.
+    pub detail: Option<String>,
+    /// Seconds since the store last said something.
+    pub heard_seconds_ago: Option<u64>,
+}
+
+/// The packet loop.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PacketLoopStatus {
+    /// Packet threads.
+    pub workers: usize,
+    /// Offloads in use.
+    pub offloads: String,
+    /// What the kernel lacks, or does wrong.
+    pub lacking: Vec<String>,
+    /// Who may send: `enforce`, `log`, `off`.
+    pub peer_check: String,
+}
+
+/// A peer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Its subnet.
+    pub subnet: Ipv4Net,
+    /// Its address.
+    pub public_ip: Ipv4Addr,
+    /// Its VTEP's MAC address.
+    pub vtep_mac: String,
+    /// `tunnel`, `direct`, or why nothing is sent to it.
+    pub way: String,
+    /// `ok`, `silent` (probes go unanswered), `unknown` (not probed yet), `blocked` (nothing
+    /// is sent to it).
+    pub state: String,
+    /// Last round trip of a probe, in microseconds.
+    pub rtt_us: Option<u64>,
+    /// Unanswered probes among the latest, in percent.
+    pub loss_percent: Option<u8>,
+    /// Longest inner packet that a probe has carried there and back, in bytes.
+    pub path_mtu: Option<u16>,
+    /// Seconds since a packet came from it.
+    pub seen_seconds_ago: Option<u64>,
+    /// Inner packets sent to it.
+    pub out_packets: u64,
+    /// Their bytes.
+    pub out_bytes: u64,
+    /// Inner packets received from it.
+    pub in_packets: u64,
+    /// Their bytes.
+    pub in_bytes: u64,
+}
+
+/// A record that is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedRecord {
+    /// The record's name, cut.
+    pub name: String,
+    /// Short name of the reason.
+    pub reason: String,
+    /// The reason in words.
+    pub text: String,
+    /// The record that stands against it.
+    pub rival: Option<String>,
+}
+
+/// A counter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CounterStatus {
+    /// Its stable name.
+    pub name: String,
+    /// `packets`, `drop-out`, `drop-in` or `event`.
+    pub kind: String,
+    /// Its value since the packet loop started.
+    pub value: u64,
+}
+
+/// One thing that a packet's way depends on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// What it is about.
+    pub name: String,
+    /// What was found.
+    pub text: String,
+    /// Whether the packet gets past it.
+    pub passes: bool,
+}
+
+impl Step {
+    /// A step that a packet gets past.
+    #[must_use]
+    pub fn passed(name: &str, text: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            text: text.into(),
+            passes: true,
+        }
+    }
+
+    /// A step where it ends.
+    #[must_use]
+    pub fn failed(name: &str, text: impl Into<String>) -> Self {
+        Self {
+            passes: false,
+            ..Self::passed(name, text)
+        }
+    }
+}
+
+/// Reads a request; what is said to its sender where it is none.
+///
+/// # Errors
+/// In words, for the sender.
+pub fn read_request(line: &[u8]) -> Result<Ask, String> {
+    #[derive(Deserialize)]
+    struct Version {
+        v: u32,
+    }
+    let version: Version = serde_json::from_slice(line).map_err(|error| {
+        format!("a request is one line like {{\"v\":1,\"ask\":\"status\"}}: {error}")
+    })?;
+    if version.v != VERSION {
+        let asked = version.v;
+        return Err(format!(
+            "this daemon speaks version {VERSION} of the protocol, not {asked}: use the program \
+             that the daemon was started from"
+        ));
+    }
+    serde_json::from_slice::<Request>(line)
+        .map(|request| request.ask)
+        .map_err(|error| format!("unknown request: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_read_and_others_explained() {
+        assert_eq!(read_request(br#"{"v":1,"ask":"status"}"#), Ok(Ask::Status));
+        let trace = br#"{"v":1,"ask":"trace","to":"10.5.1.2","more":true}"#;
+        let to = Ipv4Addr::new(10, 5, 1, 2);
+        assert_eq!(read_request(trace), Ok(Ask::Trace { to }));
+        for (line, expected) in [
+            (&br#"{"v":2,"ask":"status"}"#[..], "version 1"),
+            (br#"{"v":1,"ask":"reboot"}"#, "unknown request"),
+            (br#"{"v":1,"ask":"trace"}"#, "unknown request"),
+            (b"", "one line"),
+            (b"GET / HTTP/1.1", "one line"),
+        ] {
+            let error = read_request(line).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn answers_survive_the_way() {
+        let answer = Answer {
+            v: VERSION,
+            reply: Reply::Trace(vec![Step::failed("lease", "none")]),
+        };
+        let text = serde_json::to_string(&answer).unwrap();
+        assert_eq!(
+            text,
+            r#"{"v":1,"trace":[{"name":"lease","text":"none","passes":false}]}"#
+        );
+        assert_eq!(serde_json::from_str::<Answer>(&text).unwrap(), answer);
+        let status = Answer {
+            v: VERSION,
+            reply: Reply::Status(Box::default()),
+        };
+        let text = serde_json::to_string(&status).unwrap();
+        assert_eq!(serde_json::from_str::<Answer>(&text).unwrap(), status);
+    }
+}

@@ -1,0 +1,131 @@
+//! The control socket: takes questions from local users who may ask, and hands them to the
+//! daemon.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use crate::control::{self, Answer, Ask, MAX_REQUEST, Reply, VERSION};
+
+/// Connections at a time; more wait.
+const CONNECTIONS: usize = 16;
+/// How long one connection may last.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Read and written by the owner and the group.
+const MODE: u32 = 0o660;
+
+/// A question on its way to the daemon.
+#[derive(Debug)]
+pub struct Question {
+    /// What is asked.
+    pub ask: Ask,
+    /// Where the answer goes.
+    pub reply: oneshot::Sender<Reply>,
+}
+
+/// Asks the daemon from inside of it.
+pub type Questions = mpsc::Sender<Question>;
+
+/// Sends a question; `None` where the daemon is on its way out.
+pub async fn ask(questions: &Questions, ask: Ask) -> Option<Reply> {
+    let (reply, answer) = oneshot::channel();
+    questions.send(Question { ask, reply }).await.ok()?;
+    answer.await.ok()
+}
+
+/// The socket's file; removed when dropped.
+#[derive(Debug)]
+pub struct ControlSocket(Option<PathBuf>);
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        if let Some(path) = self.0.take() {
+            // Somebody may have removed it already.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Listens at `path` until the runtime ends. A daemon without a control socket forwards as
+/// well, so a failure is only logged.
+pub fn serve(path: &Path, questions: Questions) -> ControlSocket {
+    match listen(path) {
+        Ok(listener) => {
+            tokio::spawn(accept(listener, questions));
+            ControlSocket(Some(path.to_owned()))
+        }
+        Err(error) => {
+            tracing::warn!(
+                event = "no_control_socket", path = %path.display(), %error,
+                "status, trace and top will not find this daemon (--control-socket)"
+            );
+            ControlSocket(None)
+        }
+    }
+}
+
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    if path.exists() {
+        // A daemon that lives is not talked over; what one left behind is cleared away.
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                "another daemon answers there",
+            ));
+        }
+        std::fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(MODE))?;
+    Ok(listener)
+}
+
+async fn accept(listener: UnixListener, questions: Questions) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let questions = questions.clone();
+                tokio::spawn(async move {
+                    // Whoever is slow is nobody to report.
+                    let _ = tokio::time::timeout(PATIENCE, talk(stream, questions)).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::debug!(event = "control_failed", %error);
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn talk(stream: UnixStream, questions: Questions) -> io::Result<()> {
+    let (reading, mut writing) = stream.into_split();
+    let mut line = Vec::new();
+    BufReader::new(reading)
+        .take(MAX_REQUEST as u64)
+        .read_until(b'\n', &mut line)
+        .await?;
+    let reply = match control::read_request(&line) {
+        Ok(question) => ask(&questions, question)
+            .await
+            .unwrap_or_else(|| Reply::Error("the daemon is stopping".into())),
+        Err(text) => Reply::Error(text),
+    };
+    let mut answer = serde_json::to_vec(&Answer { v: VERSION, reply })?;
+    answer.push(b'\n');
+    writing.write_all(&answer).await
+}
