@@ -75,6 +75,7 @@ impl Lab {
         command
             .args(arguments)
             .env("NOTIFY_SOCKET", &address)
+            .env("WATCHDOG_USEC", "10000000")
             .env("FLANNELD_SUBNET_FILE", self.path("subnet.env"))
             .env("UVXLAN_STATE_DIR", self.path("state"))
             .stdin(Stdio::null())
@@ -193,6 +194,7 @@ fn a_datastore_that_is_away_is_waited_for_without_ready() {
     let endpoint = format!("--etcd-endpoints=http://{}:2379", other.address());
     let mut service = lab.start(Path::new(PROGRAM), &["run", &endpoint]);
     service.until("STATUS=waiting for the datastore");
+    service.until("EXTEND_TIMEOUT_USEC=");
     service.until("the datastore does not answer; trying again");
     assert!(
         service.log().contains(":2379"),
@@ -293,6 +295,23 @@ fn at_ready_everything_is_in_place() {
         "with the route of every peer of that moment"
     );
     assert_eq!(service.told().matches("READY=1").count(), 1);
+    service.stop();
+}
+
+#[test]
+fn the_watchdog_hears_of_packet_threads_that_move() {
+    need!(possible(&["ip"]));
+    let lab = Lab::with_config();
+    let mut service = lab.serve(&[]);
+    service.until("READY=1");
+    // Idle ones as well, well within the limit of ten seconds.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while service.told().matches("WATCHDOG=1").count() < 3 {
+        assert!(Instant::now() < deadline, "{}", service.told());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(service.told().contains("STATUS=serving 10.5."));
+    assert!(!service.log().contains("worker_stuck"), "{}", service.log());
     service.stop();
 }
 

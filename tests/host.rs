@@ -1,6 +1,6 @@
 //! What the host modules do to a real kernel, in namespaces that vanish with the test.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use ipnet::Ipv4Net;
 use uvxlan::host::interface::{self, Selection};
 use uvxlan::host::link::{DeviceSettings, LinkError, configure, take_over_kernel_vxlan};
 use uvxlan::host::netlink::{Netlink, NetlinkError, ROUTE_PROTOCOL, Route, VxlanSettings};
-use uvxlan::host::routes::{RouteError, overlay_route, reconcile};
+use uvxlan::host::routes::{Realm, RouteError, Way, overlay_route, reconcile};
 use uvxlan::testbed::{Node, Topology, available, kernel_has_vxlan};
 use uvxlan::wire::{MacAddr, Vni};
 
@@ -34,8 +34,16 @@ fn ip(text: &str) -> Ipv4Addr {
     text.parse().unwrap()
 }
 
-fn subnets(texts: &[&str]) -> BTreeSet<Ipv4Net> {
-    texts.iter().map(|text| net(text)).collect()
+fn realm(device: u32) -> Realm {
+    Realm {
+        network: net("10.3.0.0/16"),
+        device,
+        blackhole: None,
+    }
+}
+
+fn subnets(texts: &[&str]) -> BTreeMap<Ipv4Net, Way> {
+    texts.iter().map(|text| (net(text), Way::Tunnel)).collect()
 }
 
 /// A node with a persistent TUN or TAP device `flannel.1`, or why there is none.
@@ -196,7 +204,7 @@ fn routes_follow_the_peers_and_foreign_ones_stay() {
         let foreign = foreign_route(&netlink).await.unwrap();
 
         let peers = subnets(&["10.3.5.0/24", "10.3.6.0/24", "10.3.7.0/24"]);
-        let outcome = reconcile(&netlink, &peers, device).await.unwrap();
+        let outcome = reconcile(&netlink, &peers, realm(device)).await.unwrap();
         assert_eq!((outcome.added, outcome.removed), (2, 0));
         let [(subnet, RouteError::Conflict { .. })] = outcome.failed.as_slice() else {
             panic!("one conflict expected: {outcome:?}");
@@ -204,15 +212,17 @@ fn routes_follow_the_peers_and_foreign_ones_stay() {
         assert_eq!(*subnet, foreign.destination);
         expect_ours(&netlink, device, &["10.3.5.0/24", "10.3.6.0/24"]).await;
 
-        let again = reconcile(&netlink, &peers, device).await.unwrap();
+        let again = reconcile(&netlink, &peers, realm(device)).await.unwrap();
         assert_eq!((again.added, again.replaced, again.removed), (0, 0, 0));
 
         let fewer = subnets(&["10.3.6.0/24", "10.3.8.0/24"]);
-        let outcome = reconcile(&netlink, &fewer, device).await.unwrap();
+        let outcome = reconcile(&netlink, &fewer, realm(device)).await.unwrap();
         assert_eq!((outcome.added, outcome.removed), (1, 1));
         expect_ours(&netlink, device, &["10.3.6.0/24", "10.3.8.0/24"]).await;
 
-        reconcile(&netlink, &BTreeSet::new(), device).await.unwrap();
+        reconcile(&netlink, &BTreeMap::new(), realm(device))
+            .await
+            .unwrap();
         expect_ours(&netlink, device, &[]).await;
         let left = netlink.routes().await.unwrap();
         assert!(left.contains(&foreign), "{left:?}");
@@ -272,7 +282,7 @@ fn a_crooked_route_of_ours_is_put_right() {
             ..overlay_route(net("10.3.5.0/24"), device)
         };
         netlink.add_route(&crooked).await.unwrap();
-        let outcome = reconcile(&netlink, &subnets(&["10.3.5.0/24"]), device)
+        let outcome = reconcile(&netlink, &subnets(&["10.3.5.0/24"]), realm(device))
             .await
             .unwrap();
         assert_eq!((outcome.replaced, outcome.failed.len()), (1, 0));

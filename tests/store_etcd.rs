@@ -7,7 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use support::contract::{self, TTL, next, quiet, written};
 use support::etcd::{Etcd, PREFIX, certificates, free_port, until_up};
-use uvxlan::subnet::store::etcd_v3::{EtcdOptions, EtcdStore};
+use uvxlan::subnet::store::etcd::EtcdOptions;
+use uvxlan::subnet::store::etcd_v3::EtcdStore;
 use uvxlan::subnet::store::{Store, WatchEvent, WriteOutcome};
 
 const NAME: &str = "10.5.1.0-24";

@@ -8,7 +8,8 @@ use std::time::Duration;
 use crate::daemon::options::{DEFAULT_ENDPOINTS, DEFAULT_PREFIX};
 use crate::subnet::config::ConfigError;
 use crate::subnet::store::dir::DirStore;
-use crate::subnet::store::etcd_v3::{EtcdOptions, EtcdOptionsError, EtcdStore};
+use crate::subnet::store::etcd::{EtcdOptions, EtcdOptionsError};
+use crate::subnet::store::etcd_auto::{EtcdApi, EtcdAutoStore};
 use crate::subnet::store::{Store, StoreError};
 
 /// Longest time for one operation: a person waits.
@@ -31,6 +32,14 @@ pub struct StoreArgs {
     /// Key prefix of the network
     #[arg(long, env = "FLANNELD_ETCD_PREFIX", default_value = DEFAULT_PREFIX, value_name = "PREFIX")]
     etcd_prefix: String,
+    /// API of etcd: auto (the one that holds the network config), v3, v2
+    #[arg(
+        long,
+        env = "UVXLAN_ETCD_API",
+        default_value = "auto",
+        value_name = "API"
+    )]
+    etcd_api: EtcdApi,
     /// CA certificates (PEM)
     #[arg(long, env = "FLANNELD_ETCD_CAFILE", value_name = "FILE")]
     etcd_cafile: Option<PathBuf>,
@@ -124,16 +133,19 @@ impl StoreArgs {
     pub fn open(&self) -> Result<Arc<dyn Store>, CommandError> {
         match self.store.split_once(':') {
             Some(("dir", path)) if !path.is_empty() => Ok(Arc::new(DirStore::new(path))),
-            None if self.store == "etcd" => Ok(Arc::new(EtcdStore::new(EtcdOptions {
-                endpoints: self.etcd_endpoints.clone(),
-                prefix: self.etcd_prefix.clone(),
-                ca_file: self.etcd_cafile.clone(),
-                cert_file: self.etcd_certfile.clone(),
-                key_file: self.etcd_keyfile.clone(),
-                username: self.etcd_username.clone(),
-                password: self.etcd_password.clone(),
-                timeout: TIMEOUT,
-            })?)),
+            None if self.store == "etcd" => {
+                let options = EtcdOptions {
+                    endpoints: self.etcd_endpoints.clone(),
+                    prefix: self.etcd_prefix.clone(),
+                    ca_file: self.etcd_cafile.clone(),
+                    cert_file: self.etcd_certfile.clone(),
+                    key_file: self.etcd_keyfile.clone(),
+                    username: self.etcd_username.clone(),
+                    password: self.etcd_password.clone(),
+                    timeout: TIMEOUT,
+                };
+                Ok(Arc::new(EtcdAutoStore::new(options, self.etcd_api)?))
+            }
             _ => Err(CommandError::Store(self.store.clone())),
         }
     }

@@ -9,7 +9,7 @@ use crate::host::netlink::NetlinkError;
 use crate::subnet::config::ConfigError;
 use crate::subnet::manager::AcquireError;
 use crate::subnet::store::StoreError;
-use crate::subnet::store::etcd_v3::EtcdOptionsError;
+use crate::subnet::store::etcd::EtcdOptionsError;
 use crate::sys::tun::TunError;
 
 /// What ended the daemon. Each message names the remedy.

@@ -5,26 +5,25 @@
 //! READY=1. Until there is a lease nothing on the host is changed.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt;
 use rand::rngs::StdRng;
 use tokio::sync::mpsc;
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::failure::Failure;
+use super::files::Files;
+use super::follow::{self, Underlay};
 use super::health::{self, Readiness};
 use super::identity::{self, Traces};
+use super::notify::{self, Watchdog};
 use super::options::{ReceiveOn, RunOptions, StoreChoice};
 use super::overlay::{Overlay, Plan};
-use super::rules::{self, RulesKept};
+use super::serving::Serving;
 use super::state_file::{self, State};
-use super::subnet_env::{self, SubnetFile};
-use super::{confine, instance, notify};
-use crate::dataplane::DeviceGone;
+use super::{confine, instance, rules, subnet_env};
 use crate::dataplane::checks::Vtep;
 use crate::dataplane::guard::Guard;
 use crate::firewall::rules::Subject;
@@ -35,19 +34,17 @@ use crate::subnet::config::NetworkConfig;
 use crate::subnet::lease::{LeaseAttrs, NodeId, VxlanData};
 use crate::subnet::manager::{self, AcquireError, AcquireRequest, Acquired, PeerSet};
 use crate::subnet::store::dir::DirStore;
-use crate::subnet::store::etcd_v3::{EtcdOptions, EtcdStore};
+use crate::subnet::store::etcd::EtcdOptions;
+use crate::subnet::store::etcd_auto::EtcdAutoStore;
 use crate::subnet::store::{Store, StoreError};
 use crate::subnet::validate::{self, Context};
 use crate::wire::MacAddr;
-use crate::wire::vxlan::OVERHEAD;
 
 /// Pauses between two tries while the store does not answer or has no config: flannel's
 /// second at first, then longer.
 const RETRY_SECONDS: [u64; 5] = [1, 1, 2, 5, 10];
-/// Pause between two looks at device, address and routes.
-const RECONCILE_EVERY: Duration = Duration::from_secs(2);
-/// Smallest device MTU: what every IPv4 link must carry.
-const SMALLEST_MTU: u32 = 576;
+/// Longest time that one step between two waits may take.
+const STEP: Duration = Duration::from_secs(30);
 
 /// Runs until `stop` is cancelled, or something ends it.
 ///
@@ -64,50 +61,39 @@ pub async fn run(options: &RunOptions, stop: CancellationToken) -> Result<(), Fa
     };
     confine::serving();
     readiness.set(true);
-    let outcome = started.serve(stop).await;
+    started.serve(stop.clone()).await;
     readiness.set(false);
-    notify::stopping();
-    outcome
+    Ok(())
 }
 
 fn open_store(options: &RunOptions) -> Result<Arc<dyn Store>, Failure> {
+    let etcd = || EtcdOptions {
+        endpoints: options.etcd_endpoints.clone(),
+        prefix: options.etcd_prefix.clone(),
+        ca_file: options.etcd_ca_file.clone(),
+        cert_file: options.etcd_cert_file.clone(),
+        key_file: options.etcd_key_file.clone(),
+        username: options.etcd_username.clone(),
+        password: options
+            .etcd_password
+            .as_ref()
+            .map(|secret| secret.expose().to_owned()),
+        ..EtcdOptions::default()
+    };
     Ok(match &options.store {
         StoreChoice::Directory(path) => Arc::new(DirStore::new(path)),
-        StoreChoice::Etcd => Arc::new(EtcdStore::new(EtcdOptions {
-            endpoints: options.etcd_endpoints.clone(),
-            prefix: options.etcd_prefix.clone(),
-            ca_file: options.etcd_ca_file.clone(),
-            cert_file: options.etcd_cert_file.clone(),
-            key_file: options.etcd_key_file.clone(),
-            username: options.etcd_username.clone(),
-            password: options
-                .etcd_password
-                .as_ref()
-                .map(|secret| secret.expose().to_owned()),
-            ..EtcdOptions::default()
-        })?),
+        StoreChoice::Etcd => Arc::new(EtcdAutoStore::new(etcd(), options.etcd_api)?),
     })
-}
-
-/// A daemon that has said READY.
-struct Started {
-    overlay: Overlay,
-    port: u16,
-    manager: manager::Running,
-    manager_stop: CancellationToken,
-    device_gone: mpsc::UnboundedReceiver<DeviceGone>,
-    _rules: RulesKept,
-    _lock: instance::InstanceLock,
 }
 
 async fn start(
     options: &RunOptions,
     store: &Arc<dyn Store>,
     netlink: &Netlink,
-) -> Result<Started, Failure> {
+) -> Result<Serving, Failure> {
     let config = network_config(options, store.as_ref()).await?;
-    let external = external_interface(options, netlink).await?;
-    let mtu = device_mtu(&config, &external)?;
+    let (selection, external) = external_interface(options, netlink).await?;
+    let mtu = follow::device_mtu(&config, &external)?;
     let device = format!("flannel.{}", config.backend.vni);
     let lock = instance::claim(&device)?;
 
@@ -120,8 +106,9 @@ async fn start(
         &device,
     )
     .await?;
-    let own = acquired.1.lease.subnet;
     let (vtep, acquired) = acquired;
+    let own = acquired.lease.subnet;
+    let attrs = acquired.lease.attrs.clone();
 
     if let Some(mac) = link::take_over_kernel_vxlan(netlink, &device).await? {
         tracing::warn!(
@@ -150,6 +137,8 @@ async fn start(
         offloads: options.offloads,
         spin: options.spin,
         keep_device: options.keep_device,
+        blackhole: options.ip_blackhole_route,
+        direct_routing: config.backend.direct_routing,
     };
     let mut overlay = Overlay::start(plan, netlink.clone(), ended).await?;
 
@@ -190,15 +179,24 @@ async fn start(
     // Before the subnet file: it tells docker that we masquerade.
     let previous = subnet_env::read(&options.subnet_file).unwrap_or_default();
     let rules = rules::establish(options, &config, subject, previous).await;
-    write_files(options, &state, mtu)?;
+    let files = Files::new(options);
+    files.write(&state, mtu)?;
+    follow::warn_of_larger_bridges(netlink, own, mtu).await;
     notify::ready(&format!("serving {own}, {} peers", overlay.peers()));
     tracing::info!(event = "ready", subnet = %own, peers = overlay.peers(), "Running backend.");
-    Ok(Started {
+    Ok(Serving {
+        config: Arc::new(config),
+        netlink: netlink.clone(),
         overlay,
-        port,
         manager,
         manager_stop,
         device_gone,
+        underlay: Underlay::new(selection, external),
+        attrs,
+        files,
+        state,
+        mtu,
+        watchdog: Watchdog::of_environment(),
         _rules: rules,
         _lock: lock,
     })
@@ -227,12 +225,19 @@ async fn network_config(options: &RunOptions, store: &dyn Store) -> Result<Netwo
                 return Ok(config);
             }
             Ok(None) => {
+                let elsewhere = match patience.is_fresh() {
+                    true => store.why_no_config().await,
+                    false => None,
+                };
+                let hint = elsewhere.unwrap_or("was it written under the prefix used here?");
                 patience
                     .wait(|| {
+                        notify::status("waiting for the network config");
                         tracing::warn!(
-                            event = "no_config", store = store.describe(),
-                            "Couldn't fetch network config: the key does not exist; waiting for it. \
-                             Was it written with the API (v2, v3) and the prefix that is used here?"
+                            event = "no_config",
+                            store = store.describe(),
+                            hint,
+                            "Couldn't fetch network config: the key does not exist; waiting for it"
                         );
                     })
                     .await;
@@ -266,14 +271,20 @@ async fn store_error(
 /// Pauses that grow, and a log line for each pause until they have grown, then every
 /// sixth: one a minute.
 #[derive(Default)]
-struct Patience(usize);
+pub(super) struct Patience(usize);
 
 impl Patience {
-    async fn wait(&mut self, log: impl FnOnce()) {
+    fn is_fresh(&self) -> bool {
+        self.0 == 0
+    }
+
+    pub(super) async fn wait(&mut self, log: impl FnOnce()) {
         if self.0 < RETRY_SECONDS.len() || self.0.is_multiple_of(6) {
             log();
         }
         let seconds = RETRY_SECONDS[self.0.min(RETRY_SECONDS.len() - 1)];
+        // A service manager must not take waiting for hanging.
+        notify::extend_start(Duration::from_secs(seconds) + STEP);
         tokio::time::sleep(Duration::from_secs(seconds)).await;
         self.0 += 1;
     }
@@ -282,7 +293,7 @@ impl Patience {
 async fn external_interface(
     options: &RunOptions,
     netlink: &Netlink,
-) -> Result<ExternalInterface, Failure> {
+) -> Result<(Selection, ExternalInterface), Failure> {
     let selection = Selection {
         interfaces: options.iface.clone(),
         patterns: options.iface_regex.clone(),
@@ -298,20 +309,7 @@ async fn external_interface(
         event = "interface", interface = external.name, address = %external.address,
         public_ip = %external.public_ip, mtu = external.mtu, "using this interface"
     );
-    Ok(external)
-}
-
-fn device_mtu(config: &NetworkConfig, external: &ExternalInterface) -> Result<u16, Failure> {
-    let outer = config.backend.mtu.map_or(external.mtu, u32::from);
-    let inner = outer.min(65_535).saturating_sub(u32::from(OVERHEAD));
-    match u16::try_from(inner) {
-        Ok(mtu) if inner >= SMALLEST_MTU => Ok(mtu),
-        _ => Err(Failure::Mtu {
-            interface: external.name.clone(),
-            address: external.address,
-            mtu: outer,
-        }),
-    }
+    Ok((selection, external))
 }
 
 fn receive_address(options: &RunOptions, external: &ExternalInterface) -> Ipv4Addr {
@@ -426,85 +424,4 @@ fn request(
         previous: identity::previous_subnet(traces, config.network, external.public_ip),
         ttl: options.lease_ttl,
     })
-}
-
-/// The state first: it is what we need; then what others wait for.
-fn write_files(options: &RunOptions, state: &State, mtu: u16) -> Result<(), Failure> {
-    let failed = |tried: &str, path: PathBuf| {
-        let tried = format!("{tried} {}", path.display());
-        move |source| Failure::File { tried, source }
-    };
-    state_file::save(&options.state_dir, state).map_err(failed(
-        "write the state file",
-        state_file::path(&options.state_dir),
-    ))?;
-    let file = SubnetFile {
-        network: state.network,
-        subnet: state.subnet,
-        mtu,
-        ip_masq: options.ip_masq,
-    };
-    let path = &options.subnet_file;
-    subnet_env::replace(path, file.render().as_bytes(), 0o644)
-        .map_err(failed("write the subnet file", path.clone()))?;
-    tracing::info!(
-        event = "subnet_file",
-        "Wrote subnet file to {}",
-        path.display()
-    );
-    Ok(())
-}
-
-impl Started {
-    async fn serve(mut self, stop: CancellationToken) -> Result<(), Failure> {
-        let mut look = tokio::time::interval(RECONCILE_EVERY);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => break,
-                Some(changes) = self.manager.changes.recv() => {
-                    if let Err(error) = self.overlay.apply(&changes, self.port).await {
-                        tracing::error!(event = "routes_failed", %error, "cannot set the kernel's routes");
-                    }
-                    notify::status(&format!("{} peers", self.overlay.peers()));
-                }
-                _ = look.tick() => {
-                    if let Err(error) = self.overlay.reconcile().await {
-                        tracing::debug!(event = "reconcile_failed", %error, "looking again soon");
-                    }
-                }
-                Some(gone) = self.device_gone.recv() => {
-                    tracing::error!(event = "device_gone", error = %gone, "making the device anew");
-                    tokio::select! {
-                        () = stop.cancelled() => break,
-                        () = self.restore() => {}
-                    }
-                }
-            }
-        }
-        self.stop().await;
-        Ok(())
-    }
-
-    async fn restore(&mut self) {
-        let mut patience = Patience::default();
-        while let Err(error) = self.overlay.restore().await {
-            patience
-                .wait(|| tracing::error!(event = "restore_failed", %error, "trying again"))
-                .await;
-        }
-        // Every worker has reported the same loss.
-        while self.device_gone.try_recv().is_ok() {}
-        tracing::info!(event = "device_restored", "device and packet loop are back");
-    }
-
-    async fn stop(self) {
-        self.manager_stop.cancel();
-        if let Some(totals) = self.overlay.totals() {
-            tracing::info!(event = "stop", counters = %totals, "stopping; the lease stays ours until it expires");
-        }
-        self.overlay.stop();
-        let _ = self.manager.task.await;
-        tracing::info!(event = "stopped", "Exiting cleanly...");
-    }
 }

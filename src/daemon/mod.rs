@@ -3,6 +3,8 @@
 
 pub mod confine;
 pub mod failure;
+pub mod files;
+pub mod follow;
 pub mod health;
 pub mod identity;
 pub mod instance;
@@ -13,5 +15,6 @@ pub mod options;
 pub mod overlay;
 pub mod peers;
 pub mod rules;
+pub mod serving;
 pub mod state_file;
 pub mod subnet_env;

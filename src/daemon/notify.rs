@@ -1,5 +1,7 @@
 //! What systemd is told (`sd_notify(3)`); nothing happens where nobody listens.
 
+use std::time::{Duration, Instant};
+
 use sd_notify::NotifyState;
 
 /// Everything is in place: lease, device, routes and subnet file.
@@ -12,6 +14,12 @@ pub fn status(text: &str) {
     send(&[NotifyState::Status(text)]);
 }
 
+/// The start takes this much longer: the datastore is away. Means nothing once READY.
+pub fn extend_start(by: Duration) {
+    let microseconds = u32::try_from(by.as_micros()).unwrap_or(u32::MAX);
+    send(&[NotifyState::ExtendTimeoutUsec(microseconds)]);
+}
+
 /// The daemon is on its way out.
 pub fn stopping() {
     send(&[NotifyState::Stopping]);
@@ -20,5 +28,78 @@ pub fn stopping() {
 fn send(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::warn!(event = "notify_failed", %error, "cannot tell the service manager");
+    }
+}
+
+/// Tells the service manager's watchdog that packets are still being moved: by the workers'
+/// own progress, not by a timer.
+#[derive(Debug)]
+pub struct Watchdog {
+    /// What `WatchdogSec=` says.
+    limit: Option<Duration>,
+    progress: Vec<u64>,
+    complained: Option<Instant>,
+}
+
+impl Watchdog {
+    /// The watchdog that this process was started under, if any.
+    #[must_use]
+    pub fn of_environment() -> Self {
+        Self {
+            limit: sd_notify::watchdog_enabled(),
+            progress: Vec::new(),
+            complained: None,
+        }
+    }
+
+    /// Takes the number of turns that each worker has made. An idle worker makes one a
+    /// second, so that one that made none since the last look hangs.
+    pub fn feed(&mut self, progress: &[u64]) {
+        let moved = self.has_moved(progress);
+        self.progress = progress.to_vec();
+        if moved {
+            self.complained = None;
+            if self.limit.is_some() {
+                send(&[NotifyState::Watchdog]);
+            }
+        } else if self.complained.is_none() {
+            self.complained = Some(Instant::now());
+            tracing::error!(
+                event = "worker_stuck",
+                "a packet thread made no progress since the last look"
+            );
+        }
+    }
+
+    fn has_moved(&self, progress: &[u64]) -> bool {
+        self.progress.len() != progress.len()
+            || self
+                .progress
+                .iter()
+                .zip(progress)
+                .all(|(old, new)| old != new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_stuck_worker_is_enough() {
+        let mut watchdog = Watchdog {
+            limit: None,
+            progress: Vec::new(),
+            complained: None,
+        };
+        watchdog.feed(&[1, 1]);
+        assert!(watchdog.has_moved(&[2, 2]));
+        assert!(!watchdog.has_moved(&[2, 1]));
+        watchdog.feed(&[2, 1]);
+        assert!(watchdog.complained.is_some());
+        watchdog.feed(&[3, 2]);
+        assert!(watchdog.complained.is_none());
+        // The device was made anew, with other workers.
+        assert!(watchdog.has_moved(&[0]));
     }
 }

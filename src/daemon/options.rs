@@ -13,6 +13,7 @@ use ipnet::Ipv4Net;
 
 use crate::dataplane::guard::Mode;
 use crate::dataplane::offloads::{Offloads, UnknownPart};
+use crate::subnet::store::etcd_auto::EtcdApi;
 
 /// flannel's default of `--etcd-endpoints`.
 pub const DEFAULT_ENDPOINTS: &str = "http://127.0.0.1:4001,http://127.0.0.1:2379";
@@ -155,6 +156,8 @@ pub struct RunOptions {
     pub etcd_endpoints: Vec<String>,
     /// Key prefix of the network, such as `/coreos.com/network`.
     pub etcd_prefix: String,
+    /// Which API of etcd is spoken (`--etcd-api`).
+    pub etcd_api: EtcdApi,
     /// CA certificates (PEM) that the etcd servers' certificates are checked with.
     pub etcd_ca_file: Option<PathBuf>,
     /// Client certificate (PEM).
@@ -247,6 +250,7 @@ impl Default for RunOptions {
         Self {
             etcd_endpoints: DEFAULT_ENDPOINTS.split(',').map(str::to_owned).collect(),
             etcd_prefix: DEFAULT_PREFIX.to_owned(),
+            etcd_api: EtcdApi::Auto,
             etcd_ca_file: None,
             etcd_cert_file: None,
             etcd_key_file: None,

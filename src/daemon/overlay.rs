@@ -1,7 +1,7 @@
 //! The overlay on this host: device, packet loop, and a route for each peer. It can be
 //! put together again when somebody deletes the device.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::dataplane::peer_counters::PeerTotals;
 use crate::dataplane::{Dataplane, DeviceGone, Options};
 use crate::host::link::{self, DeviceSettings};
 use crate::host::netlink::Netlink;
-use crate::host::routes::{self, Outcome};
+use crate::host::routes::{self, Outcome, Realm, Way};
 use crate::host::way::{self, Loop};
 use crate::route::peer::Peer;
 use crate::route::publish::Routes;
@@ -58,6 +58,10 @@ pub struct Plan {
     pub spin: Duration,
     /// Whether the device stays when the daemon stops.
     pub keep_device: bool,
+    /// Whether packets to our subnet that no other route takes are discarded.
+    pub blackhole: bool,
+    /// Whether peers on the same link are reached without the tunnel.
+    pub direct_routing: bool,
 }
 
 impl Plan {
@@ -78,6 +82,8 @@ pub struct Overlay {
     netlink: Netlink,
     routes: Routes,
     peers: Peers,
+    /// How the kernel must send to each of them.
+    desired: BTreeMap<Ipv4Net, Way>,
     /// Those of them for which there is no route now.
     unrouted: BTreeSet<Ipv4Net>,
     ifindex: u32,
@@ -103,6 +109,7 @@ impl Overlay {
             netlink,
             routes,
             peers: Peers::default(),
+            desired: BTreeMap::new(),
             unrouted: BTreeSet::new(),
             ifindex: 0,
             dataplane: None,
@@ -271,7 +278,13 @@ impl Overlay {
     }
 
     async fn reconcile_routes(&mut self) -> Result<Outcome, Failure> {
-        let outcome = routes::reconcile(&self.netlink, self.peers.reached(), self.ifindex).await?;
+        self.find_ways().await?;
+        let realm = Realm {
+            network: self.plan.network,
+            device: self.ifindex,
+            blackhole: self.plan.blackhole.then_some(self.plan.subnet),
+        };
+        let outcome = routes::reconcile(&self.netlink, &self.desired, realm).await?;
         for (subnet, error) in &outcome.failed {
             if !self.unrouted.contains(subnet) {
                 tracing::error!(event = "route_failed", %subnet, %error, "no route to a peer's subnet");
@@ -279,6 +292,66 @@ impl Overlay {
         }
         self.unrouted = outcome.failed.iter().map(|(subnet, _)| *subnet).collect();
         Ok(outcome)
+    }
+
+    /// Decides for each peer whether it is reached through the tunnel. flannel asks the
+    /// kernel too (`pkg/ip/iface.go: DirectRouting`): a route without gateway leads to a
+    /// host on the same link.
+    async fn find_ways(&mut self) -> Result<(), Failure> {
+        let mut ways = BTreeMap::new();
+        for (subnet, public_ip) in self.peers.reached_at() {
+            let mut way = Way::Tunnel;
+            if self.plan.direct_routing
+                && let Some(found) = self.netlink.route_get(public_ip).await?
+                && found.gateway.is_none()
+                && found.ifindex != self.ifindex
+            {
+                way = Way::Direct {
+                    gateway: public_ip,
+                    ifindex: found.ifindex,
+                };
+            }
+            if self.plan.direct_routing && self.desired.get(&subnet) != Some(&way) {
+                let direct = way != Way::Tunnel;
+                tracing::info!(event = "direct_routing", %subnet, %public_ip, direct, "how a peer is reached");
+            }
+            ways.insert(subnet, way);
+        }
+        self.desired = ways;
+        Ok(())
+    }
+
+    /// Another MTU for the device, from now on.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn set_mtu(&mut self, mtu: u16) -> Result<(), Failure> {
+        self.plan.mtu = mtu;
+        let settings = self.plan.device_settings();
+        link::configure(&self.netlink, self.ifindex, settings).await?;
+        if let Some(dataplane) = &self.dataplane {
+            dataplane.set_mtu(mtu);
+        }
+        Ok(())
+    }
+
+    /// This host has another address: tunnels come from it, and go to it.
+    ///
+    /// # Errors
+    /// As [`Overlay::restore`], which can be tried again.
+    pub async fn set_source(&mut self, source: Ipv4Addr) -> Result<(), Failure> {
+        if !self.plan.receive.ip().is_unspecified() {
+            self.plan.receive.set_ip(source);
+        }
+        self.plan.source = source;
+        self.restore().await
+    }
+
+    /// Turns of each worker so far.
+    #[must_use]
+    pub fn progress(&self) -> Vec<u64> {
+        let progress = self.dataplane.as_ref().map(Dataplane::progress);
+        progress.unwrap_or_default()
     }
 
     /// Number of peers that packets are sent to.

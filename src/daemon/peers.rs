@@ -171,6 +171,14 @@ impl Peers {
         &self.reached
     }
 
+    /// The same with the public address behind each.
+    pub fn reached_at(&self) -> impl Iterator<Item = (Ipv4Net, Ipv4Addr)> {
+        self.reached.iter().filter_map(|subnet| {
+            let peer = self.accepted.get(subnet)?;
+            Some((*subnet, peer.record.public_ip))
+        })
+    }
+
     /// All accepted peers, and what passed between each and us, where `counted` says what was
     /// counted under a number.
     pub fn totals(

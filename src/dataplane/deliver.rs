@@ -3,6 +3,7 @@
 
 use std::io::{self, IoSlice};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use super::DeviceGone;
 use super::counters::{Counter, Counters};
@@ -29,22 +30,23 @@ pub struct Deliverer {
     tun: Arc<TunQueue>,
     vnet_hdr: bool,
     coalescer: Coalescer,
+    mtu: Arc<AtomicU16>,
     counters: Arc<Counters>,
 }
 
 impl Deliverer {
-    /// A deliverer to this queue of a device with this MTU. `offload` is what the kernel
+    /// A deliverer to this queue of a device with this MTU, which may change. `offload` is what the kernel
     /// knows of super-packets, `vnet_hdr` whether the device has that header.
     #[must_use]
     pub fn new(
         tun: Arc<TunQueue>,
         vnet_hdr: bool,
         offload: TunOffload,
-        mtu: u16,
+        mtu: Arc<AtomicU16>,
         checksummer: Checksummer,
         counters: Arc<Counters>,
     ) -> Self {
-        let mut policy = Policy::new(usize::from(mtu), checksummer);
+        let mut policy = Policy::new(usize::from(mtu.load(Ordering::Relaxed)), checksummer);
         policy.tcp = vnet_hdr && offload >= TunOffload::Tcp;
         policy.udp = vnet_hdr && offload >= TunOffload::TcpUdp;
         let kernel = kernel::version();
@@ -56,6 +58,7 @@ impl Deliverer {
             tun,
             vnet_hdr,
             coalescer: Coalescer::new(policy),
+            mtu,
             counters,
         }
     }
@@ -94,6 +97,7 @@ impl Deliverer {
                 sink.single(packet, write.vnet, arena, policy.checksummer)?;
             }
         }
+        policy.tun_mtu = usize::from(self.mtu.load(Ordering::Relaxed));
         self.coalescer.set_policy(policy);
         self.coalescer.clear();
         Ok(())

@@ -26,7 +26,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -150,6 +150,7 @@ pub struct Dataplane {
     progress: Vec<Arc<AtomicU64>>,
     offloads: Offloads,
     lacking: Vec<Lacking>,
+    mtu: Arc<AtomicU16>,
 }
 
 impl Dataplane {
@@ -202,6 +203,7 @@ impl Dataplane {
             progress: Vec::new(),
             offloads,
             lacking,
+            mtu: Arc::new(AtomicU16::new(options.mtu)),
         };
         for (number, (queue, socket)) in tun.queues.into_iter().zip(receivers).enumerate() {
             let counters = Arc::new(Counters::default());
@@ -242,7 +244,7 @@ impl Dataplane {
                         } else {
                             TunOffload::None
                         },
-                        options.mtu,
+                        Arc::clone(&this.mtu),
                         simd::checksummer(),
                         Arc::clone(&counters),
                     ),
@@ -293,6 +295,11 @@ impl Dataplane {
         self.peers.iter().map(|worker| worker.get(peer)).sum()
     }
 
+    /// Tells the workers that the device has another MTU now.
+    pub fn set_mtu(&self, mtu: u16) {
+        self.mtu.store(mtu, Ordering::Relaxed);
+    }
+
     /// Number of workers.
     #[must_use]
     pub fn workers(&self) -> usize {
@@ -305,7 +312,7 @@ impl Dataplane {
         (self.offloads, &self.lacking)
     }
 
-    /// Turns of each worker so far. An idle worker makes none: it waits.
+    /// Turns of each worker so far. An idle worker makes one a second.
     #[must_use]
     pub fn progress(&self) -> Vec<u64> {
         self.progress

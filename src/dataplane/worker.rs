@@ -12,6 +12,9 @@ use super::{DeviceGone, Stop};
 use crate::sys::poll;
 use crate::sys::tun::TunQueue;
 
+/// An idle worker makes a turn this often, so that one that makes none hangs.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
 /// A worker owns its queue, sockets and buffers; nothing of them is shared but the route
 /// snapshot and the counters.
 pub struct Worker {
@@ -71,7 +74,7 @@ impl Worker {
         if !budget.is_zero() {
             self.spin.missed();
         }
-        let sides = self.poll(None)?.unwrap_or_default();
+        let sides = self.poll(Some(HEARTBEAT))?.unwrap_or_default();
         self.spin.slept(start.elapsed() - began);
         Ok(sides)
     }

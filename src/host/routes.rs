@@ -5,14 +5,50 @@
 //! flannel installs it. A TUN device has no neighbours and ignores the gateway, but people
 //! and scripts that look at `ip route` find what they know.
 //!
-//! A route is ours when it has our protocol number and our device. All others are never
-//! touched: not those of another instance, not those of people.
+//! With `DirectRouting`, the route to a peer on the same link reads `<subnet> via <its public
+//! address> dev <link>`, as flannel's: no encapsulation.
+//!
+//! A route is ours when it has our protocol number, lies in our network, and goes over our
+//! device or directly to a peer. All others are never touched: not those of another
+//! instance, not those of people.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
 use super::netlink::{Netlink, NetlinkError, ROUTE_PROTOCOL, Route};
+
+/// How packets get to a peer's subnet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Through the overlay device.
+    Tunnel,
+    /// Plain, to the peer itself, which is on the same link.
+    Direct {
+        /// The peer's public address.
+        gateway: Ipv4Addr,
+        /// Index of the link.
+        ifindex: u32,
+    },
+}
+
+/// Which routes are ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Realm {
+    /// The overlay network.
+    pub network: Ipv4Net,
+    /// Index of the overlay device.
+    pub device: u32,
+    /// A subnet whose packets are discarded where no other route takes them: our own, so
+    /// that none for a container that is gone leaves by the default route
+    /// (`--ip-blackhole-route`).
+    pub blackhole: Option<Ipv4Net>,
+}
+
+/// Behind every other route of the prefix: a bridge's own must win. flannel's blackhole has
+/// metric 0, and then the one wins that came first.
+const BLACKHOLE_METRIC: u32 = u32::MAX;
 
 /// Why one subnet has no route, or an old one could not be removed.
 #[derive(Debug, thiserror::Error)]
@@ -76,27 +112,61 @@ pub fn overlay_route(subnet: Ipv4Net, device: u32) -> Route {
     }
 }
 
+impl Realm {
+    fn route(self, subnet: Ipv4Net, way: Way) -> Route {
+        match way {
+            Way::Tunnel => overlay_route(subnet, self.device),
+            Way::Direct { gateway, ifindex } => Route::ours(subnet, Some(gateway), ifindex),
+        }
+    }
+
+    fn owns(self, route: &Route) -> bool {
+        let to_a_peer = route.gateway.is_some_and(|gateway| {
+            // Another instance's device route goes by the subnet's own address.
+            gateway != route.destination.network()
+        });
+        route.protocol == ROUTE_PROTOCOL
+            && (route.ifindex == Some(self.device)
+                || (to_a_peer && self.network.contains(&route.destination)))
+    }
+}
+
 /// Compares the `desired` subnets of the peers with the routes the `kernel` has.
 #[must_use]
-pub fn plan(desired: &BTreeSet<Ipv4Net>, kernel: &[Route], device: u32) -> Plan {
+pub fn plan(desired: &BTreeMap<Ipv4Net, Way>, kernel: &[Route], realm: Realm) -> Plan {
     let mut plan = Plan::default();
     let mut ours: BTreeMap<Ipv4Net, &Route> = BTreeMap::new();
     let mut foreign: BTreeMap<Ipv4Net, &Route> = BTreeMap::new();
+    let mut blackhole = realm.blackhole;
     for route in kernel {
         let subnet = route.destination;
-        if !is_ours(route, device) {
+        if route.protocol == ROUTE_PROTOCOL && !route.unicast {
+            if blackhole == Some(subnet) {
+                blackhole = None;
+            } else if realm.network.contains(&subnet) {
+                plan.remove.push(route.clone());
+            }
+        } else if !realm.owns(route) {
             foreign.entry(subnet).or_insert(route);
-        } else if !desired.contains(&subnet) || ours.contains_key(&subnet) {
+        } else if !desired.contains_key(&subnet) || ours.contains_key(&subnet) {
             plan.remove.push(route.clone());
         } else {
             ours.insert(subnet, route);
         }
     }
-    for &subnet in desired {
-        let wanted = overlay_route(subnet, device);
+    plan.add.extend(blackhole.map(|subnet| Route {
+        ifindex: None,
+        unicast: false,
+        metric: BLACKHOLE_METRIC,
+        ..Route::ours(subnet, None, 0)
+    }));
+    for (&subnet, &way) in desired {
+        let wanted = realm.route(subnet, way);
         match (ours.get(&subnet), foreign.get(&subnet)) {
             (Some(present), _) if **present == wanted => {}
             (Some(present), _) => plan.replace.push(((*present).clone(), wanted)),
+            // flannel left it, or a person made it: it leads where ours would.
+            (None, Some(other)) if leads_alike(other, &wanted) => {}
             (None, Some(other)) => plan.conflicts.push((subnet, (*other).clone())),
             (None, None) => plan.add.push(wanted),
         }
@@ -104,12 +174,11 @@ pub fn plan(desired: &BTreeSet<Ipv4Net>, kernel: &[Route], device: u32) -> Plan 
     plan
 }
 
-fn is_ours(route: &Route, device: u32) -> bool {
-    route.protocol == ROUTE_PROTOCOL && route.ifindex == Some(device)
+fn leads_alike(one: &Route, other: &Route) -> bool {
+    one.unicast && (one.gateway, one.ifindex) == (other.gateway, other.ifindex)
 }
 
-/// Brings the kernel's routes over `device` to the `desired` subnets. Doing it again does
-/// nothing.
+/// Brings the kernel's routes to the `desired` subnets. Doing it again does nothing.
 ///
 /// # Errors
 ///
@@ -117,11 +186,11 @@ fn is_ours(route: &Route, device: u32) -> bool {
 /// [`Outcome::failed`].
 pub async fn reconcile(
     netlink: &Netlink,
-    desired: &BTreeSet<Ipv4Net>,
-    device: u32,
+    desired: &BTreeMap<Ipv4Net, Way>,
+    realm: Realm,
 ) -> Result<Outcome, NetlinkError> {
     let kernel = netlink.routes().await?;
-    Ok(apply(netlink, plan(desired, &kernel, device)).await)
+    Ok(apply(netlink, plan(desired, &kernel, realm)).await)
 }
 
 /// Carries out a plan. One failure doesn't stop the rest.
@@ -186,8 +255,15 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn desired(subnets: &[&str]) -> BTreeSet<Ipv4Net> {
-        subnets.iter().map(|text| net(text)).collect()
+    const REALM: Realm = Realm {
+        network: Ipv4Net::new_assert(Ipv4Addr::new(10, 3, 0, 0), 16),
+        device: DEVICE,
+        blackhole: None,
+    };
+
+    fn desired(subnets: &[&str]) -> BTreeMap<Ipv4Net, Way> {
+        let subnets = subnets.iter();
+        subnets.map(|text| (net(text), Way::Tunnel)).collect()
     }
 
     fn ours(subnet: &str) -> Route {
@@ -206,7 +282,7 @@ mod tests {
     #[test]
     fn missing_are_added_and_stale_removed() {
         let kernel = [ours("10.3.5.0/24"), ours("10.3.6.0/24")];
-        let plan = plan(&desired(&["10.3.6.0/24", "10.3.7.0/24"]), &kernel, DEVICE);
+        let plan = plan(&desired(&["10.3.6.0/24", "10.3.7.0/24"]), &kernel, REALM);
         assert_eq!(plan.remove, [ours("10.3.5.0/24")]);
         assert_eq!(plan.add, [ours("10.3.7.0/24")]);
         assert!(plan.replace.is_empty() && plan.conflicts.is_empty());
@@ -215,7 +291,7 @@ mod tests {
     #[test]
     fn what_is_right_is_left() {
         let kernel = [ours("10.3.5.0/24")];
-        assert!(plan(&desired(&["10.3.5.0/24"]), &kernel, DEVICE).is_empty());
+        assert!(plan(&desired(&["10.3.5.0/24"]), &kernel, REALM).is_empty());
     }
 
     #[test]
@@ -227,7 +303,7 @@ mod tests {
         let plan = plan(
             &desired(&["10.3.5.0/24"]),
             std::slice::from_ref(&crooked),
-            DEVICE,
+            REALM,
         );
         assert_eq!(plan.replace, [(crooked, ours("10.3.5.0/24"))]);
         assert!(plan.add.is_empty() && plan.remove.is_empty());
@@ -243,7 +319,7 @@ mod tests {
             protocol: BOOT,
             ..ours("10.3.6.0/24")
         };
-        let plan = plan(&desired(&[]), &[on_other_device, by_a_person], DEVICE);
+        let plan = plan(&desired(&[]), &[on_other_device, by_a_person], REALM);
         assert!(plan.is_empty() && plan.conflicts.is_empty());
     }
 
@@ -255,12 +331,13 @@ mod tests {
             metric: 100,
             ..ours("10.3.5.0/24")
         };
+        assert!(!leads_alike(&foreign, &ours("10.3.5.0/24")));
         let wider = Route {
             destination: net("10.3.0.0/16"),
             ..foreign.clone()
         };
         let kernel = [foreign.clone(), wider];
-        let plan = plan(&desired(&["10.3.5.0/24", "10.3.6.0/24"]), &kernel, DEVICE);
+        let plan = plan(&desired(&["10.3.5.0/24", "10.3.6.0/24"]), &kernel, REALM);
         assert_eq!(plan.conflicts, [(net("10.3.5.0/24"), foreign)]);
         assert_eq!(plan.add, [ours("10.3.6.0/24")]);
     }
@@ -272,8 +349,66 @@ mod tests {
             ..ours("10.3.5.0/24")
         };
         let kernel = [ours("10.3.5.0/24"), second.clone()];
-        let plan = plan(&desired(&["10.3.5.0/24"]), &kernel, DEVICE);
+        let plan = plan(&desired(&["10.3.5.0/24"]), &kernel, REALM);
         assert_eq!(plan.remove, [second]);
         assert!(plan.add.is_empty() && plan.replace.is_empty());
+    }
+
+    #[test]
+    fn the_blackhole_comes_once_and_goes_when_it_is_not_wanted() {
+        let subnet = net("10.3.9.0/24");
+        let with = Realm {
+            blackhole: Some(subnet),
+            ..REALM
+        };
+        let none = BTreeMap::new();
+        let added = plan(&none, &[], with).add;
+        assert_eq!(added.len(), 1);
+        assert_eq!((added[0].destination, added[0].unicast), (subnet, false));
+        assert!(plan(&none, &added, with).is_empty());
+        assert_eq!(plan(&none, &added, REALM).remove, added);
+        let foreign = Route {
+            protocol: BOOT,
+            ..added[0].clone()
+        };
+        assert!(plan(&none, &[foreign], REALM).is_empty());
+    }
+
+    #[test]
+    fn a_peer_on_the_link_is_reached_directly_and_loses_that_again() {
+        let subnet = net("10.3.5.0/24");
+        let way = Way::Direct {
+            gateway: "192.0.2.5".parse().unwrap(),
+            ifindex: 2,
+        };
+        let direct = Route::ours(subnet, Some("192.0.2.5".parse().unwrap()), 2);
+        assert_eq!(
+            direct.to_string(),
+            "10.3.5.0/24 via 192.0.2.5 dev #2 proto 158"
+        );
+        let wanted = BTreeMap::from([(subnet, way)]);
+        let tunnel = [ours("10.3.5.0/24")];
+        let there = plan(&wanted, &tunnel, REALM);
+        assert_eq!(there.replace, [(tunnel[0].clone(), direct.clone())]);
+        assert!(plan(&wanted, std::slice::from_ref(&direct), REALM).is_empty());
+        let back = plan(
+            &desired(&["10.3.5.0/24"]),
+            std::slice::from_ref(&direct),
+            REALM,
+        );
+        assert_eq!(back.replace, [(direct.clone(), tunnel[0].clone())]);
+        // Of an earlier life, when the peer was still there.
+        let stale = plan(&desired(&[]), std::slice::from_ref(&direct), REALM);
+        assert_eq!(stale.remove, std::slice::from_ref(&direct));
+        // flannel's own, left behind, leads there too.
+        let flannels = Route {
+            protocol: BOOT,
+            ..direct
+        };
+        let kept = plan(&wanted, &[flannels], REALM);
+        assert!(kept.is_empty() && kept.conflicts.is_empty());
+        // Another instance's, for another network.
+        let other = Route::ours(net("10.9.5.0/24"), Some("192.0.2.5".parse().unwrap()), 2);
+        assert!(plan(&desired(&[]), &[other], REALM).is_empty());
     }
 }

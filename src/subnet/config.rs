@@ -145,7 +145,6 @@ impl NetworkConfig {
         let keys = [
             ("EnableIPv6", self.ipv6.is_some()),
             ("Backend.GBP", self.backend.gbp),
-            ("Backend.DirectRouting", self.backend.direct_routing),
             ("Backend.Learning", self.backend.learning),
         ];
         keys.into_iter()

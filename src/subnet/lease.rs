@@ -63,6 +63,16 @@ pub struct VxlanData {
     pub vtep_mac: MacAddr,
 }
 
+/// The shape of a lease's value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeaseForm {
+    /// As flannel since v0.15 writes it: with `PublicIPv6` and `VNI`.
+    Newest,
+    /// As flannel v0.11 writes it: without both. Its readers would ignore them, but
+    /// people compare.
+    V011,
+}
+
 /// Which machine wrote a lease: a number behind flannel's own fields, where every flannel
 /// ignores it. Not in `BackendData`, whose text flannel cuts apart to reuse a MAC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,13 +136,50 @@ impl LeaseAttrs {
         object(value)
     }
 
-    /// The value's bytes.
+    /// The value's bytes, in the newest form.
     ///
     /// # Errors
     /// Never in practice: the fields are plain.
     pub fn encode(&self) -> serde_json::Result<Vec<u8>> {
         serde_json::to_vec(self)
     }
+
+    /// The value's bytes in a form.
+    ///
+    /// # Errors
+    /// Never in practice: the fields are plain.
+    pub fn encode_as(&self, form: LeaseForm) -> serde_json::Result<Vec<u8>> {
+        if form == LeaseForm::Newest {
+            return self.encode();
+        }
+        let data = self.backend_data.as_ref();
+        let backend_data = match data.map(|data| VxlanData::decode(data)) {
+            Some(Ok(data)) if self.backend_type == BACKEND_TYPE => {
+                let old = VxlanData { vni: None, ..data };
+                Some(serde_json::value::to_raw_value(&old)?)
+            }
+            _ => self.backend_data.clone(),
+        };
+        serde_json::to_vec(&V011 {
+            public_ip: self.public_ip,
+            backend_type: &self.backend_type,
+            backend_data,
+            node: self.node,
+        })
+    }
+}
+
+/// [`LeaseForm::V011`], with our field behind.
+#[derive(Serialize)]
+struct V011<'a> {
+    #[serde(rename = "PublicIP")]
+    public_ip: Ipv4Addr,
+    #[serde(rename = "BackendType", skip_serializing_if = "str::is_empty")]
+    backend_type: &'a str,
+    #[serde(rename = "BackendData", skip_serializing_if = "Option::is_none")]
+    backend_data: Option<Box<RawValue>>,
+    #[serde(rename = "Node", skip_serializing_if = "Option::is_none")]
+    node: Option<NodeId>,
 }
 
 impl VxlanData {
@@ -189,6 +236,23 @@ mod tests {
         let text = String::from_utf8(bytes).unwrap();
         let rest = text.strip_prefix(&without[..without.len() - 1]).unwrap();
         assert!(rest.starts_with(",\"Node\":"), "{text}");
+    }
+
+    #[test]
+    fn a_lease_for_the_v2_api_is_written_as_flannel_v0_11_writes_it() {
+        let data = VxlanData {
+            vni: Some(Vni::DEFAULT),
+            vtep_mac: MacAddr([0xf6, 0xdf, 0xb4, 0xd0, 0x5d, 0x72]),
+        };
+        let attrs = LeaseAttrs::vxlan(Ipv4Addr::new(10, 211, 55, 101), data).unwrap();
+        assert_eq!(
+            String::from_utf8(attrs.encode_as(LeaseForm::V011).unwrap()).unwrap(),
+            r#"{"PublicIP":"10.211.55.101","BackendType":"vxlan","BackendData":{"VtepMAC":"f6:df:b4:d0:5d:72"}}"#
+        );
+        assert_eq!(
+            attrs.encode_as(LeaseForm::Newest).unwrap(),
+            attrs.encode().unwrap()
+        );
     }
 
     #[test]

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use uvxlan::subnet::store::Store;
-use uvxlan::subnet::store::etcd_v3::{EtcdOptions, EtcdStore};
+use uvxlan::subnet::store::etcd::EtcdOptions;
+use uvxlan::subnet::store::etcd_v2::EtcdV2Store;
+use uvxlan::subnet::store::etcd_v3::EtcdStore;
 
 /// Prefix of all tests.
 pub const PREFIX: &str = "/coreos.com/network";
@@ -71,6 +73,7 @@ pub struct Etcd {
     client_port: u16,
     peer_port: u16,
     tls: Option<Tls>,
+    flags: Vec<&'static str>,
     child: Option<Child>,
 }
 
@@ -103,12 +106,19 @@ pub fn free_port() -> u16 {
 impl Etcd {
     /// Starts a single member; `None` (and a word on stdout) where etcd is not installed.
     pub async fn start(tls: Option<Tls>) -> Option<Self> {
+        // Both APIs, as by default before etcd 3.4.
+        Self::start_with(tls, &["--enable-v2=true"]).await
+    }
+
+    /// The same with these flags.
+    pub async fn start_with(tls: Option<Tls>, flags: &[&'static str]) -> Option<Self> {
         program("etcd")?;
         let mut etcd = Self {
             dir: tempfile::tempdir().unwrap(),
             client_port: 0,
             peer_port: 0,
             tls,
+            flags: flags.to_vec(),
             child: None,
         };
         for _ in 0..3 {
@@ -142,7 +152,8 @@ impl Etcd {
             ])
             .args(["--initial-cluster", &format!("test={peer}")])
             .arg("--data-dir")
-            .arg(self.dir.path().join("data"));
+            .arg(self.dir.path().join("data"))
+            .args(&self.flags);
         if let Some(tls) = &self.tls {
             command
                 .arg("--cert-file")
@@ -227,6 +238,10 @@ impl Etcd {
         EtcdStore::new(self.options()).unwrap()
     }
 
+    pub fn v2_store(&self) -> EtcdV2Store {
+        EtcdV2Store::new(self.options()).unwrap()
+    }
+
     /// A client of the library's own, for what the store does not do.
     pub async fn client(&self) -> etcd_client::Client {
         etcd_client::Client::connect([self.url()], None)
@@ -236,9 +251,14 @@ impl Etcd {
 
     /// Runs etcdctl, the second opinion.
     pub fn ctl(&self, arguments: &[&str]) -> Option<Output> {
+        self.ctl_api("3", arguments)
+    }
+
+    /// The same by API v2 (`2`) or v3 (`3`).
+    pub fn ctl_api(&self, api: &str, arguments: &[&str]) -> Option<Output> {
         let program = program("etcdctl")?;
         let output = Command::new(program)
-            .env("ETCDCTL_API", "3")
+            .env("ETCDCTL_API", api)
             .arg("--endpoints")
             .arg(self.url())
             .args(arguments)

@@ -65,7 +65,7 @@ pub async fn follow_from(
     stop: &CancellationToken,
 ) -> Running {
     let (attrs, ttl) = (attrs(0, 0), Duration::from_secs(60));
-    let value = bytes::Bytes::from(attrs.encode().unwrap());
+    let value = bytes::Bytes::from(attrs.encode_as(store.lease_form()).unwrap());
     let name = SubnetKey::from(subnet(0)).to_string();
     let written = store.create(&name, value.clone(), ttl).await.unwrap();
     let WriteOutcome::Written { revision } = written else {

@@ -14,6 +14,7 @@ use crate::daemon::options::{
     required, store,
 };
 use crate::dataplane::guard::Mode;
+use crate::subnet::store::etcd_auto::EtcdApi;
 
 const FILE: &str = "the path of a file";
 
@@ -42,6 +43,27 @@ pub(in crate::cli) static FLAGS: &[Flag] = &[
     .value("KEY")
     .default(DEFAULT_PREFIX)
     .details("The network config is read from KEY/config, leases lie below KEY/subnets/."),
+    Flag::new(
+        Group::Datastore,
+        "etcd-api",
+        "API of etcd: auto, v3, v2",
+        |to, text| {
+            let words = [
+                ("auto", EtcdApi::Auto),
+                ("v3", EtcdApi::V3),
+                ("v2", EtcdApi::V2),
+            ];
+            to.etcd_api = choice(text, &words)?;
+            Ok(())
+        },
+    )
+    .value("API")
+    .default("auto")
+    .ours()
+    .details(
+        "v3 and v2 are two stores in one server: flannel since v0.18 uses v3, up to v0.17 it used \
+         v2. auto takes the one that holds the network config, and v3 where both do.",
+    ),
     Flag::new(
         Group::Datastore,
         "etcd-cafile",
@@ -434,14 +456,13 @@ pub(in crate::cli) static FLAGS: &[Flag] = &[
     Flag::new(
         Group::Rules,
         "ip-blackhole-route",
-        "Add a blackhole route for the own subnet",
+        "Discard packets to the own subnet that no other route takes",
         |to, text| {
             to.ip_blackhole_route = boolean(text)?;
             Ok(())
         },
     )
-    .newest()
-    .not_yet(),
+    .newest(),
     Flag::new(
         Group::Kubernetes,
         "kube-subnet-mgr",

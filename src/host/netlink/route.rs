@@ -101,6 +101,9 @@ impl Route {
         } else if self.unicast {
             builder = builder.scope(RouteScope::Link);
         }
+        if !self.unicast {
+            builder = builder.kind(RouteType::BlackHole);
+        }
         if self.onlink {
             builder = builder.onlink();
         }

@@ -167,10 +167,8 @@ fn vxlan_options_are_read_and_bounded() {
         ),
         (4096, 4789, Some(1400))
     );
-    assert_eq!(
-        config.without_effect(),
-        ["Backend.GBP", "Backend.DirectRouting", "Backend.Learning"]
-    );
+    assert_eq!(config.without_effect(), ["Backend.GBP", "Backend.Learning"]);
+    assert!(config.backend.direct_routing);
     let plain = backend(r#""Port": 0, "MTU": 0"#).unwrap();
     assert_eq!(
         (

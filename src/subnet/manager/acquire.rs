@@ -120,7 +120,7 @@ pub async fn acquire(
     request: &AcquireRequest,
     rng: &mut (impl Rng + Send),
 ) -> Result<Acquired, AcquireError> {
-    let value = Bytes::from(request.attrs.encode()?);
+    let value = Bytes::from(request.attrs.encode_as(store.lease_form())?);
     for _ in 0..TRIES {
         let listing = store.list().await?;
         let lease = attempt(store, config, request, &value, &listing, rng).await?;

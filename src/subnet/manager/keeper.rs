@@ -61,6 +61,8 @@ pub struct Keeper {
     failures: u32,
     /// The session ended and no record was written since.
     session_lost: bool,
+    /// What is to be published instead, until that is written.
+    wanted: Option<LeaseAttrs>,
 }
 
 impl std::fmt::Debug for dyn Store {
@@ -97,6 +99,7 @@ impl Keeper {
             due: Instant::now() + interval,
             failures: 0,
             session_lost: false,
+            wanted: None,
         }
     }
 
@@ -131,10 +134,17 @@ impl Keeper {
         }
     }
 
+    /// Publishes something else under the same subnet: this host has another address.
+    pub async fn republish(&mut self, attrs: LeaseAttrs) {
+        self.wanted = Some(attrs);
+        self.look().await;
+    }
+
     /// Gives a sign of life; where the session is gone or the lease was not ours, looks
     /// at the record.
     pub async fn renew(&mut self) {
-        if *self.state.borrow() != OwnState::Held || self.reserved || self.session_lost {
+        let settled = *self.state.borrow() == OwnState::Held && self.wanted.is_none();
+        if !settled || self.reserved || self.session_lost {
             return self.look().await;
         }
         match self.store.keep_alive().await {
@@ -158,21 +168,24 @@ impl Keeper {
     }
 
     async fn restore(&mut self) -> Result<OwnState, StoreError> {
+        let value = self.value_to_write()?;
         let Some(record) = self.store.get(&self.name).await? else {
-            let outcome = self.put_back().await?;
-            return Ok(self.note(outcome));
+            let outcome = self.put_back(value.clone()).await?;
+            return Ok(self.note(outcome, value));
         };
         match self.judge(&record) {
             Finding::Foreign(state) => Ok(state),
-            // The record stands, but nothing keeps it alive: bind it to a new session.
-            Finding::Unchanged | Finding::Equivalent if self.session_lost => {
+            // The record stands, but nothing keeps it alive (bind it to a new session), or
+            // it says what is not true any more.
+            Finding::Unchanged | Finding::Equivalent
+                if self.session_lost || self.wanted.is_some() =>
+            {
                 let ttl = (!self.reserved).then_some(self.ttl);
-                let value = self.value.clone();
                 let outcome = self
                     .store
-                    .replace(&self.name, value, record.revision, ttl)
+                    .replace(&self.name, value.clone(), record.revision, ttl)
                     .await?;
-                Ok(self.note(outcome))
+                Ok(self.note(outcome, value))
             }
             Finding::Unchanged => self.confirm().await,
             // Two daemons with the same MAC (an upgrade) must not write in turns.
@@ -183,13 +196,25 @@ impl Keeper {
         }
     }
 
+    fn value_to_write(&self) -> Result<Bytes, StoreError> {
+        let Some(wanted) = &self.wanted else {
+            return Ok(self.value.clone());
+        };
+        let encoded = wanted.encode_as(self.store.lease_form());
+        encoded.map(Bytes::from).map_err(|source| StoreError {
+            operation: "writing our lease as JSON",
+            location: self.name.clone(),
+            transient: false,
+            source: source.into(),
+        })
+    }
+
     /// Our record is gone: the same subnet again, if nobody has it.
-    async fn put_back(&self) -> Result<WriteOutcome, StoreError> {
+    async fn put_back(&self, value: Bytes) -> Result<WriteOutcome, StoreError> {
         warn!(
             name = self.name,
             "our lease has been removed from the store: taking the same subnet again"
         );
-        let value = self.value.clone();
         let outcome = self
             .store
             .create(&self.name, value.clone(), self.ttl)
@@ -212,9 +237,14 @@ impl Keeper {
         Ok(OwnState::Held)
     }
 
-    fn note(&mut self, outcome: WriteOutcome) -> OwnState {
+    fn note(&mut self, outcome: WriteOutcome, value: Bytes) -> OwnState {
         match outcome {
             WriteOutcome::Written { revision } => {
+                self.value = value;
+                if let Some(attrs) = self.wanted.take() {
+                    info!(name = self.name, public_ip = %attrs.public_ip, "published anew");
+                    self.attrs = attrs;
+                }
                 self.revision = revision;
                 self.session_lost = false;
                 OwnState::Held

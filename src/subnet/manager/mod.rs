@@ -25,6 +25,7 @@ use tracing::warn;
 pub use self::acquire::{AcquireError, AcquireRequest, Acquired, acquire};
 pub use self::keeper::{Keeper, OwnState};
 pub use self::peers::{PeerChange, PeerSet, Refused};
+use super::lease::LeaseAttrs;
 use super::store::{Listing, Store, WatchEvent};
 
 /// Lines about refused records in one [`LOG_WINDOW`]; the rest is only counted.
@@ -48,6 +49,8 @@ pub struct Running {
     pub view: View,
     /// How our own lease stands.
     pub own: watch::Receiver<OwnState>,
+    /// What our lease shall say from now on.
+    pub republish: mpsc::Sender<LeaseAttrs>,
     /// Ends after the token was cancelled, or when `changes` is dropped.
     pub task: JoinHandle<()>,
 }
@@ -113,6 +116,7 @@ pub fn spawn(
     let (changes, receiver) = mpsc::channel(CAPACITY);
     let keeper = Keeper::new(Arc::clone(&store), &acquired, settings.margin);
     let own = keeper.state();
+    let (republish, wishes) = mpsc::channel(1);
     let manager = Manager {
         store,
         keeper,
@@ -127,13 +131,14 @@ pub fn spawn(
         tokio::select! {
             () = stop.cancelled() => {}
             () = closed.closed() => {}
-            _ = manager.run(acquired) => {}
+            _ = manager.run(acquired, wishes) => {}
         }
     });
     Running {
         changes: receiver,
         view,
         own,
+        republish,
         task,
     }
 }
@@ -162,7 +167,11 @@ async fn at(due: Option<Instant>) {
 struct ConsumerGone;
 
 impl Manager {
-    async fn run(mut self, acquired: Acquired) -> Result<(), ConsumerGone> {
+    async fn run(
+        mut self,
+        acquired: Acquired,
+        mut wishes: mpsc::Receiver<LeaseAttrs>,
+    ) -> Result<(), ConsumerGone> {
         let mut events = self.store.watch(acquired.listing.revision);
         let first = self.peers.lock().resync(acquired.listing);
         self.changes.send(first).await.map_err(|_| ConsumerGone)?;
@@ -182,6 +191,13 @@ impl Manager {
                         // The old watch may still bring what is older than the list.
                         events = self.store.watch(revision);
                     }
+                }
+                Some(attrs) = wishes.recv() => {
+                    let changes = self.peers.lock().set_own_address(attrs.public_ip);
+                    if !changes.is_empty() {
+                        self.changes.send(changes).await.map_err(|_| ConsumerGone)?;
+                    }
+                    self.keeper.republish(attrs).await;
                 }
                 () = sleep_until(self.keeper.due()) => self.keeper.renew().await,
             }

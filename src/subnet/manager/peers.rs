@@ -133,6 +133,25 @@ impl PeerSet {
         self
     }
 
+    /// This host has another public address: a peer that claims it is out.
+    pub fn set_own_address(&mut self, own_ip: Ipv4Addr) -> Vec<PeerChange> {
+        let old = std::mem::replace(&mut self.own_ip, own_ip);
+        for address in &mut self.protected {
+            if *address == old {
+                *address = own_ip;
+            }
+        }
+        let mut changes = Vec::new();
+        let claimed = self.by_address.get(&own_ip).cloned();
+        if let Some(name) = claimed {
+            self.refuse(name.clone(), Rejection::OwnAddress, None);
+            if self.remove(&name, &mut changes) {
+                self.reconsider(&mut changes);
+            }
+        }
+        changes
+    }
+
     /// The peers, by address.
     pub fn peers(&self) -> impl Iterator<Item = &PeerRecord> {
         self.by_network.values().map(|accepted| &accepted.peer)

@@ -12,7 +12,6 @@
 //! nothing here revokes.
 
 mod connection;
-mod options;
 mod watch;
 
 use std::sync::Arc;
@@ -27,12 +26,8 @@ use etcd_client::{
 use tokio::sync::{Mutex, mpsc};
 
 use self::connection::{CallError, Connection};
-pub use self::options::{EtcdOptions, EtcdOptionsError};
+use super::etcd::{self, EtcdOptions, EtcdOptionsError, MAX_ANSWER};
 use super::{Listing, Record, Store, StoreError, WatchEvent, WriteOutcome};
-
-/// Largest answer that is read, in bytes: 65,536 records of 1 KiB. The default of the
-/// client library, 4 MiB, would end at some ten thousand leases.
-const MAX_ANSWER: usize = 64 << 20;
 
 /// A lease store in etcd v3. Cloning is cheap; clones share connection and session.
 #[derive(Clone)]
@@ -59,12 +54,12 @@ impl EtcdStore {
     /// # Errors
     /// When an option can't be meant, with what to do about it.
     pub fn new(options: EtcdOptions) -> Result<Self, EtcdOptionsError> {
-        let prefix = options::clean_path(&options.prefix);
+        let prefix = etcd::clean_path(&options.prefix);
         let connection = Connection::new(options)?;
         let inner = Inner {
             connection,
-            config_key: options::join(&prefix, "config"),
-            records: format!("{}/", options::join(&prefix, "subnets")),
+            config_key: etcd::join(&prefix, "config"),
+            records: format!("{}/", etcd::join(&prefix, "subnets")),
             prefix,
             session: Mutex::new(None),
         };
@@ -107,6 +102,7 @@ impl Inner {
         self.connection
             .call("listing the leases", key, |client, _| async move {
                 let options = GetOptions::new().with_prefix();
+                // The library's default, 4 MiB, would end at some ten thousand leases.
                 let mut kv = client.kv_client().max_decoding_message_size(MAX_ANSWER);
                 let answer = kv.get(key.as_str(), Some(options)).await?;
                 let revision = revision_of(answer.header())?;

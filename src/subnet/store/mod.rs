@@ -1,6 +1,9 @@
 //! Where leases lie: one trait, and one file for each kind of store.
 
 pub mod dir;
+pub mod etcd;
+pub mod etcd_auto;
+pub mod etcd_v2;
 pub mod etcd_v3;
 
 use std::time::Duration;
@@ -8,6 +11,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
+
+use super::lease::LeaseForm;
 
 /// One record below `<prefix>/subnets/`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,11 +115,21 @@ pub trait Store: Send + Sync + 'static {
     /// Kind and place for logs, without secrets: `etcd v3 http://127.0.0.1:2379 prefix /coreos.com/network`.
     fn describe(&self) -> String;
 
+    /// Which version of flannel the values are written for.
+    fn lease_form(&self) -> LeaseForm {
+        LeaseForm::Newest
+    }
+
     /// The network config's text, or `None` where the key does not exist.
     ///
     /// # Errors
     /// When the store could not be asked.
     async fn config(&self) -> Result<Option<Bytes>, StoreError>;
+
+    /// Where a config that is not here may lie instead, and what to do; for a person.
+    async fn why_no_config(&self) -> Option<&'static str> {
+        None
+    }
 
     /// Writes the network config, whatever was there. For people; the daemon never does.
     ///

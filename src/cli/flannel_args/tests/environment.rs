@@ -49,6 +49,7 @@ fn every_flag_has_a_variable() {
     let values = |name: &str| match name {
         "public-ip" | "iface-can-reach" => "10.0.0.9",
         "store" => "dir:/env",
+        "etcd-api" => "v2",
         "backend-default" => "vxlan",
         "receive-on" => "public",
         "peer-check" => "off",

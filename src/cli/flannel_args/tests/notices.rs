@@ -10,7 +10,6 @@ fn flags_without_effect_are_accepted_with_one_warning_each() {
         "kubeconfig-file=/a",
         "net-config-path=/a",
         "set-node-network-unavailable=true",
-        "ip-blackhole-route",
         "public-ipv6=::1",
         "vmodule=a=1",
         "log_backtrace_at=a:1",
@@ -24,7 +23,11 @@ fn flags_without_effect_are_accepted_with_one_warning_each() {
         let flag = argument.split('=').next().unwrap();
         assert!(warnings[0].starts_with(flag), "{name}: {warnings:?}");
     }
-    for off in ["--healthz-port=0", "--ip-blackhole-route=F", "--vmodule="] {
+    for off in [
+        "--healthz-port=0",
+        "--set-node-network-unavailable=F",
+        "--vmodule=",
+    ] {
         assert!(options(&[off]).notices.is_empty(), "{off} asks for nothing");
     }
     let by_environment = options_with(&[], &[("FLANNELD_PUBLIC_IPV6", "::1")]);

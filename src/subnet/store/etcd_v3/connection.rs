@@ -8,18 +8,23 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::time::Duration;
 
-use etcd_client::{Client, Error as EtcdError};
+use etcd_client::{Certificate, Client, ConnectOptions, Error as EtcdError, Identity, TlsOptions};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
 
 use super::super::StoreError;
-use super::options::{EtcdOptions, EtcdOptionsError};
+use super::super::etcd::{CONNECT_TIMEOUT, EtcdOptions, EtcdOptionsError};
 
 /// Longest time for one try at one member: etcd itself gives up a request after some 5 s.
 const ATTEMPT: Duration = Duration::from_secs(7);
 /// All members failed: time to wait before asking all of them once more.
 const SECOND_ROUND: Duration = Duration::from_millis(250);
+/// Ping an idle stream after this time. etcd ends connections that are pinged more often
+/// than every 5 s (its `--grpc-keepalive-min-time`).
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// A connection whose ping is not answered this long is dead.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The members, and a client of the one in use.
 pub(super) struct Connection {
@@ -281,9 +286,7 @@ impl Connection {
     }
 
     async fn connect(&self, url: &str) -> Result<Client, EtcdError> {
-        let options = self
-            .options
-            .connect_options(url)
+        let options = connect_options(&self.options, url)
             .map_err(|error| EtcdError::IoError(std::io::Error::other(error)))?;
         let (Some(user), Some(password)) = (&self.options.username, &self.options.password) else {
             return Client::connect([url], Some(options)).await;
@@ -301,6 +304,27 @@ impl Connection {
             other => other,
         }
     }
+}
+
+/// The library's options for one endpoint, without the user.
+fn connect_options(
+    options: &EtcdOptions,
+    endpoint: &str,
+) -> Result<ConnectOptions, EtcdOptionsError> {
+    let connect = ConnectOptions::new()
+        .with_connect_timeout(CONNECT_TIMEOUT)
+        .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
+        // etcd takes pings on a connection without streams for an attack.
+        .with_keep_alive_while_idle(false)
+        .with_require_leader(true);
+    let Some(files) = options.tls_files(endpoint)? else {
+        return Ok(connect);
+    };
+    let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(files.authorities));
+    if let Some((cert, key)) = files.identity {
+        tls = tls.identity(Identity::from_pem(cert, key));
+    }
+    Ok(connect.with_tls(tls))
 }
 
 /// etcd's own words in an error, or the library's.

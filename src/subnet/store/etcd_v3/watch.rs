@@ -8,8 +8,10 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
+use super::super::WatchEvent;
+use super::super::etcd::MAX_ANSWER;
+use super::Inner;
 use super::connection::{Lent, explain, is_refused_login, is_stale_login};
-use super::{Inner, MAX_ANSWER, WatchEvent};
 
 /// First and longest wait between tries, as flannel's.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));

@@ -1,10 +1,8 @@
-//! What a user may say about etcd, checked before anything is sent.
+//! What a user may say about etcd, whichever API is spoken, checked before anything is sent.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
 
 /// How to reach etcd. `Debug` does not show the password.
 #[derive(Clone)]
@@ -122,13 +120,10 @@ pub enum EtcdOptionsError {
     NoAuthorities,
 }
 
-/// Ping an idle stream after this time. etcd ends connections that are pinged more often
-/// than every 5 s (its `--grpc-keepalive-min-time`).
-const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// A connection whose ping is not answered this long is dead.
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest time for TCP and TLS to come up.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Largest answer that is read, in bytes: 65,536 records of 1 KiB.
+pub(super) const MAX_ANSWER: usize = 64 << 20;
 
 /// Where distributions keep the authorities, in the order of Go's `crypto/x509`.
 const SYSTEM_AUTHORITIES: [&str; 6] = [
@@ -139,6 +134,14 @@ const SYSTEM_AUTHORITIES: [&str; 6] = [
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
     "/etc/ssl/cert.pem",
 ];
+
+/// PEM texts of a TLS connection.
+pub(super) struct TlsFiles {
+    /// Who may sign the members' certificates.
+    pub(super) authorities: Vec<u8>,
+    /// Our certificate and its key.
+    pub(super) identity: Option<(Vec<u8>, Vec<u8>)>,
+}
 
 impl EtcdOptions {
     /// Checks what can be checked without a network and normalizes the endpoints.
@@ -154,7 +157,7 @@ impl EtcdOptions {
             return Err(EtcdOptionsError::NoEndpoint);
         }
         for endpoint in &self.endpoints {
-            self.connect_options(endpoint)?;
+            self.tls_files(endpoint)?;
         }
         Ok(self)
     }
@@ -174,28 +177,24 @@ impl EtcdOptions {
         }
     }
 
-    /// The library's options for one endpoint, without the user. Reads the TLS files, so
-    /// that replaced certificates count from the next connection on.
-    pub(super) fn connect_options(
-        &self,
-        endpoint: &str,
-    ) -> Result<ConnectOptions, EtcdOptionsError> {
-        let options = ConnectOptions::new()
-            .with_connect_timeout(CONNECT_TIMEOUT)
-            .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
-            // etcd takes pings on a connection without streams for an attack.
-            .with_keep_alive_while_idle(false)
-            .with_require_leader(true);
+    /// The TLS files as they are now, so that replaced certificates count from the next
+    /// connection on; `None` for an endpoint without TLS.
+    pub(super) fn tls_files(&self, endpoint: &str) -> Result<Option<TlsFiles>, EtcdOptionsError> {
         if !endpoint.starts_with("https://") {
-            return Ok(options);
+            return Ok(None);
         }
-        let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(self.authorities()?));
-        if let (Some(cert), Some(key)) = (&self.cert_file, &self.key_file) {
-            let cert = read_pem("certificate", cert, "CERTIFICATE-----")?;
-            let key = read_pem("key", key, "PRIVATE KEY-----")?;
-            tls = tls.identity(Identity::from_pem(cert, key));
-        }
-        Ok(options.with_tls(tls))
+        let identity = match (&self.cert_file, &self.key_file) {
+            (Some(cert), Some(key)) => Some((
+                read_pem("certificate", cert, "CERTIFICATE-----")?,
+                read_pem("key", key, "PRIVATE KEY-----")?,
+            )),
+            _ => None,
+        };
+        let authorities = self.authorities()?;
+        Ok(Some(TlsFiles {
+            authorities,
+            identity,
+        }))
     }
 
     fn authorities(&self) -> Result<Vec<u8>, EtcdOptionsError> {
