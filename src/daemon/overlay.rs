@@ -225,8 +225,8 @@ impl Overlay {
         Ok(())
     }
 
-    /// Takes in what changed among the peers: first who may send, then the route table, then the kernel's
-    /// routes, so that no packet comes for which there is no peer yet.
+    /// Takes in what changed among the peers: first who may send, then the route table, then
+    /// the kernel's routes, so that no packet comes for which there is no peer yet.
     ///
     /// # Errors
     /// When the kernel's routes cannot be read. A route that is refused is logged.
