@@ -226,21 +226,19 @@ impl Overlay {
         Ok(())
     }
 
-    /// Takes in what changed among the peers: first who may send, then the route table, then the kernel's
-    /// routes, so that no packet comes for which there is no peer yet.
+    /// Takes in what changed among the peers: first who may send, then the route table, then
+    /// the kernel's routes, so that no packet comes for which there is no peer yet.
     ///
     /// # Errors
     /// When the kernel's routes cannot be read. A route that is refused is logged.
     pub async fn apply(&mut self, changes: &[PeerChange], port: u16) -> Result<(), Failure> {
-        let addresses = changes.iter().map(|change| match change {
-            PeerChange::Added(peer)
-            | PeerChange::Updated { new: peer, .. }
-            | PeerChange::Removed(peer) => peer.public_ip,
-        });
-        let found = way::loops(&self.netlink, addresses, self.ifindex).await;
+        let addresses = changes.iter().filter_map(address);
+        let found = way::loops(&self.netlink, self.plan.source, addresses, self.ifindex).await;
+        let mut found = found.into_iter();
         let mut table_changes = Vec::with_capacity(changes.len());
-        for (change, found) in changes.iter().zip(found) {
+        for change in changes {
             log_change(change);
+            let found = address(change).and_then(|_| found.next().flatten());
             let dataplane = self.dataplane.as_ref();
             let counted = |id| dataplane.map(|it| it.peer_totals(id)).unwrap_or_default();
             let place = self.peers.apply(change, found, counted);
@@ -255,7 +253,7 @@ impl Overlay {
     async fn look_for_loops(&mut self) -> Result<(), Failure> {
         let peers = self.peers.next(LOOKS);
         let addresses = peers.iter().map(|peer| peer.public_ip);
-        let found = way::loops(&self.netlink, addresses, self.ifindex).await;
+        let found = way::loops(&self.netlink, self.plan.source, addresses, self.ifindex).await;
         let changes = self.peers.look(peers.into_iter().zip(found));
         if changes.is_empty() {
             return Ok(());
@@ -419,6 +417,14 @@ impl Overlay {
         if let Some(mut dataplane) = self.dataplane.take() {
             dataplane.stop();
         }
+    }
+}
+
+/// Where a new or changed peer's datagrams go.
+const fn address(change: &PeerChange) -> Option<Ipv4Addr> {
+    match change {
+        PeerChange::Added(peer) | PeerChange::Updated { new: peer, .. } => Some(peer.public_ip),
+        PeerChange::Removed(_) => None,
     }
 }
 

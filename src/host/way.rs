@@ -31,17 +31,19 @@ impl fmt::Display for Loop {
     }
 }
 
-/// For each address whether datagrams to it would come back, where `device` is the index of
+/// For each address whether datagrams to it from `source` would come back, where `device` is the index of
 /// the overlay device. Where the kernel does not say, they would not: a daemon that cannot
 /// ask goes on.
 pub async fn loops(
     netlink: &Netlink,
+    source: Ipv4Addr,
     addresses: impl IntoIterator<Item = Ipv4Addr>,
     device: u32,
 ) -> Vec<Option<Loop>> {
     stream::iter(addresses)
         .map(async |address| {
-            let found = netlink.route_get(address).await.unwrap_or_else(|error| {
+            let asked = netlink.route_get_from(source, address).await;
+            let found = asked.unwrap_or_else(|error| {
                 tracing::debug!(event = "route_lookup_failed", %address, %error);
                 None
             });

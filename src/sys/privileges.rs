@@ -86,7 +86,7 @@ impl PacketCalls {
     }
 }
 
-type Rules = BTreeMap<libc::c_long, Vec<SeccompRule>>;
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 #[cfg(any(
     target_arch = "x86_64",
@@ -101,7 +101,7 @@ mod calls {
     use super::{PrivilegeError, Rules};
 
     /// Calls that are allowed whatever their arguments.
-    const PLAIN: &[libc::c_long] = &[
+    const PLAIN: &[i64] = &[
         // The packets. `write` is also the log's, and what wakes the control side.
         libc::SYS_read,
         libc::SYS_write,

@@ -233,9 +233,32 @@ impl Netlink {
         &self,
         destination: Ipv4Addr,
     ) -> Result<Option<RouteLookup>, NetlinkError> {
+        let question = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(destination, 32);
+        self.lookup(destination, question.build()).await
+    }
+
+    /// As [`Netlink::route_get`], for packets from `source`, an address of this host: rules
+    /// may send them another way (`ip rule add from`).
+    ///
+    /// # Errors
+    ///
+    /// As [`Netlink::route_get`].
+    pub async fn route_get_from(
+        &self,
+        source: Ipv4Addr,
+        destination: Ipv4Addr,
+    ) -> Result<Option<RouteLookup>, NetlinkError> {
         let question = RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(destination, 32)
-            .build();
+            .source_prefix(source, 32);
+        self.lookup(destination, question.build()).await
+    }
+
+    async fn lookup(
+        &self,
+        destination: Ipv4Addr,
+        question: RouteMessage,
+    ) -> Result<Option<RouteLookup>, NetlinkError> {
         let mut answer = std::pin::pin!(self.handle.route().get(question).execute());
         match answer.try_next().await {
             Ok(found) => Ok(found.as_ref().and_then(read_lookup)),
