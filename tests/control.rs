@@ -336,3 +336,29 @@ fn prometheus_finds_the_metrics() {
     let output = check.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
 }
+
+#[test]
+fn ping_asks_peers_and_containers_with_small_and_large_packets() {
+    need!(possible(&["ip"]));
+    let lab = Lab::new();
+    let (a, b) = (&lab.a, &lab.b);
+    let ping = |to: &str| {
+        let output = ask(a, &["ping", to, "-c", "4", "-i", "0.05"]);
+        (output.status.code().unwrap(), text(&output))
+    };
+    for to in [
+        b.host.address().to_string(),
+        b.env.unwrap().subnet.to_string(),
+        b.container().address().to_string(),
+    ] {
+        let (code, said) = ping(&to);
+        assert!(
+            code == 0 && said.contains("4 sent, 4 answered, 0 % lost"),
+            "{said}"
+        );
+        assert!(said.contains(" 1450 bytes there and back"), "{said}");
+    }
+    let (code, said) = ping("10.5.99.9");
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("behind no peer"), "{said}");
+}

@@ -12,6 +12,7 @@ use super::docker_opts::{self, DockerOptsArgs};
 use super::down::{self, DownArgs};
 use super::flannel_args::{self, ArgsError, Invocation, RunOptions};
 use super::lease::{self, LeaseArgs};
+use super::ping::{self, PingArgs};
 use super::status::{self, StatusArgs, TraceArgs};
 use super::{OK, USAGE, flags, help, print_err, print_out, run, version};
 
@@ -44,6 +45,8 @@ enum Parsed {
     Status(StatusArgs),
     /// Show which way a packet takes, and where it would be dropped
     Trace(TraceArgs),
+    /// Ask a peer or a container over the overlay, with small and large packets
+    Ping(PingArgs),
     /// List, show, reserve and release leases
     Lease(LeaseArgs),
     /// Check, show and write the network config
@@ -67,6 +70,8 @@ pub enum Action {
     Status(StatusArgs),
     /// Show a packet's way.
     Trace(TraceArgs),
+    /// Send echo requests.
+    Ping(PingArgs),
     /// Look at leases, or change them.
     Lease(Box<LeaseArgs>),
     /// Look at the network config, or write it.
@@ -134,6 +139,7 @@ pub fn execute(action: Action) -> ExitCode {
         Action::Down(args) => down::run(&args),
         Action::Status(args) => status::run(&args),
         Action::Trace(args) => status::run_trace(&args),
+        Action::Ping(args) => ping::run(&args),
         Action::Lease(args) => lease::run(&args),
         Action::Config(args) => config::run(&args),
         Action::Answer(text) => {
@@ -234,6 +240,7 @@ fn parsed(first: OsString, rest: impl Iterator<Item = OsString>) -> Action {
         Ok(Parsed::Down(args)) => Action::Down(args),
         Ok(Parsed::Status(args)) => Action::Status(args),
         Ok(Parsed::Trace(args)) => Action::Trace(args),
+        Ok(Parsed::Ping(args)) => Action::Ping(args),
         Ok(Parsed::Lease(args)) => Action::Lease(Box::new(args)),
         Ok(Parsed::Config(args)) => Action::Config(Box::new(args)),
         Err(error) if error.use_stderr() => Action::Refuse(error.render().to_string(), USAGE),

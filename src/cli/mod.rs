@@ -16,6 +16,7 @@ pub mod flannel_args;
 mod help;
 pub mod lease;
 mod namespaces;
+pub mod ping;
 pub mod run;
 pub mod status;
 pub mod store;
