@@ -27,6 +27,7 @@ if [ "$want" = test ]; then
     need tshark tshark
     need systemd-analyze systemd
     need promtool prometheus
+    need tmux tmux
 fi
 
 if [ -n "$missing" ]; then

@@ -362,3 +362,71 @@ fn ping_asks_peers_and_containers_with_small_and_large_packets() {
     assert_eq!(code, 1, "{said}");
     assert!(said.contains("behind no peer"), "{said}");
 }
+
+/// A terminal of its own; closed when dropped.
+struct Tmux {
+    socket: PathBuf,
+}
+
+impl Tmux {
+    fn run(&self, arguments: &[&str]) -> String {
+        let output = Command::new("tmux")
+            .env_remove("TMUX")
+            .env("TERM", "xterm")
+            .env("LC_ALL", "C.UTF-8")
+            .arg("-S")
+            .arg(&self.socket)
+            .args(arguments)
+            .output()
+            .unwrap();
+        text(&output)
+    }
+
+    fn screen(&self) -> String {
+        self.run(&["capture-pane", "-p"])
+    }
+}
+
+impl Drop for Tmux {
+    fn drop(&mut self) {
+        self.run(&["kill-server"]);
+    }
+}
+
+#[test]
+fn top_lives_in_a_terminal_and_listens_to_its_keys() {
+    need!(possible(&["ip"]));
+    if Command::new("tmux").arg("-V").output().is_err() {
+        eprintln!("skipped: no program tmux");
+        return;
+    }
+    let lab = Lab::new();
+    let tmux = Tmux {
+        socket: lab.folder.path().join("tmux"),
+    };
+    let command = format!(
+        "{PROGRAM} top --interval 0.3 --control-socket {}; echo left with $?; sleep 60",
+        socket(&lab.a).display()
+    );
+    tmux.run(&["new-session", "-d", "-x", "120", "-y", "40", &command]);
+    let subnet = lab.b.env.unwrap().subnet.to_string();
+    eventually("the peer is on the screen", || {
+        tmux.screen().contains(&subnet)
+    });
+    lab.a.transfer(&lab.b, 4 << 20);
+    eventually("traffic was seen", || {
+        let screen = tmux.screen();
+        screen.contains("to peers") && screen.contains("by traffic")
+    });
+    tmux.run(&["send-keys", "s"]);
+    eventually("another order", || tmux.screen().contains("by round trip"));
+    tmux.run(&["send-keys", "p"]);
+    eventually("a pause", || tmux.screen().contains("PAUSED"));
+    tmux.run(&["send-keys", "q"]);
+    eventually("it ends well, and the terminal is as before", || {
+        tmux.screen().contains("left with 0")
+    });
+    // Not for a pipe.
+    let output = ask(&lab.a, &["top"]);
+    assert_eq!(output.status.code(), Some(2));
+}

@@ -14,6 +14,7 @@ use super::flannel_args::{self, ArgsError, Invocation, RunOptions};
 use super::lease::{self, LeaseArgs};
 use super::ping::{self, PingArgs};
 use super::status::{self, StatusArgs, TraceArgs};
+use super::top::{self, TopArgs};
 use super::{OK, USAGE, flags, help, print_err, print_out, run, version};
 
 const NAME: &str = "uvxlan";
@@ -45,6 +46,8 @@ enum Parsed {
     Status(StatusArgs),
     /// Show which way a packet takes, and where it would be dropped
     Trace(TraceArgs),
+    /// Watch the running daemon: traffic, peers, drops, packet threads
+    Top(TopArgs),
     /// Ask a peer or a container over the overlay, with small and large packets
     Ping(PingArgs),
     /// List, show, reserve and release leases
@@ -70,6 +73,8 @@ pub enum Action {
     Status(StatusArgs),
     /// Show a packet's way.
     Trace(TraceArgs),
+    /// Watch the daemon.
+    Top(TopArgs),
     /// Send echo requests.
     Ping(PingArgs),
     /// Look at leases, or change them.
@@ -139,6 +144,7 @@ pub fn execute(action: Action) -> ExitCode {
         Action::Down(args) => down::run(&args),
         Action::Status(args) => status::run(&args),
         Action::Trace(args) => status::run_trace(&args),
+        Action::Top(args) => top::run(&args),
         Action::Ping(args) => ping::run(&args),
         Action::Lease(args) => lease::run(&args),
         Action::Config(args) => config::run(&args),
@@ -240,6 +246,7 @@ fn parsed(first: OsString, rest: impl Iterator<Item = OsString>) -> Action {
         Ok(Parsed::Down(args)) => Action::Down(args),
         Ok(Parsed::Status(args)) => Action::Status(args),
         Ok(Parsed::Trace(args)) => Action::Trace(args),
+        Ok(Parsed::Top(args)) => Action::Top(args),
         Ok(Parsed::Ping(args)) => Action::Ping(args),
         Ok(Parsed::Lease(args)) => Action::Lease(Box::new(args)),
         Ok(Parsed::Config(args)) => Action::Config(Box::new(args)),

@@ -20,6 +20,7 @@ pub mod ping;
 pub mod run;
 pub mod status;
 pub mod store;
+pub mod top;
 mod words;
 
 /// Exit status: done, or stopped by a signal.

@@ -1,0 +1,137 @@
+//! `uvxlan top`: the running daemon, live in a terminal.
+
+mod model;
+mod view;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+
+use self::model::{Look, Model, Order, ThreadTicks};
+use self::view::Choice;
+use super::status::{Socket, failed};
+use crate::control::Status;
+
+/// Arguments of `uvxlan top`.
+#[derive(clap::Args, Debug, Clone)]
+pub struct TopArgs {
+    /// Seconds between two looks
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 1.0, value_parser = seconds)]
+    interval: f64,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if (0.1..=60.0).contains(&value) => Ok(value),
+        _ => Err("0.1 to 60 seconds are possible".into()),
+    }
+}
+
+/// Runs until `q` or Ctrl-C.
+#[must_use]
+pub fn run(args: &TopArgs) -> ExitCode {
+    if !std::io::stdout().is_terminal() {
+        super::print_err("uvxlan top: needs a terminal; uvxlan status --json is for programs\n");
+        return ExitCode::from(super::USAGE);
+    }
+    let first = match args.socket.status() {
+        Ok(status) => status,
+        Err(error) => return failed("top", &error),
+    };
+    // Puts the terminal back in order also after a panic.
+    let mut terminal = ratatui::init();
+    let outcome = watch(args, first, &mut terminal);
+    ratatui::restore();
+    match outcome {
+        Ok(()) => ExitCode::from(super::OK),
+        Err(error) => {
+            super::print_err(&format!("uvxlan top: {error}\n"));
+            ExitCode::from(super::FAILURE)
+        }
+    }
+}
+
+fn watch(
+    args: &TopArgs,
+    first: Status,
+    terminal: &mut ratatui::DefaultTerminal,
+) -> std::io::Result<()> {
+    let start = Instant::now();
+    let ticks = rustix::param::clock_ticks_per_second() as f64;
+    let interval = Duration::from_secs_f64(args.interval);
+    let mut model = Model::default();
+    let look = |status: Status| Look {
+        threads: thread_ticks(status.pid),
+        status,
+        at: start.elapsed(),
+    };
+    model.take(look(first), ticks);
+    let mut choice = Choice {
+        order: Order::Traffic,
+        paused: false,
+        scroll: 0,
+        trouble: None,
+    };
+    let mut due = Instant::now() + interval;
+    loop {
+        terminal.draw(|frame| view::draw(frame, &model, &choice))?;
+        if event::poll(due.saturating_duration_since(Instant::now()))? {
+            if let Event::Key(key) = event::read()?
+                && key.kind != KeyEventKind::Release
+            {
+                let control = key.modifiers.contains(KeyModifiers::CONTROL);
+                match key.code {
+                    KeyCode::Char('q') | KeyCode::Esc => return Ok(()),
+                    KeyCode::Char('c') if control => return Ok(()),
+                    KeyCode::Char('p') => choice.paused = !choice.paused,
+                    KeyCode::Char('s') => choice.order = choice.order.next(),
+                    KeyCode::Down => choice.scroll += 1,
+                    KeyCode::Up => choice.scroll = choice.scroll.saturating_sub(1),
+                    KeyCode::PageDown => choice.scroll += 10,
+                    KeyCode::PageUp => choice.scroll = choice.scroll.saturating_sub(10),
+                    _ => {}
+                }
+                choice.scroll = choice.scroll.min(model.peers.len().saturating_sub(1));
+            }
+            continue;
+        }
+        due = Instant::now() + interval;
+        if choice.paused {
+            continue;
+        }
+        match args.socket.status() {
+            Ok(status) => {
+                choice.trouble = None;
+                model.take(look(status), ticks);
+            }
+            // A daemon that restarts comes back.
+            Err(error) => choice.trouble = Some(error.to_string()),
+        }
+    }
+}
+
+/// CPU time of the daemon's packet threads, where `/proc` shows them.
+fn thread_ticks(pid: u32) -> ThreadTicks {
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
+    let mut threads: ThreadTicks = tasks
+        .flatten()
+        .filter_map(|task| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).ok()?;
+            // proc_pid_stat(5): the name in parentheses, then fields from the state on.
+            let (head, fields) = stat.rsplit_once(')')?;
+            let name = head.split_once('(')?.1.to_owned();
+            let mut fields = fields.split_ascii_whitespace().skip(11);
+            let user: u64 = fields.next()?.parse().ok()?;
+            let system: u64 = fields.next()?.parse().ok()?;
+            name.starts_with("uvxlan-").then_some((name, user + system))
+        })
+        .collect();
+    threads.sort();
+    threads
+}
