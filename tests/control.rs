@@ -430,3 +430,29 @@ fn top_lives_in_a_terminal_and_listens_to_its_keys() {
     let output = ask(&lab.a, &["top"]);
     assert_eq!(output.status.code(), Some(2));
 }
+
+#[test]
+fn a_daemon_that_cannot_be_asked_forwards_all_the_same() {
+    need!(possible(&["ip"]));
+    let topology = Topology::two_hosts().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    std::fs::create_dir_all(store.join("subnets")).unwrap();
+    std::fs::write(store.join("config"), nodes::CONFIG).unwrap();
+    let (one, two) = topology.pair().unwrap();
+    // The metrics port is taken, and where the socket would be is a directory.
+    let _taken = one
+        .namespace()
+        .run(|| std::net::TcpListener::bind("127.0.0.1:9472").unwrap())
+        .unwrap();
+    std::fs::create_dir_all(folder.path().join("host-a/control/full")).unwrap();
+    let flags = [format!("--store=dir:{}", store.display())];
+    let a = NodeUnderTest::start(one, folder.path(), &flags);
+    let b = NodeUnderTest::start(two, folder.path(), &flags);
+    eventually("the containers reach each other", || a.reaches(&b));
+    let log = a.log();
+    assert!(
+        log.contains("no_metrics") && log.contains("no_control_socket"),
+        "{log}"
+    );
+}

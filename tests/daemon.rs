@@ -69,6 +69,11 @@ impl Lab {
         ended(child)
     }
 
+    /// Number of leases in the store.
+    fn leases(&self) -> usize {
+        std::fs::read_dir(self.path("store/subnets")).map_or(0, Iterator::count)
+    }
+
     fn node(&self, flags: &[&str]) -> NodeUnderTest {
         let mut all = vec![self.store_flag()];
         all.extend(flags.iter().map(ToString::to_string));
@@ -167,6 +172,37 @@ fn a_port_in_use_is_named() {
     let text = stderr(&output);
     assert!(!output.status.success());
     assert!(text.contains("8472") && text.contains("in use"), "{text}");
+    let holder = format!("(pid {})", std::process::id());
+    assert!(text.contains(&holder), "who holds it is named: {text}");
+    assert_eq!(
+        lab.leases(),
+        0,
+        "a start that cannot succeed takes no subnet"
+    );
+}
+
+#[test]
+fn without_the_capability_nothing_is_begun() {
+    need!(possible(&["setpriv"]));
+    let lab = Lab::new(CONFIG);
+    let store = lab.store_flag();
+    let arguments = [
+        "--bounding-set=-net_admin",
+        "--inh-caps=-net_admin",
+        PROGRAM,
+        "run",
+        &store,
+        "--iface=eth0",
+    ];
+    let output = ended(
+        lab.command(Path::new("setpriv"), &arguments)
+            .spawn()
+            .unwrap(),
+    );
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(77), "{text}");
+    assert!(text.contains("CAP_NET_ADMIN"), "{text}");
+    assert_eq!(lab.leases(), 0);
 }
 
 #[test]

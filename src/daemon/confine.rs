@@ -15,13 +15,15 @@ const SERVING: [Capability; 4] = [
 ];
 
 /// Until the rules are in place, their programs may have to load the kernel modules of
-/// iptables.
-const STARTING: [Capability; 5] = [
+/// iptables; and who holds the tunnel's port can be named only by looking into other
+/// processes.
+const STARTING: [Capability; 6] = [
     SERVING[0],
     SERVING[1],
     SERVING[2],
     SERVING[3],
     Capability::CAP_SYS_MODULE,
+    Capability::CAP_SYS_PTRACE,
 ];
 
 /// Gives up what no part of the daemon needs. Called before there is a second thread.

@@ -47,6 +47,28 @@ pub enum Failure {
         /// The device.
         device: String,
     },
+    /// A privilege is missing.
+    #[error(
+        "this process lacks {name}, {purpose}: run as root, give it the capability (systemd: \
+         AmbientCapabilities={name}, docker: --cap-add), or start it in a user namespace of its own"
+    )]
+    Capability {
+        /// The capability.
+        name: &'static str,
+        /// What it is for.
+        purpose: &'static str,
+    },
+    /// Somebody else receives on the tunnel's port.
+    #[error(
+        "UDP port {port} is in use by {holder}: stop that, or give this network another Port in \
+         its config; a vxlan device of the kernel is found by 'ip -d link show type vxlan'"
+    )]
+    PortHeld {
+        /// The port.
+        port: u16,
+        /// Who has it.
+        holder: String,
+    },
     /// The TUN device.
     #[error(transparent)]
     Tun(#[from] TunError),
@@ -102,7 +124,7 @@ impl Failure {
     pub fn exit_status(&self) -> u8 {
         match self {
             Self::Unreachable(_) => 69,
-            Self::Tun(TunError::Permission { .. }) => 77,
+            Self::Tun(TunError::Permission { .. }) | Self::Capability { .. } => 77,
             Self::Tun(_) => 71,
             Self::Netlink(error) | Self::Link(LinkError::Netlink(error))
                 if is_permission(error) =>

@@ -25,6 +25,7 @@ use super::metrics;
 use super::notify::{self, Watchdog};
 use super::options::{ReceiveOn, RunOptions, StoreChoice};
 use super::overlay::{Overlay, Plan};
+use super::preflight::{self, Needs};
 use super::probes::Probes;
 use super::serving::Serving;
 use super::state_file::{self, State};
@@ -68,7 +69,7 @@ pub async fn run(options: &RunOptions, stop: CancellationToken) -> Result<(), Fa
     let serving = tokio::select! {
         () = stop.cancelled() => return Ok(()),
         serving = start(options, &store, &netlink, started) => serving?,
-        () = answer_while_starting(&mut questions, started, store.as_ref()) => return Ok(()),
+        never = answer_while_starting(&mut questions, started, store.as_ref()) => match never {},
     };
     confine::serving();
     readiness.set(true);
@@ -77,12 +78,12 @@ pub async fn run(options: &RunOptions, stop: CancellationToken) -> Result<(), Fa
     Ok(())
 }
 
-/// Never ends: the daemon has a sender of its own.
+/// Answers until it is dropped, whether or not anybody can ask.
 async fn answer_while_starting(
     questions: &mut mpsc::Receiver<Question>,
     started: Instant,
     store: &dyn Store,
-) {
+) -> std::convert::Infallible {
     while let Some(question) = questions.recv().await {
         let status = answers::starting(started, &store.describe());
         let reply = match question.ask {
@@ -91,6 +92,7 @@ async fn answer_while_starting(
         };
         let _ = question.reply.send(reply);
     }
+    std::future::pending().await
 }
 
 fn open_store(options: &RunOptions) -> Result<Arc<dyn Store>, Failure> {
@@ -124,6 +126,12 @@ async fn start(
     let mtu = follow::device_mtu(&config, &external)?;
     let device = format!("flannel.{}", config.backend.vni);
     let lock = instance::claim(&device)?;
+    let occupant = netlink.link_by_name(&device).await?;
+    preflight::check(Needs {
+        address: receive_address(options, &external),
+        port: config.backend.port,
+        takes_over: occupant.is_some_and(|link| link.kind.as_deref() == Some("vxlan")),
+    })?;
 
     let acquired = lease(
         options,
@@ -177,7 +185,11 @@ async fn start(
     let peers = PeerSet::new(own, external.public_ip, context)
         .with_own_mac(vtep.mac)
         .with_subnet_len(config.subnet_len)
-        .with_protected(protected(options, &external));
+        .with_protected(protected(options, &external, netlink).await);
+    let peers = match options.mixed_lengths {
+        true => peers.with_mixed_lengths(),
+        false => peers,
+    };
     let manager_stop = CancellationToken::new();
     let mut manager = manager::spawn(
         Arc::clone(store),
@@ -354,7 +366,14 @@ fn receive_address(options: &RunOptions, external: &ExternalInterface) -> Ipv4Ad
 }
 
 /// Addresses without which this host would lose its network or its datastore.
-fn protected(options: &RunOptions, external: &ExternalInterface) -> Vec<Ipv4Addr> {
+///
+/// Not the resolvers: one inside of the overlay may well be a container of another host,
+/// and refusing its lease would be the outage.
+async fn protected(
+    options: &RunOptions,
+    external: &ExternalInterface,
+    netlink: &Netlink,
+) -> Vec<Ipv4Addr> {
     let endpoint = |url: &String| {
         let authority = url.split("://").last().unwrap_or_default();
         let host = authority.split(['/', ':']).next().unwrap_or_default();
@@ -362,6 +381,11 @@ fn protected(options: &RunOptions, external: &ExternalInterface) -> Vec<Ipv4Addr
     };
     let mut addresses = vec![external.address, external.public_ip];
     addresses.extend(options.etcd_endpoints.iter().filter_map(endpoint));
+    let routes = netlink.routes().await.unwrap_or_default();
+    let default = routes
+        .iter()
+        .filter(|route| route.destination.prefix_len() == 0);
+    addresses.extend(default.filter_map(|route| route.gateway));
     addresses
 }
 

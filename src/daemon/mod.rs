@@ -17,6 +17,7 @@ pub mod notify;
 pub mod options;
 pub mod overlay;
 pub mod peers;
+pub mod preflight;
 pub mod probes;
 pub mod rules;
 pub mod serving;

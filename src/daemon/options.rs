@@ -192,6 +192,8 @@ pub struct RunOptions {
     pub lease_ttl: Duration,
     /// How long a list is held in which most peers are missing; zero: believed at once.
     pub mass_delete_hold: Duration,
+    /// Believe leases of other prefix lengths than the network's `SubnetLen`.
+    pub mixed_lengths: bool,
     /// Take another subnet when the one of `subnet_file` belongs to another host now.
     pub allow_renumber: bool,
     /// Backend to assume where the network config names none, or `udp`. `None`: refuse.
@@ -273,6 +275,7 @@ impl Default for RunOptions {
             renew_margin: Duration::from_secs(60 * 60),
             lease_ttl: Duration::from_secs(86_400),
             mass_delete_hold: Duration::from_secs(30),
+            mixed_lengths: false,
             allow_renumber: false,
             backend_default: None,
             receive_on: ReceiveOn::Any,

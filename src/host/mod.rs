@@ -5,5 +5,6 @@ pub mod forwarding;
 pub mod interface;
 pub mod link;
 pub mod netlink;
+pub mod port;
 pub mod routes;
 pub mod way;

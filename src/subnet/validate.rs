@@ -83,8 +83,8 @@ rejections! {
     OtherVni => "other_vni", "the VNI is not this network's";
     /// Our own public address, under a subnet that is not ours.
     OwnAddress => "own_address", "PublicIP is our own";
-    /// The subnet is wider than any that the network config hands out.
-    PrefixLen => "prefix_len", "the prefix is shorter than the network's SubnetLen";
+    /// The subnet is not of the length that the network config hands out.
+    PrefixLen => "prefix_len", "the prefix length is not the network's SubnetLen (--mixed-lengths takes others)";
     /// The JSON is nested deeper than any lease's.
     TooDeep => "too_deep", "the value is nested deeper than 16 levels";
     /// The subnet holds an address that this host needs outside the overlay.

@@ -36,6 +36,12 @@ pub fn renounce_new() -> Result<(), PrivilegeError> {
         .map_err(|error| PrivilegeError::NewPrivileges(error.into()))
 }
 
+/// Whether this thread lacks a capability. Where the kernel does not say, it does not.
+#[must_use]
+pub fn lacks(capability: Capability) -> bool {
+    caps::has_cap(None, CapSet::Effective, capability).is_ok_and(|held| !held)
+}
+
 /// Gives up all capabilities of this thread but those named; what it does not have it does
 /// not get. The kept ones stay inheritable where they were, so that programs started by a
 /// user other than root go on getting them.

@@ -246,6 +246,17 @@ pub(in crate::cli) static FLAGS: &[Flag] = &[
     .details("Then the store is read again, and what is still missing goes. 0 is off."),
     Flag::new(
         Group::Subnet,
+        "mixed-lengths",
+        "Believe leases whose subnets are not of the network's SubnetLen",
+        |to, text| {
+            to.mixed_lengths = boolean(text)?;
+            Ok(())
+        },
+    )
+    .ours()
+    .details("For a network whose SubnetLen was changed while leases of the old length live."),
+    Flag::new(
+        Group::Subnet,
         "allow-renumber",
         "Take another subnet when ours belongs to another host now",
         |to, text| {

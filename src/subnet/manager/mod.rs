@@ -36,6 +36,8 @@ const LOG_WINDOW: Duration = Duration::from_secs(60);
 const FEW: usize = 3;
 /// Between two tries to read the leases again.
 const RETRY: Duration = Duration::from_secs(5);
+/// Events that are taken in a second; the rest waits, and the store's flow control with it.
+const EVENTS_A_SECOND: u32 = 1000;
 /// Sets of changes that may wait for the consumer.
 const CAPACITY: usize = 64;
 
@@ -129,6 +131,7 @@ pub fn spawn(
         look_again: None,
         heard,
         logged: VecDeque::new(),
+        pace: (Instant::now(), 0),
     };
     let task = tokio::spawn(async move {
         let closed = manager.changes.clone();
@@ -160,6 +163,8 @@ struct Manager {
     heard: watch::Sender<Instant>,
     /// When the latest lines about refused records were written.
     logged: VecDeque<Instant>,
+    /// Since when events are counted, and how many there were.
+    pace: (Instant, u32),
 }
 
 /// Waits until then; forever where there is no time.
@@ -218,6 +223,7 @@ impl Manager {
 
     async fn take(&mut self, event: WatchEvent) -> Result<(), ConsumerGone> {
         self.heard.send_replace(Instant::now());
+        self.keep_pace().await;
         let own = self.keeper.concerns(&event);
         let changes = match event {
             WatchEvent::Put(record) => self.peers.lock().put(record),
@@ -233,6 +239,20 @@ impl Manager {
             self.keeper.look().await;
         }
         Ok(())
+    }
+
+    /// A writer that changes leases without end costs itself alone: what it does is taken in
+    /// at a pace that leaves this host time for others.
+    async fn keep_pace(&mut self) {
+        let (since, events) = &mut self.pace;
+        let now = Instant::now();
+        if now - *since >= Duration::from_secs(1) {
+            (*since, *events) = (now, 0);
+        }
+        *events += 1;
+        if *events > EVENTS_A_SECOND {
+            sleep_until(*since + Duration::from_secs(1)).await;
+        }
     }
 
     /// Takes in a complete list. One that lacks most of the peers is believed for what it

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 
 use ipnet::Ipv4Net;
 
@@ -80,7 +81,7 @@ pub struct PeerSet {
     by_address: HashMap<Ipv4Addr, String>,
     by_mac: HashMap<MacAddr, BTreeSet<String>>,
     own_mac: Option<MacAddr>,
-    widest: u8,
+    lengths: RangeInclusive<u8>,
     protected: Vec<Ipv4Addr>,
     waiting: BTreeMap<String, Waiting>,
     refused: BTreeMap<String, Refused>,
@@ -102,7 +103,7 @@ impl PeerSet {
             by_address: HashMap::new(),
             by_mac: HashMap::new(),
             own_mac: None,
-            widest: 1,
+            lengths: 1..=31,
             protected: Vec::new(),
             waiting: BTreeMap::new(),
             refused: BTreeMap::new(),
@@ -118,10 +119,17 @@ impl PeerSet {
         self
     }
 
-    /// Refuses subnets wider than this prefix length, the network config's `SubnetLen`.
+    /// Refuses subnets of another prefix length than this, the network config's `SubnetLen`.
     #[must_use]
     pub fn with_subnet_len(mut self, subnet_len: u8) -> Self {
-        self.widest = subnet_len;
+        self.lengths = subnet_len..=subnet_len;
+        self
+    }
+
+    /// Takes subnets of any sensible prefix length: /8 and longer.
+    #[must_use]
+    pub fn with_mixed_lengths(mut self) -> Self {
+        self.lengths = 8..=31;
         self
     }
 
@@ -356,7 +364,7 @@ impl PeerSet {
         if self.own_mac == Some(peer.vxlan.vtep_mac) {
             return Err(Rejection::OwnMac);
         }
-        if subnet.prefix_len() < self.widest {
+        if !self.lengths.contains(&subnet.prefix_len()) {
             return Err(Rejection::PrefixLen);
         }
         if self

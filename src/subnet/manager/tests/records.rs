@@ -41,6 +41,19 @@ fn what_this_host_needs_is_not_routed_away() {
 }
 
 #[test]
+fn only_the_networks_own_length_is_believed_unless_told_otherwise() {
+    let mut set = peer_set().with_subnet_len(24);
+    for (name, host) in [("10.5.2.0-25", 2), ("10.5.4.0-23", 3)] {
+        assert_eq!(set.put(record(name, 1, value(host, host))), []);
+    }
+    assert_eq!(reasons(&set), [Rejection::PrefixLen; 2]);
+    let mut set = peer_set().with_subnet_len(24).with_mixed_lengths();
+    for (name, host) in [("10.5.2.0-25", 2), ("10.5.4.0-23", 3)] {
+        assert_eq!(set.put(record(name, 1, value(host, host))).len(), 1);
+    }
+}
+
+#[test]
 fn the_younger_of_two_with_one_address_waits() {
     let mut set = peer_set();
     let (two, three) = (peer("10.5.2.0/24", 2, 2), peer("10.5.3.0/24", 2, 3));
