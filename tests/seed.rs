@@ -265,6 +265,8 @@ fn check_source(from: &Container, source: Ipv4Addr, to: &Container, address: Ipv
     to.until_listening(9001);
     let table = from.exec(&["nc", "-w", "5", &address.to_string(), "9001"]);
     server.wait().unwrap();
+    // Debian's busybox listens with IPv6.
+    let table = table.replace("::ffff:", "");
     let local = format!("{address}:9001");
     let row = table.lines().find(|row| row.contains(&local));
     let row = row.unwrap_or_else(|| panic!("no {local} in {table}"));

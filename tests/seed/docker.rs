@@ -34,8 +34,10 @@ pub fn docker_possible() -> Result<(), String> {
         return Err("no cgroups are mounted; dockerd needs them".into());
     }
     let busybox = fs::read(BUSYBOX).map_err(|error| format!("{BUSYBOX}: {error}"))?;
-    let linked = b"ld-linux";
-    if busybox.windows(linked.len()).any(|bytes| bytes == linked) {
+    // A program that needs a loader names it close behind its headers.
+    let loader = b"/ld-";
+    let head = &busybox[..busybox.len().min(4096)];
+    if head.windows(loader.len()).any(|bytes| bytes == loader) {
         return Err(format!("{BUSYBOX} is not static; install busybox-static"));
     }
     let unshare = ["--mount", "--pid", "--fork", "--mount-proc", "true"];

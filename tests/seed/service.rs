@@ -32,6 +32,8 @@ pub struct SeedNode {
     pub folder: PathBuf,
     docker: Option<Docker>,
     daemon: Option<Child>,
+    /// The service manager's end, which is there as long as the service.
+    notify: Option<UnixDatagram>,
 }
 
 impl SeedNode {
@@ -54,6 +56,7 @@ impl SeedNode {
             folder: folder.to_owned(),
             docker: None,
             daemon: None,
+            notify: None,
         }
     }
 
@@ -86,6 +89,7 @@ impl SeedNode {
         let command = uvxlan::sys::process::dies_with_parent(command);
         self.daemon = Some(self.host.namespace().command(command).spawn().unwrap());
         self.until_ready(&socket);
+        self.notify = Some(socket);
         self.make_docker_options();
     }
 
