@@ -211,12 +211,10 @@ fn check_tcp(from: &Container, to: &Container, address: Ipv4Addr) {
 /// Step 14: what etcd has is what flannel would have written.
 fn check_leases(deployment: &Deployment) {
     let store = &deployment.store;
-    let mut keys = store.lease_keys();
-    keys.sort();
     let name = |node: &SeedNode| format!("{}/subnets/{}-24", nodes::PREFIX, subnet(node).network());
     let mut expected: Vec<_> = deployment.nodes.iter().map(name).collect();
     expected.sort();
-    assert_eq!(keys, expected);
+    assert_eq!(store.lease_keys(), expected);
     for node in &deployment.nodes {
         let value = store.value(&name(node));
         let state = std::fs::read(node.folder.join("state/state.json")).unwrap();
@@ -273,28 +271,71 @@ fn check_source(from: &Container, source: Ipv4Addr, to: &Container, address: Ipv
     assert!(row.contains(&format!(" {source}:")), "{row}");
 }
 
-/// A new daemon takes over: the subnet stays, and nobody else is started anew.
+/// What must not change when the daemon is started anew.
+#[derive(Debug, PartialEq)]
+struct Untouched {
+    /// Keys and values in etcd.
+    leases: Vec<(String, String)>,
+    /// What mk-docker-opts.sh wrote.
+    options: [Vec<String>; 2],
+    /// Process numbers of dockerd, and what docker says of the containers.
+    lives: [(u32, String); 2],
+}
+
+impl Untouched {
+    fn of(deployment: &Deployment) -> Self {
+        let keys = deployment.store.lease_keys().into_iter();
+        let with_value = |key: String| {
+            let value = deployment.store.value(&key);
+            (key, value)
+        };
+        Self {
+            leases: keys.map(with_value).collect(),
+            options: deployment.nodes.each_ref().map(SeedNode::docker_options),
+            lives: deployment
+                .containers()
+                .map(|container| (container.docker.pid(), container.life())),
+        }
+    }
+}
+
+/// A new daemon takes over: the subnet stays, nobody else is started anew, and a
+/// conversation between containers goes on.
 fn check_restart(deployment: &mut Deployment) {
-    let lives = |deployment: &Deployment| {
-        let containers = deployment.containers();
-        containers.map(|container| (container.docker.pid(), container.life()))
-    };
-    let leases = deployment.store.lease_keys();
-    let before = lives(deployment);
+    let before = Untouched::of(deployment);
+    assert!(
+        before
+            .lives
+            .iter()
+            .all(|(_, life)| life.starts_with("true "))
+    );
+    let two = first_container(&deployment.nodes[1]).to_string();
+    let [linux_1, linux_2] = deployment.containers();
+    let receiver = linux_2.spawn(&["nc", "-l", "-p", "9003"]);
+    linux_2.until_listening(9003);
+    let mut sender = linux_1.spawn(&["nc", &two, "9003"]);
+    let mut words = sender.stdin.take().unwrap();
+    words.write_all(b"before, ").unwrap();
+    eventually("they talk", || {
+        let table = linux_2.exec(&["netstat", "-tn"]);
+        let mut rows = table.lines();
+        rows.any(|row| row.contains(":9003 ") && row.contains("ESTABLISHED"))
+    });
     for node in &mut deployment.nodes {
-        let options = node.docker_options();
         node.stop_flanneld();
         node.start_flanneld();
-        assert_eq!(node.docker_options(), options, "the same subnet");
     }
-    let ours = deployment.store.lease_keys();
-    assert_eq!(ours, leases);
+    words.write_all(b"after").unwrap();
+    drop(words);
+    let heard = receiver.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&heard.stdout), "before, after");
+    sender.wait().unwrap();
+
+    assert_eq!(Untouched::of(deployment), before);
     let [a, b] = &deployment.nodes;
     let [linux_1, linux_2] = deployment.containers();
     check_ping(a, &linux_1, b);
     check_ping(b, &linux_2, a);
-    assert_eq!(lives(deployment), before);
-    assert!(before.iter().all(|(_, life)| life.starts_with("true ")));
 }
 
 /// The whole guide.

@@ -180,7 +180,7 @@ impl Store {
         self.try_ctl(self.api, &[verb, &key], Some(file)).unwrap();
     }
 
-    /// Step 14: the names of the leases.
+    /// Step 14: the keys of the leases, sorted.
     pub fn lease_keys(&self) -> Vec<String> {
         let folder = format!("{PREFIX}/subnets");
         let text = match self.api {
@@ -188,7 +188,10 @@ impl Store {
             Api::V3 => self.ctl(&["get", "--keys-only", "--prefix", &format!("{folder}/")]),
         };
         let lines = text.lines().filter(|line| !line.is_empty());
-        lines.map(str::to_owned).collect()
+        let mut keys: Vec<_> = lines.map(str::to_owned).collect();
+        // API v2 has no order.
+        keys.sort();
+        keys
     }
 
     /// Step 14: what lies under a key.
