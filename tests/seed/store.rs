@@ -89,7 +89,9 @@ impl Store {
             .collect();
         let name = format!("etcd-{number}");
         let log = File::create(folder.join(format!("{name}.log"))).unwrap();
-        let mut command = Command::new("etcd");
+        // A leader that is asked to end looks for another one first.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "etcd"]);
         let file = |name: &str| self.ssl.join(name);
         for side in ["", "peer-"] {
             command
@@ -117,7 +119,6 @@ impl Store {
                 command.args([flag, &url(host, port)]);
             }
         }
-        let command = uvxlan::sys::process::dies_with_parent(command);
         host.namespace().command(command).spawn().unwrap()
     }
 
