@@ -28,6 +28,11 @@ if [ "$want" = test ]; then
     need systemd-analyze systemd
     need promtool prometheus
     need tmux tmux
+    need dockerd docker.io
+    # A package of its own since Debian 13, before that a part of docker.io.
+    need docker docker-cli
+    # The tests put it into containers, where no library is.
+    need busybox busybox-static
 fi
 
 if [ -n "$missing" ]; then
@@ -45,11 +50,25 @@ if [ -n "$missing" ]; then
     }
     echo "installing:$missing"
     $as_root apt-get update -qq
+    case " $missing " in
+        *" docker-cli "*)
+            apt-cache show docker-cli >/dev/null 2>&1 ||
+                missing="$(echo "$missing" | sed 's/ docker-cli//')"
+            ;;
+    esac
+    # dockerd and etcd would be started, and dockerd change the machine's packet filter.
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e "$policy" ]; then
+        trap '$as_root rm -f "$policy"' EXIT
+        printf '#!/bin/sh\nexit 101\n' | $as_root tee "$policy" >/dev/null
+        $as_root chmod 755 "$policy"
+    fi
     # shellcheck disable=SC2086 # a list of words
     DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends $missing >/dev/null
 fi
 
-# Debian's etcd starts a server by itself; the tests start their own.
+# Debian's etcd and docker.io are enabled, so they start at the next boot; the tests start
+# their own.
 if ! command -v cargo >/dev/null 2>&1; then
     echo "cargo is missing: install Rust ($(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml) or later) with rustup, or with the package rustup of your distribution" >&2
     exit 1

@@ -29,6 +29,11 @@ pub struct Tls {
 
 /// A CA of its own, with a certificate for 127.0.0.1 and one for a client.
 pub fn certificates(dir: &Path, mutual: bool) -> Tls {
+    certificates_for(dir, &["127.0.0.1"], mutual)
+}
+
+/// The same, with a certificate for a server of these names and addresses.
+pub fn certificates_for(dir: &Path, server: &[&str], mutual: bool) -> Tls {
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
     let ca_key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
@@ -55,7 +60,7 @@ pub fn certificates(dir: &Path, mutual: bool) -> Tls {
             key.serialize_pem(),
         )
     };
-    let (cert, key) = sign(&["127.0.0.1"], "server");
+    let (cert, key) = sign(server, "server");
     let (client_cert, client_key) = sign(&[], "client");
     Tls {
         ca: write("ca.pem", ca.pem()),
