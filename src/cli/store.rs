@@ -60,6 +60,9 @@ pub struct StoreArgs {
         value_name = "PASSWORD"
     )]
     etcd_password: Option<String>,
+    /// Send the password over a network without TLS
+    #[arg(long, env = "UVXLAN_INSECURE_ETCD")]
+    insecure_etcd: bool,
 }
 
 /// Why a command failed. Each message names the remedy.
@@ -142,6 +145,7 @@ impl StoreArgs {
                     key_file: self.etcd_keyfile.clone(),
                     username: self.etcd_username.clone(),
                     password: self.etcd_password.clone(),
+                    insecure_password: self.insecure_etcd,
                     timeout: TIMEOUT,
                 };
                 Ok(Arc::new(EtcdAutoStore::new(options, self.etcd_api)?))

@@ -107,6 +107,7 @@ fn open_store(options: &RunOptions) -> Result<Arc<dyn Store>, Failure> {
             .etcd_password
             .as_ref()
             .map(|secret| secret.expose().to_owned()),
+        insecure_password: options.insecure_etcd,
         ..EtcdOptions::default()
     };
     Ok(match &options.store {

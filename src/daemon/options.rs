@@ -159,6 +159,8 @@ pub struct RunOptions {
     pub etcd_endpoints: Vec<String>,
     /// Key prefix of the network, such as `/coreos.com/network`.
     pub etcd_prefix: String,
+    /// Send the password over plain HTTP too.
+    pub insecure_etcd: bool,
     /// Which API of etcd is spoken (`--etcd-api`).
     pub etcd_api: EtcdApi,
     /// CA certificates (PEM) that the etcd servers' certificates are checked with.
@@ -259,6 +261,7 @@ impl Default for RunOptions {
         Self {
             etcd_endpoints: DEFAULT_ENDPOINTS.split(',').map(str::to_owned).collect(),
             etcd_prefix: DEFAULT_PREFIX.to_owned(),
+            insecure_etcd: false,
             etcd_api: EtcdApi::Auto,
             etcd_ca_file: None,
             etcd_cert_file: None,

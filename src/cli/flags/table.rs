@@ -123,6 +123,17 @@ pub(in crate::cli) static FLAGS: &[Flag] = &[
     },
     Flag::new(
         Group::Datastore,
+        "insecure-etcd",
+        "Send the password over a network without TLS",
+        |to, text| {
+            to.insecure_etcd = boolean(text)?;
+            Ok(())
+        },
+    )
+    .ours()
+    .details("Without it a password for an http:// endpoint other than this host itself is refused."),
+    Flag::new(
+        Group::Datastore,
         "store",
         "Where leases lie: etcd, or dir:PATH",
         |to, text| {

@@ -23,6 +23,8 @@ pub struct EtcdOptions {
     pub username: Option<String>,
     /// The user's password.
     pub password: Option<String>,
+    /// Whether the password may go over a network without TLS.
+    pub insecure_password: bool,
     /// Longest time for one operation, all endpoints together.
     pub timeout: Duration,
 }
@@ -37,6 +39,7 @@ impl Default for EtcdOptions {
             key_file: None,
             username: None,
             password: None,
+            insecure_password: false,
             timeout: Duration::from_secs(15),
         }
     }
@@ -91,6 +94,15 @@ pub enum EtcdOptionsError {
         given: &'static str,
         /// `password` or `username`.
         missing: &'static str,
+    },
+    /// The password would go over the network for everybody to read.
+    #[error(
+        "the etcd password would go to {endpoint} without TLS, for everybody on the way to read: \
+         use https, or say --insecure-etcd"
+    )]
+    PlainPassword {
+        /// The endpoint.
+        endpoint: String,
     },
     /// A TLS file can't be read.
     #[error("reading the etcd {purpose} from {}: {source}", path.display())]
@@ -157,6 +169,12 @@ impl EtcdOptions {
             return Err(EtcdOptionsError::NoEndpoint);
         }
         for endpoint in &self.endpoints {
+            let plain = self.username.is_some() && !endpoint.starts_with("https://");
+            if plain && !self.insecure_password && !is_loopback(endpoint) {
+                return Err(EtcdOptionsError::PlainPassword {
+                    endpoint: endpoint.clone(),
+                });
+            }
             self.tls_files(endpoint)?;
         }
         Ok(self)
@@ -300,6 +318,19 @@ fn normalize_endpoint(endpoint: &str, has_tls_file: bool) -> Result<String, Etcd
     }
 }
 
+/// Whether a normalized endpoint is this very host.
+fn is_loopback(endpoint: &str) -> bool {
+    let authority = endpoint.split("://").last().unwrap_or_default();
+    let host = authority
+        .rsplit_once(':')
+        .map_or(authority, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost"
+        || host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
+}
+
 /// Go's `path.Clean`, by which flannel makes its keys: `//` and `.` go, `..` eats what is
 /// before it, no slash at the end.
 pub(super) fn clean_path(path: &str) -> String {
@@ -385,6 +416,31 @@ mod tests {
             ..EtcdOptions::default()
         };
         assert!(!format!("{options:?}").contains("geheim"));
+    }
+
+    #[test]
+    fn a_password_goes_over_no_network_without_tls_unless_told() {
+        let with = |endpoint: &str, insecure| EtcdOptions {
+            username: Some("u".into()),
+            password: Some("geheim".into()),
+            insecure_password: insecure,
+            ..with_endpoint(endpoint)
+        };
+        let error = with("http://10.0.0.1:2379", false).check().unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("--insecure-etcd") && !text.contains("geheim"),
+            "{text}"
+        );
+        assert!(with("http://10.0.0.1:2379", true).check().is_ok());
+        for own in [
+            "http://127.0.0.1:2379",
+            "http://[::1]:2379",
+            "http://localhost",
+        ] {
+            assert!(with(own, false).check().is_ok(), "{own}");
+        }
+        assert!(with_endpoint("http://10.0.0.1:2379").check().is_ok());
     }
 
     #[test]
