@@ -54,6 +54,9 @@ impl<'a> Received<'a> {
         let ttl = *packet.get(8)?;
         let source = *packet.get(12..16)?.first_chunk()?;
         let header_len = usize::from(packet.first()? & 0x0f) * 4;
+        if header_len < 20 {
+            return None;
+        }
         let (header, body) = packet.get(header_len..)?.split_at_checked(HEADER_LEN)?;
         let &[kind, code, _, _, id_high, id_low, seq_high, seq_low] = header else {
             return None;
@@ -152,5 +155,8 @@ mod tests {
         for length in 0..whole.len() {
             assert!(Received::parse(&whole[..length]).is_none(), "{length}");
         }
+        let mut impossible = whole;
+        impossible[0] = 0x44;
+        assert_eq!(Received::parse(&impossible), None);
     }
 }
