@@ -46,7 +46,7 @@ struct Deployment {
     // Dropped first: what runs on the hosts.
     nodes: [SeedNode; 2],
     store: Store,
-    topology: Topology,
+    _topology: Topology,
     outside: Node,
     _folder: tempfile::TempDir,
 }
@@ -73,7 +73,7 @@ impl Deployment {
         Self {
             nodes,
             store,
-            topology,
+            _topology: topology,
             outside,
             _folder: folder,
         }
@@ -343,7 +343,6 @@ fn follow_the_guide(api: Api) {
     need!(prerequisites());
     let mut deployment = Deployment::new(api);
     deployment.start();
-    assert_eq!(deployment.topology.hosts().len(), 3);
     let [a, b] = &deployment.nodes;
     assert_ne!(subnet(a), subnet(b));
     for node in &deployment.nodes {
