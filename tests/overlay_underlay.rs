@@ -33,7 +33,11 @@ impl Cluster {
     }
 
     fn start_with(&self, number: usize, more: &[&str]) -> NodeUnderTest {
-        let mut flags = vec![format!("--etcd-endpoints={}", self.etcd.url())];
+        // No probes: frames in the tunnel are counted here.
+        let mut flags = vec![
+            format!("--etcd-endpoints={}", self.etcd.url()),
+            "--probe-interval=0".into(),
+        ];
         flags.extend(more.iter().map(|flag| (*flag).to_owned()));
         NodeUnderTest::start(&self.topology.hosts()[number], self.folder.path(), &flags)
     }
