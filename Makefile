@@ -2,6 +2,7 @@
 # make test   everything that must hold; installs what it needs (Debian, Ubuntu)
 # make bench  the Criterion benches
 # make soak   transfers of a GiB each way over every NIC class, offloads on and off
+# make deb    a Debian package in target/deb/
 # make fuzz   all fuzz targets, FUZZ_SECONDS each (default one hour)
 # make deny   licenses, sources and known weaknesses of dependencies (needs cargo-deny)
 
@@ -13,7 +14,7 @@ RUN_TESTS_AS_ROOT := $(if $(SUDO),\
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(SUDO) \
 	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=$(SUDO))
 
-.PHONY: all deny demo test check-style unit soak bench bench-smoke fuzz fuzz-smoke doc install clean build-needs test-needs
+.PHONY: all deny demo test check-style unit soak bench bench-smoke fuzz fuzz-smoke doc install clean deb build-needs test-needs
 
 all: build-needs
 	cargo build --release --locked
@@ -62,11 +63,35 @@ deny:
 doc:
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 
-install: all
-	install -Dm755 target/release/uvxlan $(DESTDIR)$(PREFIX)/sbin/uvxlan
+# Program, unit, manual pages, completions. Nothing is enabled or started; the examples in
+# share/uvxlan/ are for you to copy.
+install: $(if $(BIN),,all)
+	install -Dm755 $(or $(BIN),target/release/uvxlan) $(DESTDIR)$(PREFIX)/sbin/uvxlan
 	install -Dm755 systemd/mk-docker-opts.sh $(DESTDIR)$(PREFIX)/sbin/mk-docker-opts.sh
-	install -Dm644 systemd/uvxlan.service $(DESTDIR)$(PREFIX)/lib/systemd/system/uvxlan.service
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/lib/uvxlan
+	sed 's|/usr/local/sbin/|$(PREFIX)/sbin/|' systemd/uvxlan.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/uvxlan.service
+	ln -sf ../../sbin/uvxlan $(DESTDIR)$(PREFIX)/lib/uvxlan/flanneld
+	[ -e $(DESTDIR)/etc/default/uvxlan ] || install -Dm644 systemd/uvxlan.default $(DESTDIR)/etc/default/uvxlan
 	install -Dm644 systemd/docker.service.d/uvxlan.conf $(DESTDIR)$(PREFIX)/share/uvxlan/docker.service.d/uvxlan.conf
+	install -m644 systemd/flanneld.service systemd/50-flannel.link systemd/50-flannel.network \
+		systemd/uvxlan-networkmanager.conf monitoring/alerts.yml monitoring/grafana.json \
+		$(DESTDIR)$(PREFIX)/share/uvxlan/
+	$(DESTDIR)$(PREFIX)/sbin/uvxlan man $(DESTDIR)$(PREFIX)/share/man/man1
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
+		$(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+	$(DESTDIR)$(PREFIX)/sbin/uvxlan completions bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/uvxlan
+	$(DESTDIR)$(PREFIX)/sbin/uvxlan completions zsh >$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_uvxlan
+	$(DESTDIR)$(PREFIX)/sbin/uvxlan completions fish >$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/uvxlan.fish
+
+# A Debian package in target/deb/, of what `make install` installs.
+deb: all
+	rm -rf target/deb
+	mkdir -p target/deb/root/DEBIAN
+	$(MAKE) install DESTDIR=$(CURDIR)/target/deb/root PREFIX=/usr BIN=target/release/uvxlan
+	gzip -9n target/deb/root/usr/share/man/man1/*.1
+	./scripts/debian-control.sh >target/deb/root/DEBIAN/control
+	echo /etc/default/uvxlan >target/deb/root/DEBIAN/conffiles
+	dpkg-deb --root-owner-group --build target/deb/root target/deb/
 
 clean:
 	cargo clean

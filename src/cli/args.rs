@@ -12,6 +12,7 @@ use super::docker_opts::{self, DockerOptsArgs};
 use super::down::{self, DownArgs};
 use super::flannel_args::{self, ArgsError, Invocation, RunOptions};
 use super::lease::{self, LeaseArgs};
+use super::manuals::{self, CompletionsArgs, ManArgs};
 use super::ping::{self, PingArgs};
 use super::status::{self, StatusArgs, TraceArgs};
 use super::top::{self, TopArgs};
@@ -54,6 +55,12 @@ enum Parsed {
     Lease(LeaseArgs),
     /// Check, show and write the network config
     Config(ConfigArgs),
+    /// Write manual pages
+    #[command(hide = true)]
+    Man(ManArgs),
+    /// Print completions for a shell
+    #[command(hide = true)]
+    Completions(CompletionsArgs),
 }
 
 /// What an argument list asks for.
@@ -81,6 +88,10 @@ pub enum Action {
     Lease(Box<LeaseArgs>),
     /// Look at the network config, or write it.
     Config(Box<ConfigArgs>),
+    /// Write manual pages.
+    Man(ManArgs),
+    /// Print completions.
+    Completions(CompletionsArgs),
     /// Print to stdout, and end with [`OK`].
     Answer(String),
     /// Print to stderr, and end with this status.
@@ -148,6 +159,8 @@ pub fn execute(action: Action) -> ExitCode {
         Action::Ping(args) => ping::run(&args),
         Action::Lease(args) => lease::run(&args),
         Action::Config(args) => config::run(&args),
+        Action::Man(args) => manuals::man(&args, command()),
+        Action::Completions(args) => manuals::completions(&args, command()),
         Action::Answer(text) => {
             print_out(&text);
             ExitCode::from(OK)
@@ -250,6 +263,8 @@ fn parsed(first: OsString, rest: impl Iterator<Item = OsString>) -> Action {
         Ok(Parsed::Ping(args)) => Action::Ping(args),
         Ok(Parsed::Lease(args)) => Action::Lease(Box::new(args)),
         Ok(Parsed::Config(args)) => Action::Config(Box::new(args)),
+        Ok(Parsed::Man(args)) => Action::Man(args),
+        Ok(Parsed::Completions(args)) => Action::Completions(args),
         Err(error) if error.use_stderr() => Action::Refuse(error.render().to_string(), USAGE),
         Err(answer) => Action::Answer(answer.render().to_string()),
     }

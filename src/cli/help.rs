@@ -34,6 +34,11 @@ Examples:
   The same by environment:
     FLANNELD_IFACE=eth1 UVXLAN_STORE=dir:/mnt/shared/leases uvxlan run
 
+Files:
+  /run/flannel/subnet.env       what docker and CNI plugins read (--subnet-file)
+  /var/lib/uvxlan/state.json    subnet and MAC, for the next start (--state-dir)
+  /run/uvxlan/control.sock      where uvxlan status and others ask (--control-socket)
+
 Exit status:
   0 stopped by a signal; 1 failure; 2 wrong usage; 69 datastore unreachable (--fail-fast);
   71 no TUN device; 73 subnet file not written; 77 permission missing; 78 bad configuration";

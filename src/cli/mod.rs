@@ -15,6 +15,7 @@ mod flags;
 pub mod flannel_args;
 mod help;
 pub mod lease;
+pub mod manuals;
 mod namespaces;
 pub mod ping;
 pub mod run;

@@ -19,6 +19,9 @@ const LONGEST_INTERVAL: Duration = Duration::from_secs(600);
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 /// First and longest wait after a failure.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Longest wait while the store does not answer: it may be back at any time, and what is
+/// left of our lease be short.
+const UNANSWERED: Duration = Duration::from_secs(4);
 
 /// How our lease stands. Forwarding goes on in every state.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -283,10 +286,14 @@ impl Keeper {
             self.failures = 0;
             self.due = now + self.interval;
         } else {
+            let longest = match new {
+                OwnState::Unconfirmed(_) => UNANSWERED,
+                _ => BACKOFF.1,
+            };
             let wait = BACKOFF
                 .0
                 .saturating_mul(1 << self.failures.min(10))
-                .min(BACKOFF.1);
+                .min(longest);
             self.failures = self.failures.saturating_add(1);
             self.due = now + wait;
         }
