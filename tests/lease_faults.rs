@@ -1,12 +1,14 @@
 //! What a datastore and other writers can do to a host, on a real etcd.
 
+#[path = "lease_faults/cluster.rs"]
+mod cluster;
 mod support;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use support::etcd::{Etcd, PREFIX, until_up};
-use support::fleet::{attrs, follow, follow_from, key, put_all, value};
+use support::fleet::{attrs, follow, follow_for, follow_from, key, put_all, value};
 use tokio_util::sync::CancellationToken;
 use uvxlan::subnet::manager::{OwnState, PeerChange, Running};
 use uvxlan::subnet::store::Store;

@@ -74,11 +74,15 @@ pub fn certificates_for(dir: &Path, server: &[&str], mutual: bool) -> Tls {
 
 /// A running (or killed) etcd.
 pub struct Etcd {
+    name: String,
+    /// All members, as `--initial-cluster` takes them; empty: this one alone.
+    cluster: String,
+    /// More arguments of the program.
+    pub extra: Vec<String>,
     dir: TempDir,
     client_port: u16,
     peer_port: u16,
     tls: Option<Tls>,
-    flags: Vec<&'static str>,
     child: Option<Child>,
 }
 
@@ -115,17 +119,52 @@ impl Etcd {
         Self::start_with(tls, &["--enable-v2=true"]).await
     }
 
-    /// The same with these flags.
-    pub async fn start_with(tls: Option<Tls>, flags: &[&'static str]) -> Option<Self> {
-        program("etcd")?;
-        let mut etcd = Self {
+    fn new(tls: Option<Tls>) -> Self {
+        Self {
+            name: "test".into(),
+            cluster: String::new(),
+            extra: Vec::new(),
             dir: tempfile::tempdir().unwrap(),
             client_port: 0,
             peer_port: 0,
             tls,
-            flags: flags.to_vec(),
             child: None,
-        };
+        }
+    }
+
+    /// Starts three members that are one cluster.
+    pub async fn start_three() -> Option<[Self; 3]> {
+        program("etcd")?;
+        let mut members = [(); 3].map(|()| Self::new(None));
+        let mut urls = Vec::new();
+        for (number, member) in members.iter_mut().enumerate() {
+            member.name = format!("m{number}");
+            member.client_port = free_port();
+            member.peer_port = free_port();
+            urls.push(format!(
+                "{}=http://127.0.0.1:{}",
+                member.name, member.peer_port
+            ));
+        }
+        // None is ready before a second one runs.
+        for member in &mut members {
+            member.cluster = urls.join(",");
+            member.spawn();
+        }
+        for member in &mut members {
+            assert!(member.wait_ready().await, "no cluster:\n{}", member.log());
+        }
+        Some(members)
+    }
+
+    /// As [`Self::start`], with more arguments.
+    pub async fn start_with(tls: Option<Tls>, extra: &[&str]) -> Option<Self> {
+        program("etcd")?;
+        let mut etcd = Self::new(tls);
+        etcd.extra = extra
+            .iter()
+            .map(|argument| (*argument).to_owned())
+            .collect();
         for _ in 0..3 {
             etcd.client_port = free_port();
             etcd.peer_port = free_port();
@@ -138,11 +177,28 @@ impl Etcd {
 
     /// Starts the program on its data directory and waits until it answers.
     pub async fn run(&mut self) -> bool {
+        self.spawn();
+        self.wait_ready().await
+    }
+
+    /// Starts the program on its data directory.
+    pub fn spawn(&mut self) {
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
         let log = std::fs::File::create(self.dir.path().join("log")).unwrap();
+        let cluster = match self.cluster.as_str() {
+            "" => format!("{}={peer}", self.name),
+            cluster => cluster.to_owned(),
+        };
         let mut command = Command::new("etcd");
         command
-            .args(["--name", "test", "--logger", "zap", "--log-level", "info"])
+            .args([
+                "--name",
+                &self.name,
+                "--logger",
+                "zap",
+                "--log-level",
+                "info",
+            ])
             .args([
                 "--listen-client-urls",
                 &self.url(),
@@ -155,10 +211,10 @@ impl Etcd {
                 "--initial-advertise-peer-urls",
                 &peer,
             ])
-            .args(["--initial-cluster", &format!("test={peer}")])
+            .args(["--initial-cluster", &cluster])
+            .args(&self.extra)
             .arg("--data-dir")
-            .arg(self.dir.path().join("data"))
-            .args(&self.flags);
+            .arg(self.dir.path().join("data"));
         if let Some(tls) = &self.tls {
             command
                 .arg("--cert-file")
@@ -179,12 +235,11 @@ impl Etcd {
             .spawn()
             .unwrap();
         self.child = Some(child);
-        self.wait_ready().await
     }
 
     /// An open port is not enough: etcd takes connections before it has a leader, and a
     /// member killed before its first entry is committed never elects one again.
-    async fn wait_ready(&mut self) -> bool {
+    pub async fn wait_ready(&mut self) -> bool {
         let deadline = Instant::now() + Duration::from_secs(30);
         while Instant::now() < deadline {
             if self.child.as_mut().unwrap().try_wait().unwrap().is_some() {

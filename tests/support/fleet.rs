@@ -64,7 +64,17 @@ pub async fn follow_from(
     listing: Listing,
     stop: &CancellationToken,
 ) -> Running {
-    let (attrs, ttl) = (attrs(0, 0), Duration::from_secs(60));
+    follow_for(store, listing, Duration::from_secs(60), stop).await
+}
+
+/// The same, with a time to live of its own.
+pub async fn follow_for(
+    store: Arc<dyn Store>,
+    listing: Listing,
+    ttl: Duration,
+    stop: &CancellationToken,
+) -> Running {
+    let attrs = attrs(0, 0);
     let value = bytes::Bytes::from(attrs.encode_as(store.lease_form()).unwrap());
     let name = SubnetKey::from(subnet(0)).to_string();
     let written = store.create(&name, value.clone(), ttl).await.unwrap();
