@@ -9,6 +9,7 @@ use super::bench::{self, BenchArgs};
 use super::config::{self, ConfigArgs};
 use super::demo::{self, DemoArgs};
 use super::docker_opts::{self, DockerOptsArgs};
+use super::doctor::{self, DoctorArgs};
 use super::down::{self, DownArgs};
 use super::flannel_args::{self, ArgsError, Invocation, RunOptions};
 use super::lease::{self, LeaseArgs};
@@ -42,6 +43,8 @@ enum Parsed {
     Down(DownArgs),
     /// Show what the running daemon knows: node, peers, drops
     Status(StatusArgs),
+    /// Find what keeps the daemon from working
+    Doctor(DoctorArgs),
     /// Show which way a packet takes, and where it would be dropped
     Trace(TraceArgs),
     /// List, show, reserve and release leases
@@ -65,6 +68,8 @@ pub enum Action {
     Down(DownArgs),
     /// Show what the daemon knows.
     Status(StatusArgs),
+    /// Find what is wrong.
+    Doctor(DoctorArgs),
     /// Show a packet's way.
     Trace(TraceArgs),
     /// Look at leases, or change them.
@@ -133,6 +138,7 @@ pub fn execute(action: Action) -> ExitCode {
         Action::Bench(args) => bench::run(&args),
         Action::Down(args) => down::run(&args),
         Action::Status(args) => status::run(&args),
+        Action::Doctor(args) => doctor::run(&args),
         Action::Trace(args) => status::run_trace(&args),
         Action::Lease(args) => lease::run(&args),
         Action::Config(args) => config::run(&args),
@@ -233,6 +239,7 @@ fn parsed(first: OsString, rest: impl Iterator<Item = OsString>) -> Action {
         Ok(Parsed::Bench(args)) => Action::Bench(args),
         Ok(Parsed::Down(args)) => Action::Down(args),
         Ok(Parsed::Status(args)) => Action::Status(args),
+        Ok(Parsed::Doctor(args)) => Action::Doctor(args),
         Ok(Parsed::Trace(args)) => Action::Trace(args),
         Ok(Parsed::Lease(args)) => Action::Lease(Box::new(args)),
         Ok(Parsed::Config(args)) => Action::Config(Box::new(args)),
