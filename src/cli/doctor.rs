@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
+use super::status::Socket;
 use super::{FAILURE, OK, print_err, print_out};
 use crate::doctor::{self, Finding, Outcome};
 
@@ -12,12 +13,23 @@ pub struct DoctorArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    socket: Socket,
 }
 
 /// Checks this machine; fails where something is wrong.
 #[must_use]
 pub fn run(args: &DoctorArgs) -> ExitCode {
-    let findings = doctor::gather::machine();
+    let mut findings = doctor::gather::machine();
+    match args.socket.status() {
+        Ok(status) => findings.extend([
+            doctor::daemon::peers(&status),
+            doctor::daemon::refused(&status),
+        ]),
+        Err(error) => findings.extend(
+            ["peers", "refused-records"].map(|check| Finding::skipped(check, error.to_string())),
+        ),
+    }
     if args.json {
         match serde_json::to_string_pretty(&findings) {
             Ok(json) => print_out(&format!("{json}\n")),

@@ -2,6 +2,7 @@
 //! facts; [`gather`] alone looks at the machine.
 #![forbid(unsafe_code)]
 
+pub mod daemon;
 pub mod gather;
 pub mod machine;
 
@@ -39,6 +40,12 @@ pub struct Finding {
 impl Finding {
     fn ok(check: &'static str, seen: impl Into<String>) -> Self {
         Self::new(check, Outcome::Ok, seen.into(), "", "")
+    }
+
+    /// A check that could not be made, and why.
+    #[must_use]
+    pub fn skipped(check: &'static str, why: impl Into<String>) -> Self {
+        Self::new(check, Outcome::Skipped, why.into(), "", "")
     }
 
     fn new(
