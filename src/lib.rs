@@ -4,6 +4,7 @@ pub mod cli;
 pub mod control;
 pub mod daemon;
 pub mod dataplane;
+pub mod doctor;
 pub mod firewall;
 pub mod host;
 pub mod offload;

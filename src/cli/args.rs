@@ -9,6 +9,7 @@ use super::bench::{self, BenchArgs};
 use super::config::{self, ConfigArgs};
 use super::demo::{self, DemoArgs};
 use super::docker_opts::{self, DockerOptsArgs};
+use super::doctor::{self, DoctorArgs};
 use super::down::{self, DownArgs};
 use super::flannel_args::{self, ArgsError, Invocation, RunOptions};
 use super::lease::{self, LeaseArgs};
@@ -45,6 +46,8 @@ enum Parsed {
     Down(DownArgs),
     /// Show what the running daemon knows: node, peers, drops
     Status(StatusArgs),
+    /// Find what keeps the daemon from working
+    Doctor(DoctorArgs),
     /// Show which way a packet takes, and where it would be dropped
     Trace(TraceArgs),
     /// Watch the running daemon: traffic, peers, drops, packet threads
@@ -78,6 +81,8 @@ pub enum Action {
     Down(DownArgs),
     /// Show what the daemon knows.
     Status(StatusArgs),
+    /// Find what is wrong.
+    Doctor(DoctorArgs),
     /// Show a packet's way.
     Trace(TraceArgs),
     /// Watch the daemon.
@@ -154,6 +159,7 @@ pub fn execute(action: Action) -> ExitCode {
         Action::Bench(args) => bench::run(&args),
         Action::Down(args) => down::run(&args),
         Action::Status(args) => status::run(&args),
+        Action::Doctor(args) => doctor::run(&args),
         Action::Trace(args) => status::run_trace(&args),
         Action::Top(args) => top::run(&args),
         Action::Ping(args) => ping::run(&args),
@@ -258,6 +264,7 @@ fn parsed(first: OsString, rest: impl Iterator<Item = OsString>) -> Action {
         Ok(Parsed::Bench(args)) => Action::Bench(args),
         Ok(Parsed::Down(args)) => Action::Down(args),
         Ok(Parsed::Status(args)) => Action::Status(args),
+        Ok(Parsed::Doctor(args)) => Action::Doctor(args),
         Ok(Parsed::Trace(args)) => Action::Trace(args),
         Ok(Parsed::Top(args)) => Action::Top(args),
         Ok(Parsed::Ping(args)) => Action::Ping(args),

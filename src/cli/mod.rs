@@ -10,6 +10,7 @@ mod cleanup;
 pub mod config;
 pub mod demo;
 pub mod docker_opts;
+pub mod doctor;
 pub mod down;
 mod flags;
 pub mod flannel_args;
