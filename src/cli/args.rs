@@ -15,6 +15,7 @@ use super::flannel_args::{self, ArgsError, Invocation, RunOptions};
 use super::lease::{self, LeaseArgs};
 use super::manuals::{self, CompletionsArgs, ManArgs};
 use super::ping::{self, PingArgs};
+use super::report::{self, ReportArgs};
 use super::status::{self, StatusArgs, TraceArgs};
 use super::top::{self, TopArgs};
 use super::{OK, USAGE, flags, help, print_err, print_out, run, version};
@@ -47,7 +48,9 @@ enum Parsed {
     /// Show what the running daemon knows: node, peers, drops
     Status(StatusArgs),
     /// Find what keeps the daemon from working
-    Doctor(DoctorArgs),
+    Doctor(Box<DoctorArgs>),
+    /// Write what helpers need to know into one file, without secrets
+    Report(Box<ReportArgs>),
     /// Show which way a packet takes, and where it would be dropped
     Trace(TraceArgs),
     /// Watch the running daemon: traffic, peers, drops, packet threads
@@ -82,7 +85,9 @@ pub enum Action {
     /// Show what the daemon knows.
     Status(StatusArgs),
     /// Find what is wrong.
-    Doctor(DoctorArgs),
+    Doctor(Box<DoctorArgs>),
+    /// Write a report.
+    Report(Box<ReportArgs>),
     /// Show a packet's way.
     Trace(TraceArgs),
     /// Watch the daemon.
@@ -160,6 +165,7 @@ pub fn execute(action: Action) -> ExitCode {
         Action::Down(args) => down::run(&args),
         Action::Status(args) => status::run(&args),
         Action::Doctor(args) => doctor::run(&args),
+        Action::Report(args) => report::run(&args),
         Action::Trace(args) => status::run_trace(&args),
         Action::Top(args) => top::run(&args),
         Action::Ping(args) => ping::run(&args),
@@ -265,6 +271,7 @@ fn parsed(first: OsString, rest: impl Iterator<Item = OsString>) -> Action {
         Ok(Parsed::Down(args)) => Action::Down(args),
         Ok(Parsed::Status(args)) => Action::Status(args),
         Ok(Parsed::Doctor(args)) => Action::Doctor(args),
+        Ok(Parsed::Report(args)) => Action::Report(args),
         Ok(Parsed::Trace(args)) => Action::Trace(args),
         Ok(Parsed::Top(args)) => Action::Top(args),
         Ok(Parsed::Ping(args)) => Action::Ping(args),

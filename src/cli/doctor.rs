@@ -1,11 +1,18 @@
 //! `uvxlan doctor`: what keeps the daemon from working, and what mends it.
 
 use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::status::Socket;
+use super::status::{Paint, Socket};
+use super::store::{CommandError, StoreArgs};
 use super::{FAILURE, OK, print_err, print_out};
+use crate::daemon::options::{DEFAULT_STATE_DIR, DEFAULT_SUBNET_FILE};
+use crate::doctor::facts::{Facts, OptionsRefused};
+use crate::doctor::gather::{self, Request};
 use crate::doctor::{self, Finding, Outcome};
+use crate::host::interface::Selection;
 
 /// Arguments of `uvxlan doctor`.
 #[derive(clap::Args, Debug, Clone)]
@@ -14,22 +21,88 @@ pub struct DoctorArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    look: LookArgs,
+}
+
+/// Where to look: the daemon's own flags and environment.
+#[derive(clap::Args, Debug, Clone)]
+pub struct LookArgs {
+    #[command(flatten)]
+    store: StoreArgs,
+    #[command(flatten)]
     socket: Socket,
+    /// Interface for traffic between hosts: name or address
+    #[arg(
+        long,
+        env = "FLANNELD_IFACE",
+        value_delimiter = ',',
+        value_name = "IFACE"
+    )]
+    iface: Vec<String>,
+    /// Regular expression for the interface
+    #[arg(long, env = "FLANNELD_IFACE_REGEX", value_name = "REGEX")]
+    iface_regex: Vec<String>,
+    /// The interface that the route to ADDRESS takes
+    #[arg(long, env = "FLANNELD_IFACE_CAN_REACH", value_name = "ADDRESS")]
+    iface_can_reach: Option<Ipv4Addr>,
+    /// Address that other hosts reach this one by
+    #[arg(long, env = "FLANNELD_PUBLIC_IP", value_name = "ADDRESS")]
+    public_ip: Option<Ipv4Addr>,
+    /// The subnet file
+    #[arg(long, env = "FLANNELD_SUBNET_FILE", default_value = DEFAULT_SUBNET_FILE, value_name = "FILE")]
+    subnet_file: PathBuf,
+    /// The daemon's state directory
+    #[arg(long, env = "UVXLAN_STATE_DIR", default_value = DEFAULT_STATE_DIR, value_name = "DIR")]
+    state_dir: PathBuf,
+}
+
+impl LookArgs {
+    fn request(&self) -> Result<Request, CommandError> {
+        let store = match self.store.open() {
+            Ok(store) => Ok(store),
+            Err(CommandError::Options(error)) => Err(OptionsRefused::of(&error)),
+            Err(other) => return Err(other),
+        };
+        Ok(Request {
+            store,
+            etcd: self.store.etcd(),
+            selection: Selection {
+                interfaces: self.iface.clone(),
+                patterns: self.iface_regex.clone(),
+                can_reach: self.iface_can_reach,
+                public_ip: self.public_ip,
+            },
+            subnet_file: self.subnet_file.clone(),
+            state_dir: self.state_dir.clone(),
+            control_socket: self.socket.control_socket.clone(),
+        })
+    }
+
+    /// Gathers the facts, and judges them.
+    pub(super) fn look(&self) -> Result<(Facts, Vec<Finding>), CommandError> {
+        let request = self.request()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(CommandError::Runtime)?;
+        let facts = runtime.block_on(gather::facts(request));
+        // A name that is still being resolved must not hold up the answer.
+        runtime.shutdown_background();
+        let findings = doctor::examine(&facts);
+        Ok((facts, findings))
+    }
 }
 
 /// Checks this machine; fails where something is wrong.
 #[must_use]
 pub fn run(args: &DoctorArgs) -> ExitCode {
-    let mut findings = doctor::gather::machine();
-    match args.socket.status() {
-        Ok(status) => findings.extend([
-            doctor::daemon::peers(&status),
-            doctor::daemon::refused(&status),
-        ]),
-        Err(error) => findings.extend(
-            ["peers", "refused-records"].map(|check| Finding::skipped(check, error.to_string())),
-        ),
-    }
+    let findings = match args.look.look() {
+        Ok((_, findings)) => findings,
+        Err(error) => {
+            print_err(&format!("uvxlan doctor: {error}\n"));
+            return ExitCode::from(error.exit_status());
+        }
+    };
     if args.json {
         match serde_json::to_string_pretty(&findings) {
             Ok(json) => print_out(&format!("{json}\n")),
@@ -39,7 +112,7 @@ pub fn run(args: &DoctorArgs) -> ExitCode {
             }
         }
     } else {
-        print_out(&text(&findings));
+        print_out(&text(&findings, Paint::of_stdout()));
     }
     ExitCode::from(if doctor::has_errors(&findings) {
         FAILURE
@@ -48,21 +121,64 @@ pub fn run(args: &DoctorArgs) -> ExitCode {
     })
 }
 
-fn text(findings: &[Finding]) -> String {
+/// One line for each check, a block for each finding, and what it comes to.
+pub(super) fn text(findings: &[Finding], paint: Paint) -> String {
     let mut out = String::new();
+    let width = findings.iter().map(|finding| finding.check.len()).max();
+    let width = width.unwrap_or(0);
     for finding in findings {
         let word = match finding.status {
-            Outcome::Ok => "ok",
-            Outcome::Warning => "warning",
-            Outcome::Error => "ERROR",
-            Outcome::Skipped => "skipped",
+            Outcome::Ok => paint.good("ok     "),
+            Outcome::Warning => paint.doubtful("warning"),
+            Outcome::Error => paint.bad("ERROR  "),
+            Outcome::Skipped => "skipped".to_owned(),
         };
-        let _ = writeln!(out, "{word:<8} {:<16} {}", finding.check, finding.seen);
-        for (name, said) in [("cause", &finding.cause), ("remedy", &finding.remedy)] {
+        // Parts of it come from the datastore: no escape sequence gets to the terminal.
+        let seen: String = finding.seen.chars().filter(|c| !c.is_control()).collect();
+        let _ = writeln!(out, "{word}  {:<width$}  {seen}", finding.check);
+        for (name, said) in [("why", &finding.cause), ("mend", &finding.remedy)] {
             if !said.is_empty() {
-                let _ = writeln!(out, "         {name:<16} {said}");
+                let said: String = said.chars().filter(|c| !c.is_control()).collect();
+                let _ = writeln!(out, "         {:>width$}  {said}", paint.heading(name));
             }
         }
     }
+    let count = |status| {
+        findings
+            .iter()
+            .filter(|finding| finding.status == status)
+            .count()
+    };
+    let (errors, warnings) = (count(Outcome::Error), count(Outcome::Warning));
+    let _ = writeln!(out, "\n{errors} errors, {warnings} warnings");
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ok_check_is_a_line_and_a_finding_a_block() {
+        let findings = [
+            Finding::ok("tun", "opens"),
+            Finding {
+                check: "udp-port",
+                status: Outcome::Error,
+                seen: "held by \u{1b}[31mnc".into(),
+                cause: "no tunnels".into(),
+                remedy: "kill it".into(),
+            },
+        ];
+        let plain = text(&findings, Paint::never());
+        let expected = "\
+ok       tun       opens
+ERROR    udp-port  held by [31mnc
+              why  no tunnels
+             mend  kill it
+
+1 errors, 0 warnings
+";
+        assert_eq!(plain, expected);
+    }
 }

@@ -19,6 +19,7 @@ pub mod lease;
 pub mod manuals;
 mod namespaces;
 pub mod ping;
+pub mod report;
 pub mod run;
 pub mod status;
 pub mod store;

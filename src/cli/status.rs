@@ -138,6 +138,11 @@ impl Paint {
         Self(std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none())
     }
 
+    /// No colours: for files.
+    pub(super) const fn never() -> Self {
+        Self(false)
+    }
+
     fn with(self, code: u8, text: &str) -> String {
         if self.0 {
             format!("\x1b[{code}m{text}\x1b[0m")
@@ -146,19 +151,19 @@ impl Paint {
         }
     }
 
-    fn good(self, text: &str) -> String {
+    pub(super) fn good(self, text: &str) -> String {
         self.with(32, text)
     }
 
-    fn bad(self, text: &str) -> String {
+    pub(super) fn bad(self, text: &str) -> String {
         self.with(31, text)
     }
 
-    fn doubtful(self, text: &str) -> String {
+    pub(super) fn doubtful(self, text: &str) -> String {
         self.with(33, text)
     }
 
-    fn heading(self, text: &str) -> String {
+    pub(super) fn heading(self, text: &str) -> String {
         self.with(1, text)
     }
 }

@@ -118,7 +118,7 @@ impl From<StoreError> for CommandError {
 }
 
 impl CommandError {
-    fn exit_status(&self) -> u8 {
+    pub(super) fn exit_status(&self) -> u8 {
         match self {
             Self::Store(_) => super::USAGE,
             Self::Options(_) | Self::NoConfig(_) | Self::Config { .. } => super::CONFIG,
@@ -137,20 +137,29 @@ impl StoreArgs {
         match self.store.split_once(':') {
             Some(("dir", path)) if !path.is_empty() => Ok(Arc::new(DirStore::new(path))),
             None if self.store == "etcd" => {
-                let options = EtcdOptions {
-                    endpoints: self.etcd_endpoints.clone(),
-                    prefix: self.etcd_prefix.clone(),
-                    ca_file: self.etcd_cafile.clone(),
-                    cert_file: self.etcd_certfile.clone(),
-                    key_file: self.etcd_keyfile.clone(),
-                    username: self.etcd_username.clone(),
-                    password: self.etcd_password.clone(),
-                    insecure_password: self.insecure_etcd,
-                    timeout: TIMEOUT,
-                };
-                Ok(Arc::new(EtcdAutoStore::new(options, self.etcd_api)?))
+                let store = EtcdAutoStore::new(self.etcd_options(), self.etcd_api)?;
+                Ok(Arc::new(store))
             }
             _ => Err(CommandError::Store(self.store.clone())),
+        }
+    }
+
+    /// How etcd is reached; `None` where the store is another.
+    pub(super) fn etcd(&self) -> Option<EtcdOptions> {
+        (self.store == "etcd").then(|| self.etcd_options())
+    }
+
+    fn etcd_options(&self) -> EtcdOptions {
+        EtcdOptions {
+            endpoints: self.etcd_endpoints.clone(),
+            prefix: self.etcd_prefix.clone(),
+            ca_file: self.etcd_cafile.clone(),
+            cert_file: self.etcd_certfile.clone(),
+            key_file: self.etcd_keyfile.clone(),
+            username: self.etcd_username.clone(),
+            password: self.etcd_password.clone(),
+            insecure_password: self.insecure_etcd,
+            timeout: TIMEOUT,
         }
     }
 }

@@ -52,6 +52,14 @@ pub enum AskError {
 /// # Errors
 /// [`AskError`] says what to do.
 pub fn ask(path: &Path, ask: Ask) -> Result<Reply, AskError> {
+    ask_within(path, ask, PATIENCE)
+}
+
+/// The same, for those who wait less long.
+///
+/// # Errors
+/// [`AskError`] says what to do.
+pub fn ask_within(path: &Path, ask: Ask, patience: Duration) -> Result<Reply, AskError> {
     let path = path.to_owned();
     let mut stream = UnixStream::connect(&path).map_err(|source| match source.kind() {
         io::ErrorKind::PermissionDenied => AskError::Forbidden {
@@ -67,7 +75,7 @@ pub fn ask(path: &Path, ask: Ask) -> Result<Reply, AskError> {
         path: path.clone(),
         source,
     };
-    let line = talk(&mut stream, ask).map_err(broken)?;
+    let line = talk(&mut stream, ask, patience).map_err(broken)?;
     let answer: Answer = serde_json::from_slice(&line)
         .map_err(|error| broken(io::Error::new(io::ErrorKind::InvalidData, error)))?;
     match answer.reply {
@@ -76,9 +84,9 @@ pub fn ask(path: &Path, ask: Ask) -> Result<Reply, AskError> {
     }
 }
 
-fn talk(stream: &mut UnixStream, ask: Ask) -> io::Result<Vec<u8>> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+fn talk(stream: &mut UnixStream, ask: Ask, patience: Duration) -> io::Result<Vec<u8>> {
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
     let mut request = serde_json::to_vec(&Request { v: VERSION, ask })?;
     request.push(b'\n');
     stream.write_all(&request)?;

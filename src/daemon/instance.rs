@@ -12,6 +12,12 @@ pub struct InstanceLock {
     _socket: UnixDatagram,
 }
 
+/// The abstract socket address that a device's daemon holds.
+#[must_use]
+pub fn address(device: &str) -> String {
+    format!("uvxlan/{device}")
+}
+
 /// Claims the device's name as an abstract socket address, which is unique in a network
 /// namespace as the device is. Without it, two daemons would share the queues of one
 /// device and the port, and each would lose half of the packets.
@@ -19,7 +25,7 @@ pub struct InstanceLock {
 /// # Errors
 /// [`Failure::AlreadyRunning`] when another process has it.
 pub fn claim(device: &str) -> Result<InstanceLock, Failure> {
-    let name = format!("uvxlan/{device}");
+    let name = address(device);
     let claimed = SocketAddr::from_abstract_name(name.as_bytes())
         .and_then(|address| UnixDatagram::bind_addr(&address));
     match claimed {

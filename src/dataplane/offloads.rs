@@ -141,6 +141,16 @@ pub(super) fn probe_sockets(wanted: Offloads, sender: &UdpSocket) -> (Offloads, 
     (usable, lacking)
 }
 
+/// What the kernel takes of sockets' offloads, tried over loopback without a daemon. Those of
+/// the TUN device show only when one is open.
+///
+/// # Errors
+/// When there is no socket to try with.
+pub fn probe() -> std::io::Result<(Offloads, Vec<Lacking>)> {
+    let sender = UdpSocket::sender(Ipv4Addr::LOCALHOST)?;
+    Ok(probe_sockets(Offloads::AUTO, &sender))
+}
+
 fn can_send_segments(sender: &UdpSocket) -> Result<(), String> {
     let version = kernel::version();
     if MANGLES_SEGMENTS.contains(&version) {

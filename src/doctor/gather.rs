@@ -1,34 +1,270 @@
-//! Looks at the machine for the checks.
+//! Looks at this machine, the daemon and the datastore for the checks. Nothing is changed.
 
-use std::fs::OpenOptions;
+mod datastore;
+mod member;
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
 use std::io;
-use std::path::Path;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use caps::{CapSet, Capability};
 
-use super::{Finding, machine};
+use super::facts::{
+    Daemon, Facts, Files, Firewall, Host, Machine, OptionsRefused, PATIENCE, Store as StoreFacts,
+};
+use super::machine::overlay_links;
+use crate::control::{Ask, Reply, Status, client};
+use crate::daemon::{instance, state_file};
+use crate::dataplane::offloads;
+use crate::firewall::tools;
+use crate::host::interface::{self, Selection};
+use crate::host::netlink::{Netlink, NetlinkError};
+use crate::host::port;
+use crate::subnet::lease::NodeId;
+use crate::subnet::store::Store;
+use crate::subnet::store::etcd::EtcdOptions;
 use crate::sys::kernel;
 
-/// Looks at this machine and judges what is seen.
-#[must_use]
-pub fn machine() -> Vec<Finding> {
-    let held = caps::read(None, CapSet::Effective).map_err(|error| error.to_string());
-    let has = |capability: Capability| held.as_ref().map(|set| set.contains(&capability));
-    vec![
-        machine::tun(&open_tun(Path::new("/dev/net/tun"))),
-        machine::capabilities(
-            has(Capability::CAP_NET_ADMIN).map_err(String::as_str),
-            has(Capability::CAP_NET_RAW).map_err(String::as_str),
-        ),
-        machine::kernel(kernel::version()),
-    ]
+/// Most peers whose route is asked for; the main table is read for all.
+const LOOKUPS: usize = 256;
+
+/// What to look at.
+pub struct Request {
+    /// The datastore, or why its options cannot be meant.
+    pub store: Result<Arc<dyn Store>, OptionsRefused>,
+    /// How etcd is reached; `None` for a directory.
+    pub etcd: Option<EtcdOptions>,
+    /// What was said about the interface to the other hosts.
+    pub selection: Selection,
+    /// The subnet file.
+    pub subnet_file: PathBuf,
+    /// The state directory.
+    pub state_dir: PathBuf,
+    /// The daemon's control socket.
+    pub control_socket: PathBuf,
 }
 
-fn open_tun(path: &Path) -> io::Result<()> {
+/// Gathers all facts. Must be called inside of a tokio runtime; takes some seconds where
+/// something does not answer.
+pub async fn facts(request: Request) -> Facts {
+    let state = state(&request.state_dir);
+    let files = Files {
+        subnet: present(fs::read(&request.subnet_file)),
+        subnet_path: request.subnet_file,
+        state_path: state_file::path(&request.state_dir),
+        state,
+    };
+    let store = datastore::look(request.store, request.etcd).await;
+    let mut facts = Facts {
+        machine: machine(),
+        daemon: Daemon::Absent(String::new()),
+        host: Host::default(),
+        firewall: Firewall::default(),
+        files,
+        store,
+    };
+    facts.daemon = daemon(request.control_socket, &facts).await;
+    facts.host = match Netlink::connect() {
+        Ok(netlink) => host(&netlink, &request.selection, &facts)
+            .await
+            .unwrap_or_else(unread),
+        Err(error) => unread(error),
+    };
+    judge_records(&mut facts);
+    if let Ok(netlink) = Netlink::connect() {
+        for peer in facts.peers().into_iter().take(LOOKUPS) {
+            let inside = Ipv4Addr::from_bits(peer.subnet.network().to_bits().wrapping_add(1));
+            if let Ok(lookup) = netlink.route_get(inside).await {
+                facts.host.lookups.insert(peer.subnet, lookup);
+            }
+        }
+    }
+    facts.host.holders = port::udp_holders(Ipv4Addr::UNSPECIFIED, facts.port());
+    facts.machine.sysctls = sysctls(&facts);
+    facts.firewall = firewall().await;
+    facts
+}
+
+fn unread(error: NetlinkError) -> Host {
+    Host {
+        unread: Some(error.to_string()),
+        ..Host::default()
+    }
+}
+
+/// The content of a file; `None` where there is none.
+fn present(read: io::Result<Vec<u8>>) -> io::Result<Option<Vec<u8>>> {
+    match read {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The state file as it lies there: [`state_file::load`] would move a damaged one aside.
+fn state(directory: &Path) -> Result<Option<state_file::State>, String> {
+    let text = present(fs::read(state_file::path(directory))).map_err(|error| error.to_string())?;
+    let read = text.map(|text| serde_json::from_slice(&text)).transpose();
+    read.map_err(|error| error.to_string())
+}
+
+fn machine() -> Machine {
+    let held = caps::read(None, CapSet::Effective).map_err(|error| error.to_string());
+    let has = |capability| held.as_ref().map(|set| set.contains(&capability));
+    let capabilities = match (has(Capability::CAP_NET_ADMIN), has(Capability::CAP_NET_RAW)) {
+        (Ok(admin), Ok(raw)) => Ok((admin, raw)),
+        (Err(error), _) | (_, Err(error)) => Err(error.clone()),
+    };
     // Opening alone makes no device.
-    OpenOptions::new()
+    let tun = OpenOptions::new()
         .read(true)
         .write(true)
-        .open(path)
-        .map(drop)
+        .open("/dev/net/tun")
+        .map(drop);
+    let machine_id = fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    Machine {
+        tun,
+        capabilities,
+        kernel: kernel::version(),
+        offloads: offloads::probe().ok(),
+        node: NodeId::of_machine(&machine_id),
+        sysctls: BTreeMap::new(),
+    }
+}
+
+async fn daemon(socket: PathBuf, facts: &Facts) -> Daemon {
+    let asked = tokio::task::spawn_blocking(move || status(&socket)).await;
+    let tried = match asked {
+        Ok(Ok(status)) => return Daemon::Answers(Box::new(status)),
+        Ok(Err(tried)) => tried,
+        Err(error) => error.to_string(),
+    };
+    let address = instance::address(&facts.device_name());
+    match port::abstract_holder(&address) {
+        Some(holder) => Daemon::Silent(tried, Some(holder)),
+        None => Daemon::Absent(tried),
+    }
+}
+
+fn status(socket: &Path) -> Result<Status, String> {
+    match client::ask_within(socket, Ask::Status, PATIENCE) {
+        Ok(Reply::Status(status)) => Ok(*status),
+        Ok(_) => Err("it answered something else than was asked".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+async fn host(netlink: &Netlink, said: &Selection, facts: &Facts) -> Result<Host, NetlinkError> {
+    let mut external = Err("nothing was tried".to_owned());
+    for selection in selections(said, facts) {
+        let snapshot = interface::snapshot(netlink, &selection).await?;
+        external = interface::choose(&selection, &snapshot).map_err(|error| error.to_string());
+        if external.is_ok() {
+            break;
+        }
+    }
+    Ok(Host {
+        unread: None,
+        links: netlink.links().await?,
+        addresses: netlink.addresses(None).await?,
+        routes: netlink.routes().await?,
+        lookups: BTreeMap::new(),
+        external: Some(external),
+        holders: Vec::new(),
+    })
+}
+
+/// Ways to find the interface, to be tried in turn: what was said, else what the daemon has,
+/// else the address that was published last, else the default route.
+fn selections(said: &Selection, facts: &Facts) -> Vec<Selection> {
+    let nothing = said.interfaces.is_empty()
+        && said.patterns.is_empty()
+        && said.can_reach.is_none()
+        && said.public_ip.is_none();
+    if !nothing {
+        return vec![said.clone()];
+    }
+    let node = facts.status().and_then(|status| status.node.as_ref());
+    if let Some(node) = node {
+        return vec![Selection {
+            interfaces: vec![node.interface.clone()],
+            public_ip: Some(node.public_ip),
+            ..Selection::default()
+        }];
+    }
+    let published = facts.served().map(|served| Selection {
+        public_ip: Some(served.public_ip),
+        ..Selection::default()
+    });
+    published.into_iter().chain([said.clone()]).collect()
+}
+
+/// Sorts the records into peers and refused ones, now that it is known who we are.
+fn judge_records(facts: &mut Facts) {
+    let own_subnet = facts.served().map(|served| served.subnet);
+    let own_ip = facts.external().map(|external| external.public_ip);
+    let own_mac = match &facts.files.state {
+        Ok(Some(state)) => Some(state.vtep_mac),
+        _ => None,
+    };
+    datastore::sort_records(&mut facts.store, own_subnet, own_ip, own_mac);
+}
+
+fn sysctls(facts: &Facts) -> BTreeMap<String, String> {
+    let mut paths = vec![
+        "net/ipv4/ip_forward".to_owned(),
+        "net/bridge/bridge-nf-call-iptables".to_owned(),
+        "net/core/rmem_max".to_owned(),
+        "net/core/wmem_max".to_owned(),
+    ];
+    let external = facts.external().map(|external| external.name.clone());
+    let interfaces = overlay_links(facts)
+        .into_iter()
+        .chain(external)
+        .chain(["all".to_owned()]);
+    for interface in interfaces {
+        for setting in ["forwarding", "rp_filter"] {
+            paths.push(format!("net/ipv4/conf/{interface}/{setting}"));
+        }
+    }
+    let read = |path: String| {
+        let text = fs::read_to_string(Path::new("/proc/sys").join(&path)).ok()?;
+        Some((path, text.trim().to_owned()))
+    };
+    paths.into_iter().filter_map(read).collect()
+}
+
+async fn firewall() -> Firewall {
+    let run = async |program: &'static str, arguments: &[&str]| {
+        let output = tools::run(program, arguments, "").await;
+        Some(output.map_err(|error| error.to_string()))
+    };
+    Firewall {
+        iptables: run("iptables-save", &[]).await,
+        nft: run("nft", &["-j", "list", "ruleset"]).await,
+    }
+}
+
+impl OptionsRefused {
+    /// The refusal of options of etcd.
+    #[must_use]
+    pub fn of(error: &crate::subnet::store::etcd::EtcdOptionsError) -> Self {
+        Self {
+            text: error.to_string(),
+            tls: error.is_about_tls(),
+        }
+    }
+}
+
+impl StoreFacts {
+    /// Nothing could be asked.
+    fn refused(refused: OptionsRefused) -> Self {
+        Self {
+            refused: Some(refused),
+            ..Self::default()
+        }
+    }
 }

@@ -1,12 +1,25 @@
 //! What can keep the daemon from working, cause by cause. Checks are pure functions over
-//! facts; [`gather`] alone looks at the machine.
+//! [`facts::Facts`]; [`gather`] alone looks at the machine and the datastore.
 #![forbid(unsafe_code)]
 
 pub mod daemon;
+pub mod datastore;
+pub mod device;
+pub mod facts;
+pub mod files;
+pub mod firewall;
 pub mod gather;
+pub mod leases;
 pub mod machine;
+pub mod port;
+pub mod report;
+pub mod routes;
+#[cfg(test)]
+mod samples;
 
 use serde::Serialize;
+
+use self::facts::Facts;
 
 /// How a check came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -18,7 +31,7 @@ pub enum Outcome {
     Warning,
     /// Keeps the daemon from working.
     Error,
-    /// Could not be looked at.
+    /// Could not be looked at, or there is nothing to look at.
     Skipped,
 }
 
@@ -38,7 +51,9 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn ok(check: &'static str, seen: impl Into<String>) -> Self {
+    /// A check that found nothing.
+    #[must_use]
+    pub fn ok(check: &'static str, seen: impl Into<String>) -> Self {
         Self::new(check, Outcome::Ok, seen.into(), "", "")
     }
 
@@ -51,18 +66,79 @@ impl Finding {
     fn new(
         check: &'static str,
         status: Outcome,
-        seen: String,
+        seen: impl Into<String>,
         cause: impl Into<String>,
         remedy: impl Into<String>,
     ) -> Self {
         Self {
             check,
             status,
-            seen,
+            seen: seen.into(),
             cause: cause.into(),
             remedy: remedy.into(),
         }
     }
+
+    fn warning(
+        check: &'static str,
+        seen: impl Into<String>,
+        cause: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self::new(check, Outcome::Warning, seen, cause, remedy)
+    }
+
+    fn error(
+        check: &'static str,
+        seen: impl Into<String>,
+        cause: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self::new(check, Outcome::Error, seen, cause, remedy)
+    }
+}
+
+/// One check.
+type Check = fn(&Facts) -> Finding;
+
+/// All checks, in the order in which a start depends on them.
+const CHECKS: &[Check] = &[
+    daemon::life,
+    machine::tun,
+    machine::capabilities,
+    machine::kernel,
+    machine::offloads,
+    datastore::members,
+    datastore::tls,
+    datastore::clock,
+    datastore::config,
+    device::interface,
+    port::kernel_vxlan,
+    port::holder,
+    device::device,
+    device::mtu,
+    device::address,
+    device::underlay_mtu,
+    device::bridge_mtu,
+    device::bridge_address,
+    routes::peers,
+    machine::forwarding,
+    machine::rp_filter,
+    machine::bridge_filter,
+    firewall::input,
+    firewall::forward,
+    files::state,
+    files::subnet,
+    leases::own,
+    leases::duplicates,
+    leases::refused,
+    daemon::peers,
+];
+
+/// Judges the facts: one finding for each check.
+#[must_use]
+pub fn examine(facts: &Facts) -> Vec<Finding> {
+    CHECKS.iter().map(|check| check(facts)).collect()
 }
 
 /// Whether something keeps the daemon from working.
@@ -71,4 +147,36 @@ pub fn has_errors(findings: &[Finding]) -> bool {
     findings
         .iter()
         .any(|finding| finding.status == Outcome::Error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn a_node_without_faults_has_no_finding() {
+        let facts = samples::healthy();
+        let findings = examine(&facts);
+        let bad: Vec<_> = findings
+            .iter()
+            .filter(|finding| finding.status != Outcome::Ok)
+            .collect();
+        assert!(bad.is_empty(), "{bad:#?}");
+        assert!(!has_errors(&findings));
+    }
+
+    #[test]
+    fn each_check_has_a_name_of_its_own() {
+        let findings = examine(&samples::healthy());
+        let names: BTreeSet<_> = findings.iter().map(|finding| finding.check).collect();
+        assert_eq!(names.len(), CHECKS.len());
+    }
+
+    #[test]
+    fn a_host_before_the_first_start_has_no_error() {
+        let findings = examine(&samples::before_the_first_start());
+        assert!(!has_errors(&findings), "{findings:#?}");
+    }
 }

@@ -1,5 +1,6 @@
 //! Who holds a UDP port, as far as `/proc` tells.
 
+use std::fmt;
 use std::fs;
 use std::net::Ipv4Addr;
 
@@ -15,26 +16,78 @@ fn parse_line(line: &str) -> Option<(Ipv4Addr, u16, u64)> {
     Some((Ipv4Addr::from(address.to_ne_bytes()), port, inode))
 }
 
+/// A socket's owner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Process id; none where the process cannot be seen from here, or is the kernel.
+    pub pid: Option<u32>,
+    /// Program name, as far as it is known.
+    pub name: String,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.pid {
+            Some(pid) => write!(f, "{} (pid {pid})", self.name.escape_debug()),
+            None => f.write_str("a program that cannot be seen from here, or the kernel itself"),
+        }
+    }
+}
+
 /// Whether somebody in this network namespace receives on `port` at an address that
 /// collides with `address`, and who: program name and process id where they can be seen.
 #[must_use]
 pub fn udp_holder(address: Ipv4Addr, port: u16) -> Option<String> {
+    let inode = inodes(address, port).into_iter().next()?;
+    Some(holder_of(inode).to_string())
+}
+
+/// All who do, each once.
+#[must_use]
+pub fn udp_holders(address: Ipv4Addr, port: u16) -> Vec<Holder> {
+    let mut holders = Vec::new();
+    for inode in inodes(address, port) {
+        let holder = holder_of(inode);
+        if !holders.contains(&holder) {
+            holders.push(holder);
+        }
+    }
+    holders
+}
+
+/// Who holds an abstract unix socket address of this network namespace.
+#[must_use]
+pub fn abstract_holder(name: &str) -> Option<Holder> {
+    let table = fs::read_to_string("/proc/self/net/unix").unwrap_or_default();
+    let wanted = format!("@{name}");
+    let line = table.lines().find(|line| {
+        let path = line.split_ascii_whitespace().nth(7);
+        path == Some(wanted.as_str())
+    })?;
+    let inode = line.split_ascii_whitespace().nth(6)?.parse().ok()?;
+    Some(holder_of(inode))
+}
+
+fn inodes(address: Ipv4Addr, port: u16) -> Vec<u64> {
     let table = fs::read_to_string("/proc/self/net/udp").unwrap_or_default();
     let any = Ipv4Addr::UNSPECIFIED;
-    let inode = table
+    table
         .lines()
         .skip(1)
         .filter_map(parse_line)
-        .find(|(at, found, _)| *found == port && (*at == address || *at == any || address == any))
-        .map(|(_, _, inode)| inode)?;
-    Some(
-        process_with(inode).unwrap_or_else(|| {
-            "a program that cannot be seen from here, or the kernel itself".into()
-        }),
-    )
+        .filter(|(at, found, _)| *found == port && (*at == address || *at == any || address == any))
+        .map(|(_, _, inode)| inode)
+        .collect()
 }
 
-fn process_with(inode: u64) -> Option<String> {
+fn holder_of(inode: u64) -> Holder {
+    process_with(inode).unwrap_or_else(|| Holder {
+        pid: None,
+        name: String::new(),
+    })
+}
+
+fn process_with(inode: u64) -> Option<Holder> {
     let wanted = format!("socket:[{inode}]");
     for process in fs::read_dir("/proc").ok()?.flatten() {
         let Ok(pid) = process.file_name().to_string_lossy().parse::<u32>() else {
@@ -48,7 +101,10 @@ fn process_with(inode: u64) -> Option<String> {
         });
         if holds {
             let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            return Some(format!("{} (pid {pid})", name.trim().escape_debug()));
+            return Some(Holder {
+                pid: Some(pid),
+                name: name.trim().to_owned(),
+            });
         }
     }
     None
@@ -76,7 +132,23 @@ mod tests {
         let pid = std::process::id();
         assert!(holder.contains(&format!("(pid {pid})")), "{holder}");
         assert_eq!(udp_holder(Ipv4Addr::new(127, 0, 0, 2), port), None);
+        let holders = udp_holders(Ipv4Addr::UNSPECIFIED, port);
+        assert_eq!(holders.len(), 1);
+        assert_eq!(holders[0].pid, Some(pid));
         drop(socket);
         assert_eq!(udp_holder(Ipv4Addr::UNSPECIFIED, port), None);
+    }
+
+    #[test]
+    fn the_holder_of_an_abstract_address_is_named() {
+        use std::os::linux::net::SocketAddrExt;
+        use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+        let name = format!("uvxlan/test-{}", std::process::id());
+        assert_eq!(abstract_holder(&name), None);
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let _socket = UnixDatagram::bind_addr(&address).unwrap();
+        let holder = abstract_holder(&name).unwrap();
+        assert_eq!(holder.pid, Some(std::process::id()));
     }
 }

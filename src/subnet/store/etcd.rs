@@ -132,6 +132,26 @@ pub enum EtcdOptionsError {
     NoAuthorities,
 }
 
+impl EtcdOptionsError {
+    /// Whether the files of TLS are at fault.
+    #[must_use]
+    pub const fn is_about_tls(&self) -> bool {
+        matches!(
+            self,
+            Self::HalfCertificate { .. }
+                | Self::Unreadable { .. }
+                | Self::NotPem { .. }
+                | Self::NoAuthorities
+        )
+    }
+}
+
+/// A TLS client that trusts no server: for finding out whether one speaks TLS at all.
+#[must_use]
+pub fn trusting_nobody() -> rustls::ClientConfig {
+    super::etcd_v2::bare_config()
+}
+
 /// Longest time for TCP and TLS to come up.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Largest answer that is read, in bytes: 65,536 records of 1 KiB.
@@ -156,6 +176,28 @@ pub(super) struct TlsFiles {
 }
 
 impl EtcdOptions {
+    /// The members' URLs, checked and normalized: `scheme://host:port`.
+    ///
+    /// # Errors
+    /// When an option can't be meant, or a TLS file can't be read.
+    pub fn members(&self) -> Result<Vec<String>, EtcdOptionsError> {
+        Ok(self.clone().check()?.endpoints)
+    }
+
+    /// The TLS client for a normalized endpoint; `None` for one without TLS.
+    ///
+    /// # Errors
+    /// When the TLS files can't be used.
+    pub fn client_tls(
+        &self,
+        endpoint: &str,
+    ) -> Result<Option<rustls::ClientConfig>, Box<dyn std::error::Error + Send + Sync>> {
+        match self.tls_files(endpoint)? {
+            None => Ok(None),
+            files => super::etcd_v2::tls_config(files).map(Some),
+        }
+    }
+
     /// Checks what can be checked without a network and normalizes the endpoints.
     pub(super) fn check(mut self) -> Result<Self, EtcdOptionsError> {
         self.check_pairs()?;

@@ -24,6 +24,7 @@ use tokio::sync::{Mutex, mpsc};
 
 use self::answer::{Answer, Key};
 use self::members::{Ask, Members, Reply};
+pub(super) use self::members::{bare_config, tls_config};
 use super::etcd::{self, EtcdOptions, EtcdOptionsError};
 use super::{Listing, Record, Store, StoreError, WatchEvent, WriteOutcome};
 use crate::subnet::lease::LeaseForm;

@@ -314,7 +314,7 @@ async fn read_body(response: Response<Incoming>) -> Result<Reply, Cause> {
     })
 }
 
-fn bare_config() -> ClientConfig {
+pub(in super::super) fn bare_config() -> ClientConfig {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider);
     match config.with_safe_default_protocol_versions() {
@@ -326,7 +326,7 @@ fn bare_config() -> ClientConfig {
     .with_no_client_auth()
 }
 
-fn tls_config(files: Option<TlsFiles>) -> Result<ClientConfig, Cause> {
+pub(in super::super) fn tls_config(files: Option<TlsFiles>) -> Result<ClientConfig, Cause> {
     let Some(files) = files else {
         return Ok(bare_config());
     };

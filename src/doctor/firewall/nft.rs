@@ -1,0 +1,442 @@
+//! The rules as `nft -j list ruleset` prints them (libnftables-json(5)), walked for one packet.
+//!
+//! Every base chain of a hook must let a packet pass: an accept in one table does not count
+//! in another. Expressions of iptables' own (`xt`) cannot be judged here; `iptables-save`
+//! prints those.
+
+use std::collections::BTreeMap;
+
+use ipnet::Ipv4Net;
+use serde_json::Value;
+
+use super::{Culprit, DEPTH, End, Match, Packet, Verdict};
+
+/// Family, table and chain.
+type Name<'a> = (&'a str, &'a str, &'a str);
+
+#[derive(Debug, Default)]
+struct Chain<'a> {
+    /// Hook and policy of a base chain.
+    base: Option<(&'a str, &'a str)>,
+    rules: Vec<&'a Value>,
+}
+
+type Chains<'a> = BTreeMap<Name<'a>, Chain<'a>>;
+
+/// What becomes of a packet; `None` where the text is not what nft prints.
+#[must_use]
+pub fn judge(text: &str, packet: &Packet) -> Option<Verdict> {
+    let ruleset: Value = serde_json::from_str(text).ok()?;
+    let chains = chains(ruleset.get("nftables")?.as_array()?);
+    for (name, chain) in &chains {
+        let Some((hook, policy)) = chain.base else {
+            continue;
+        };
+        let (family, table, own) = *name;
+        if hook != packet.hook.name() || !matches!(family, "ip" | "inet") {
+            continue;
+        }
+        let mut certain = true;
+        let what = match walk(&chains, *name, packet, &mut certain, 0) {
+            Some(End::Dropped(rule)) => rule,
+            None if policy == "drop" => "policy drop".to_owned(),
+            _ => continue,
+        };
+        if certain {
+            let by = format!("nftables' table {family} {table}, chain {own}: {what}");
+            let accept = match table {
+                "firewalld" => {
+                    "firewall-cmd --permanent --add-port=PORT/udp; firewall-cmd --reload".to_owned()
+                }
+                _ => format!("nft insert rule {family} {table} {own} udp dport PORT accept"),
+            };
+            return Some(Verdict::Dropped(Culprit { by, accept }));
+        }
+    }
+    Some(Verdict::Passes)
+}
+
+fn chains(items: &[Value]) -> Chains<'_> {
+    let mut chains = Chains::new();
+    for item in items {
+        if let Some(chain) = item.get("chain") {
+            let Some(name) = name(chain, "name") else {
+                continue;
+            };
+            let is_filter = field(chain, "type") == Some("filter");
+            let hook = field(chain, "hook").filter(|_| is_filter);
+            let policy = field(chain, "policy").unwrap_or("accept");
+            chains.entry(name).or_default().base = hook.map(|hook| (hook, policy));
+        } else if let Some(rule) = item.get("rule")
+            && let Some(name) = name(rule, "chain")
+        {
+            chains.entry(name).or_default().rules.push(rule);
+        }
+    }
+    chains
+}
+
+fn field<'a>(value: &'a Value, key: &str) -> Option<&'a str> {
+    value.get(key)?.as_str()
+}
+
+fn name<'a>(value: &'a Value, chain: &str) -> Option<Name<'a>> {
+    Some((
+        field(value, "family")?,
+        field(value, "table")?,
+        field(value, chain)?,
+    ))
+}
+
+fn walk(
+    chains: &Chains<'_>,
+    name: Name<'_>,
+    packet: &Packet,
+    certain: &mut bool,
+    depth: usize,
+) -> Option<End> {
+    if depth > DEPTH {
+        *certain = false;
+        return None;
+    }
+    for rule in &chains.get(&name)?.rules {
+        let mut matches = Match::Yes;
+        let expressions = rule.get("expr").and_then(Value::as_array);
+        for expression in expressions.into_iter().flatten() {
+            let Some((kind, body)) = expression.as_object().and_then(|map| map.iter().next())
+            else {
+                continue;
+            };
+            let verdict = match kind.as_str() {
+                "match" => {
+                    matches = matches.and(condition(body, packet));
+                    None
+                }
+                "vmap" => lookup(body, packet, &mut matches),
+                "accept" | "drop" | "reject" | "return" | "jump" | "goto" => {
+                    Some((kind.as_str(), body))
+                }
+                "counter" | "log" | "comment" | "notrack" => None,
+                _ => {
+                    matches = Match::Maybe.and(matches);
+                    None
+                }
+            };
+            if matches == Match::No {
+                break;
+            }
+            let Some((kind, body)) = verdict else {
+                continue;
+            };
+            let handle = rule.get("handle").and_then(Value::as_u64).unwrap_or(0);
+            let sure = matches == Match::Yes;
+            match kind {
+                "accept" if sure => return Some(End::Accepted),
+                "drop" | "reject" if sure => {
+                    return Some(End::Dropped(format!("rule with handle {handle} ({kind})")));
+                }
+                "drop" | "reject" => {}
+                "return" if sure => return None,
+                "jump" | "goto" => {
+                    let target = field(body, "target").unwrap_or_default();
+                    let mut inner = true;
+                    let end = walk(
+                        chains,
+                        (name.0, name.1, target),
+                        packet,
+                        &mut inner,
+                        depth + 1,
+                    );
+                    *certain &= inner;
+                    match end {
+                        Some(_) if sure => return end,
+                        Some(End::Accepted) => *certain = false,
+                        None if kind == "goto" && sure => return None,
+                        None if kind == "goto" => *certain = false,
+                        _ => {}
+                    }
+                }
+                _ => *certain = false,
+            }
+            break;
+        }
+    }
+    None
+}
+
+/// A verdict map: what it says for this packet. One that cannot be judged makes the rule
+/// uncertain, as if it might accept.
+fn lookup<'a>(
+    body: &'a Value,
+    packet: &Packet,
+    matches: &mut Match,
+) -> Option<(&'a str, &'a Value)> {
+    const ACCEPT: &Value = &Value::Null;
+    let entries = body
+        .get("data")
+        .and_then(|data| data.get("set")?.as_array());
+    let key = body.get("key").map(|key| known(key, packet));
+    let (Some(entries), Some(Known::Is(key))) = (entries, key) else {
+        *matches = Match::Maybe.and(*matches);
+        return Some(("accept", ACCEPT));
+    };
+    for entry in entries {
+        let found = entry
+            .get(0)
+            .map_or(Match::Maybe, |right| compare(&key, right));
+        if found == Match::No {
+            continue;
+        }
+        *matches = matches.and(found);
+        let verdict = entry.get(1)?.as_object()?.iter().next()?;
+        return Some((verdict.0.as_str(), verdict.1));
+    }
+    *matches = Match::No;
+    None
+}
+
+/// What of a packet an expression reads.
+enum Known {
+    Is(Read),
+    /// It is there, and its value is not known.
+    Unknown,
+    /// The packet has no such field: it is of another protocol.
+    Absent,
+}
+
+enum Read {
+    Address(std::net::Ipv4Addr),
+    Number(u64),
+    Word(String),
+    /// State of the connection: new.
+    New,
+}
+
+fn known(left: &Value, packet: &Packet) -> Known {
+    let is = |value: Option<Read>| value.map_or(Known::Unknown, Known::Is);
+    let word = |text: &Option<String>| text.clone().map(Read::Word);
+    if let Some(payload) = left.get("payload") {
+        return match (field(payload, "protocol"), field(payload, "field")) {
+            (Some("ip"), Some("saddr")) => is(packet.source.map(Read::Address)),
+            (Some("ip"), Some("daddr")) => is(packet.destination.map(Read::Address)),
+            (Some("ip"), Some("protocol")) => is(packet.udp_port.map(|_| Read::Word("udp".into()))),
+            (Some("udp" | "th"), Some("dport")) => {
+                is(packet.udp_port.map(|port| Read::Number(port.into())))
+            }
+            (Some("tcp" | "icmp" | "sctp" | "icmpv6"), _) if packet.udp_port.is_some() => {
+                Known::Absent
+            }
+            (Some("ip6"), _) => Known::Absent,
+            _ => Known::Unknown,
+        };
+    }
+    if let Some(meta) = left.get("meta") {
+        return match field(meta, "key") {
+            Some("iifname" | "iif") => is(word(&packet.input)),
+            Some("oifname" | "oif") => is(word(&packet.output)),
+            Some("l4proto") => is(packet.udp_port.map(|_| Read::Word("udp".into()))),
+            Some("nfproto") => Known::Is(Read::Word("ipv4".into())),
+            Some("protocol") => Known::Is(Read::Word("ip".into())),
+            _ => Known::Unknown,
+        };
+    }
+    match left.get("ct").and_then(|ct| field(ct, "key")) {
+        Some("state") => Known::Is(Read::New),
+        _ => Known::Unknown,
+    }
+}
+
+fn condition(body: &Value, packet: &Packet) -> Match {
+    let (Some(left), Some(right)) = (body.get("left"), body.get("right")) else {
+        return Match::Maybe;
+    };
+    let negated = match field(body, "op") {
+        Some("==" | "in") => false,
+        Some("!=") => true,
+        _ => return Match::Maybe,
+    };
+    match known(left, packet) {
+        Known::Absent => Match::No,
+        Known::Unknown => Match::Maybe,
+        Known::Is(value) => compare(&value, right).negated_if(negated),
+    }
+}
+
+/// Whether a value is what stands on the right: one, a range, a prefix, a set or a list.
+fn compare(value: &Read, right: &Value) -> Match {
+    let sure = |yes: bool| if yes { Match::Yes } else { Match::No };
+    if let Some(list) = right.get("set").unwrap_or(right).as_array() {
+        let mut best = Match::No;
+        for entry in list {
+            // Elements with a timeout or counter are wrapped.
+            let entry = entry
+                .get("elem")
+                .and_then(|elem| elem.get("val"))
+                .unwrap_or(entry);
+            match compare(value, entry) {
+                Match::Yes => return Match::Yes,
+                Match::Maybe => best = Match::Maybe,
+                Match::No => {}
+            }
+        }
+        return best;
+    }
+    if let Some(prefix) = right.get("prefix") {
+        let length = prefix.get("len").and_then(Value::as_u64);
+        let address = field(prefix, "addr").and_then(|text| text.parse().ok());
+        let (Some(length), Some(address), Read::Address(value)) = (length, address, value) else {
+            return Match::Maybe;
+        };
+        let length = u8::try_from(length).unwrap_or(u8::MAX);
+        return Ipv4Net::new(address, length).map_or(Match::Maybe, |net| sure(net.contains(value)));
+    }
+    if let Some([first, last]) = right
+        .get("range")
+        .and_then(Value::as_array)
+        .map(Vec::as_slice)
+    {
+        return match value {
+            Read::Number(number) => match (first.as_u64(), last.as_u64()) {
+                (Some(first), Some(last)) => sure((first..=last).contains(number)),
+                _ => Match::Maybe,
+            },
+            Read::Address(address) => {
+                let bound = |end: &Value| end.as_str()?.parse::<std::net::Ipv4Addr>().ok();
+                match (bound(first), bound(last)) {
+                    (Some(first), Some(last)) => sure((first..=last).contains(address)),
+                    _ => Match::Maybe,
+                }
+            }
+            _ => Match::Maybe,
+        };
+    }
+    match (value, right) {
+        (_, Value::String(text)) if text.starts_with('@') => Match::Maybe,
+        (Read::Address(address), Value::String(text)) => text
+            .parse()
+            .map_or(Match::Maybe, |other: std::net::Ipv4Addr| {
+                sure(*address == other)
+            }),
+        (Read::Number(number), Value::Number(other)) => sure(other.as_u64() == Some(*number)),
+        (Read::Word(word), Value::String(text)) => match text.strip_suffix('*') {
+            Some(start) => sure(word.starts_with(start)),
+            None => sure(word == text),
+        },
+        (Read::Word(word), Value::Number(number)) if word == "udp" => {
+            sure(number.as_u64() == Some(17))
+        }
+        (Read::New, Value::String(text)) => sure(text == "new"),
+        _ => Match::Maybe,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Hook;
+    use super::*;
+
+    fn tunnel() -> Packet {
+        Packet {
+            hook: Hook::Input,
+            source: Some("192.0.2.2".parse().unwrap()),
+            destination: Some("192.0.2.1".parse().unwrap()),
+            input: Some("eth0".into()),
+            output: None,
+            udp_port: Some(8472),
+        }
+    }
+
+    const BASE: &str = r#"{"chain":{"family":"inet","table":"filter","name":"input","handle":1,"type":"filter","hook":"input","prio":0,"policy":"POLICY"}}"#;
+
+    /// Whether a tunnel's packet is dropped for certain by this base chain with these rules,
+    /// each a list of expressions.
+    fn drops(policy: &str, rules: &[&str]) -> bool {
+        let mut items = vec![BASE.replace("POLICY", policy)];
+        for rule in rules {
+            let (chain, expressions) = rule.split_once(": ").unwrap_or(("input", rule));
+            items.push(format!(
+                r#"{{"rule":{{"family":"inet","table":"filter","chain":"{chain}","handle":7,"expr":[{expressions}]}}}}"#
+            ));
+        }
+        let text = format!(r#"{{"nftables":[{}]}}"#, items.join(","));
+        matches!(judge(&text, &tunnel()).unwrap(), Verdict::Dropped(_))
+    }
+
+    fn port(right: &str) -> String {
+        format!(
+            r#"{{"match":{{"op":"==","left":{{"payload":{{"protocol":"udp","field":"dport"}}}},"right":{right}}}}},{{"counter":{{"packets":0,"bytes":0}}}},{{"accept":null}}"#
+        )
+    }
+
+    #[test]
+    fn the_policy_decides_what_no_rule_does() {
+        assert!(drops("drop", &[]));
+        assert!(!drops("accept", &[]));
+        assert_eq!(judge("no json", &tunnel()), None);
+    }
+
+    #[test]
+    fn ports_are_values_sets_and_ranges() {
+        for right in [
+            "8472",
+            r#"{"set":[53,8472]}"#,
+            r#"{"range":[8000,9000]}"#,
+            r#"{"set":[{"range":[8000,9000]}]}"#,
+        ] {
+            assert!(!drops("drop", &[&port(right)]), "{right}");
+        }
+        for right in ["8473", r#"{"set":[53,443]}"#, r#"{"range":[1,1023]}"#] {
+            assert!(drops("drop", &[&port(right)]), "{right}");
+        }
+        assert!(
+            !drops("drop", &[&port(r#""@open""#)]),
+            "a set by name is not known"
+        );
+    }
+
+    #[test]
+    fn states_interfaces_and_addresses_are_judged() {
+        let state = r#"{"match":{"op":"in","left":{"ct":{"key":"state"}},"right":["established","related"]}},{"accept":null}"#;
+        let lo = r#"{"match":{"op":"==","left":{"meta":{"key":"iifname"}},"right":"lo"}},{"accept":null}"#;
+        assert!(drops("drop", &[state, lo]));
+        let eth = lo.replace("\"lo\"", "\"eth*\"");
+        assert!(!drops("drop", &[state, &eth]));
+        let from = r#"{"match":{"op":"==","left":{"payload":{"protocol":"ip","field":"saddr"}},"right":{"prefix":{"addr":"192.0.2.0","len":24}}}},{"drop":null}"#;
+        assert!(drops("accept", &[from]));
+        assert!(!drops("accept", &[&from.replace("==", "!=")]));
+        let tcp = r#"{"match":{"op":"==","left":{"payload":{"protocol":"tcp","field":"dport"}},"right":8472}},{"accept":null}"#;
+        assert!(drops("drop", &[tcp]));
+    }
+
+    #[test]
+    fn verdict_maps_are_looked_up() {
+        let map = |new: &str| {
+            format!(
+                r#"{{"vmap":{{"key":{{"ct":{{"key":"state"}}}},"data":{{"set":[["invalid",{{"drop":null}}],["established",{{"accept":null}}]{new}]}}}}}}"#
+            )
+        };
+        assert!(drops("drop", &[&map("")]));
+        assert!(!drops("drop", &[&map(r#",["new",{"accept":null}]"#)]));
+        assert!(drops("accept", &[&map(r#",["new",{"drop":null}]"#)]));
+    }
+
+    #[test]
+    fn jumps_come_back_and_gotos_do_not() {
+        let jump = r#"{"jump":{"target":"more"}}"#;
+        assert!(!drops("drop", &[jump, &format!("more: {}", port("8472"))]));
+        assert!(drops("drop", &[jump, &format!("more: {}", port("53"))]));
+        let goto = r#"{"goto":{"target":"more"}}"#;
+        assert!(drops(
+            "drop",
+            &[goto, &port("8472"), &format!("more: {}", port("53"))]
+        ));
+    }
+
+    #[test]
+    fn what_cannot_be_judged_makes_a_drop_uncertain() {
+        let xt = r#"{"xt":{"type":"match","name":"set"}},{"accept":null}"#;
+        assert!(!drops("drop", &[xt]));
+        let limited = r#"{"limit":{"rate":1}},{"drop":null}"#;
+        assert!(!drops("accept", &[limited]));
+    }
+}

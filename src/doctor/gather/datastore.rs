@@ -1,0 +1,159 @@
+//! Asks the datastore: each member of etcd by itself, then the store as the daemon does.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use ipnet::Ipv4Net;
+
+use super::member;
+use crate::control::RefusedRecord;
+use crate::doctor::facts::{Member, OptionsRefused, PATIENCE, Peer, Store as Facts, Trouble};
+use crate::subnet::config::NetworkConfig;
+use crate::subnet::manager::PeerSet;
+use crate::subnet::store::etcd::EtcdOptions;
+use crate::subnet::store::{Store, StoreError};
+use crate::subnet::validate::Context;
+use crate::wire::MacAddr;
+
+/// No subnet of anybody's: stands for ours where we have none.
+const NO_SUBNET: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::BROADCAST, 32);
+
+/// Looks at the store.
+pub(super) async fn look(
+    store: Result<Arc<dyn Store>, OptionsRefused>,
+    etcd: Option<EtcdOptions>,
+) -> Facts {
+    let store = match store {
+        Ok(store) => store,
+        Err(refused) => return Facts::refused(refused),
+    };
+    let members = match etcd {
+        None => Vec::new(),
+        Some(options) => match members(options).await {
+            Ok(members) => members,
+            Err(refused) => return Facts::refused(refused),
+        },
+    };
+    let mut facts = Facts {
+        place: store.describe(),
+        members,
+        ..Facts::default()
+    };
+    // Where none answers, the store would only try all of them again.
+    if !facts.members.is_empty() && facts.members.iter().all(|member| member.answer.is_err()) {
+        let none = || "no member answers".to_owned();
+        facts.config = Some(Err(none()));
+        facts.listing = Some(Err(none()));
+        return facts;
+    }
+    let config = store.config().await.map_err(words);
+    if matches!(config, Ok(None)) {
+        facts.elsewhere = store.why_no_config().await;
+    }
+    // Which API is spoken is known only now.
+    facts.place = store.describe();
+    if let Ok(Some(text)) = &config {
+        facts.network = NetworkConfig::parse(text, Some("vxlan")).ok();
+    }
+    facts.config = Some(config);
+    facts.listing = Some(store.list().await.map_err(words));
+    facts
+}
+
+fn words(error: StoreError) -> String {
+    error.to_string()
+}
+
+/// Asks all members at once.
+async fn members(options: EtcdOptions) -> Result<Vec<Member>, OptionsRefused> {
+    let urls = options
+        .members()
+        .map_err(|error| OptionsRefused::of(&error))?;
+    let mut asked = Vec::new();
+    for url in urls {
+        let tls = options.client_tls(&url).map_err(|error| error.to_string());
+        let has_identity = options.cert_file.is_some();
+        let task = {
+            let url = url.clone();
+            tokio::task::spawn_blocking(move || member::probe(&url, tls, has_identity))
+        };
+        asked.push((url, task));
+    }
+    let mut members = Vec::new();
+    for (url, task) in asked {
+        // Resolving a name has no limit of its own.
+        let answer = match tokio::time::timeout(3 * PATIENCE, task).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => Err(Trouble::Connection(error.to_string())),
+            Err(_) => Err(Trouble::Connection("no answer in time".into())),
+        };
+        members.push(Member { url, answer });
+    }
+    Ok(members)
+}
+
+/// Sorts the records as the daemon would: peers, and those that are not believed.
+pub(super) fn sort_records(
+    facts: &mut Facts,
+    own_subnet: Option<Ipv4Net>,
+    own_ip: Option<Ipv4Addr>,
+    own_mac: Option<MacAddr>,
+) {
+    let (Some(config), Some(Ok(listing))) = (&facts.network, &facts.listing) else {
+        return;
+    };
+    let context = Context {
+        network: config.network,
+        vni: config.backend.vni,
+    };
+    let own_ip = own_ip.unwrap_or(Ipv4Addr::UNSPECIFIED);
+    let mut set = PeerSet::new(own_subnet.unwrap_or(NO_SUBNET), own_ip, context)
+        .with_subnet_len(config.subnet_len);
+    if let Some(mac) = own_mac {
+        set = set.with_own_mac(mac);
+    }
+    let _ = set.resync(listing.clone());
+    // Direct routes depend on who is on the link, which only the daemon knows.
+    let tunnel = !config.backend.direct_routing;
+    facts.peers = set
+        .peers()
+        .map(|peer| Peer {
+            subnet: peer.subnet,
+            public_ip: peer.public_ip,
+            tunnel,
+        })
+        .collect();
+    facts.refusals = set
+        .refused()
+        .map(|refused| RefusedRecord {
+            name: refused.name.clone(),
+            reason: refused.reason.label().to_owned(),
+            text: refused.reason.text().to_owned(),
+            rival: refused.rival.clone(),
+        })
+        .collect();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::samples;
+
+    #[test]
+    fn records_are_sorted_into_peers_and_refused_ones() {
+        let mut facts = samples::healthy().store;
+        facts.peers.clear();
+        if let Some(Ok(listing)) = &mut facts.listing {
+            listing
+                .records
+                .push(samples::record("10.9.1.0-24", "192.0.2.3"));
+        }
+        let own = "10.5.1.0/24".parse().ok();
+        let address = "192.0.2.1".parse().ok();
+        sort_records(&mut facts, own, address, None);
+        assert_eq!(facts.peers.len(), 1);
+        assert_eq!(facts.peers[0].subnet, "10.5.2.0/24".parse().unwrap());
+        assert_eq!(facts.refusals.len(), 1);
+        assert_eq!(facts.refusals[0].reason, "outside_network");
+    }
+}
