@@ -248,6 +248,7 @@ fn the_debian_package_is_one() {
         let starts = ["systemctl start", "systemctl restart", "systemctl enable"];
         assert!(!starts.iter().any(|word| script.contains(word)), "{script}");
     }
+    purging_touches_its_root_only(folder.path());
     let content = text(&run("dpkg-deb", &["--contents", package]));
     for file in [
         "./usr/sbin/uvxlan",
@@ -257,4 +258,35 @@ fn the_debian_package_is_one() {
     ] {
         assert!(content.contains(file), "{file}:\n{content}");
     }
+}
+
+/// dpkg runs the scripts of a package below another root (`DPKG_ROOT`) on this one.
+fn purging_touches_its_root_only(root: &Path) {
+    let state = root.join("var/lib/uvxlan/state.json");
+    let other = root.join("var/lib/other");
+    fs::create_dir_all(state.parent().unwrap()).unwrap();
+    fs::write(&state, "{}").unwrap();
+    fs::write(&other, "").unwrap();
+    // Looked at before it runs: the state of this machine's own daemon is at stake.
+    let postrm = fs::read_to_string("scripts/debian/postrm").unwrap();
+    for line in postrm.lines().filter(|line| line.contains("rm -")) {
+        assert!(line.contains("\"${DPKG_ROOT:-}/var/lib/uvxlan\""), "{line}");
+    }
+    for (script, word, kept) in [
+        ("postinst", "configure", true),
+        ("prerm", "upgrade", true),
+        ("prerm", "remove", true),
+        ("postrm", "remove", true),
+        ("postrm", "purge", false),
+    ] {
+        let status = Command::new(Path::new("scripts/debian").join(script))
+            .arg(word)
+            .env("DPKG_ROOT", root)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .status()
+            .unwrap();
+        assert!(status.success(), "{script} {word}");
+        assert_eq!(state.exists(), kept, "{script} {word}");
+    }
+    assert!(other.exists() && !state.parent().unwrap().exists());
 }
