@@ -14,7 +14,7 @@ RUN_TESTS_AS_ROOT := $(if $(SUDO),\
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(SUDO) \
 	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=$(SUDO))
 
-.PHONY: all deny demo test check-style unit soak bench bench-smoke fuzz fuzz-smoke doc install clean deb build-needs test-needs
+.PHONY: all deny demo test check-style unit soak bench bench-smoke fuzz fuzz-smoke doc install clean deb deb-root build-needs test-needs
 
 all: build-needs
 	cargo build --release --locked
@@ -64,34 +64,42 @@ doc:
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 
 # Program, unit, manual pages, completions. Nothing is enabled or started; the examples in
-# share/uvxlan/ are for you to copy.
+# share/uvxlan/ are for you to copy. All may read
+# them, whatever umask the installing one has; but a password may be in etc/default/uvxlan.
 install: $(if $(BIN),,all)
 	install -Dm755 $(or $(BIN),target/release/uvxlan) $(DESTDIR)$(PREFIX)/sbin/uvxlan
 	install -Dm755 systemd/mk-docker-opts.sh $(DESTDIR)$(PREFIX)/sbin/mk-docker-opts.sh
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/lib/uvxlan
-	sed 's|/usr/local/sbin/|$(PREFIX)/sbin/|' systemd/uvxlan.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/uvxlan.service
+	umask 022; sed 's|/usr/local/sbin/|$(PREFIX)/sbin/|' systemd/uvxlan.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/uvxlan.service
 	ln -sf ../../sbin/uvxlan $(DESTDIR)$(PREFIX)/lib/uvxlan/flanneld
-	[ -e $(DESTDIR)/etc/default/uvxlan ] || install -Dm644 systemd/uvxlan.default $(DESTDIR)/etc/default/uvxlan
+	[ -e $(DESTDIR)/etc/default/uvxlan ] || install -Dm640 systemd/uvxlan.default $(DESTDIR)/etc/default/uvxlan
 	install -Dm644 systemd/docker.service.d/uvxlan.conf $(DESTDIR)$(PREFIX)/share/uvxlan/docker.service.d/uvxlan.conf
 	install -m644 systemd/flanneld.service systemd/50-flannel.link systemd/50-flannel.network \
 		systemd/uvxlan-networkmanager.conf monitoring/alerts.yml monitoring/grafana.json \
 		$(DESTDIR)$(PREFIX)/share/uvxlan/
-	$(DESTDIR)$(PREFIX)/sbin/uvxlan man $(DESTDIR)$(PREFIX)/share/man/man1
+	install -d $(DESTDIR)$(PREFIX)/share/doc/uvxlan
+	install -m644 README.md CHANGELOG.md SECURITY.md LICENSE-MIT LICENSE-APACHE $(DESTDIR)$(PREFIX)/share/doc/uvxlan/
+	umask 022; $(DESTDIR)$(PREFIX)/sbin/uvxlan man $(DESTDIR)$(PREFIX)/share/man/man1
 	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
 		$(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
-	$(DESTDIR)$(PREFIX)/sbin/uvxlan completions bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/uvxlan
-	$(DESTDIR)$(PREFIX)/sbin/uvxlan completions zsh >$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_uvxlan
-	$(DESTDIR)$(PREFIX)/sbin/uvxlan completions fish >$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/uvxlan.fish
+	umask 022; $(DESTDIR)$(PREFIX)/sbin/uvxlan completions bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/uvxlan
+	umask 022; $(DESTDIR)$(PREFIX)/sbin/uvxlan completions zsh >$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_uvxlan
+	umask 022; $(DESTDIR)$(PREFIX)/sbin/uvxlan completions fish >$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/uvxlan.fish
 
 # A Debian package in target/deb/, of what `make install` installs.
 deb: all
 	rm -rf target/deb
-	mkdir -p target/deb/root/DEBIAN
-	$(MAKE) install DESTDIR=$(CURDIR)/target/deb/root PREFIX=/usr BIN=target/release/uvxlan
-	gzip -9n target/deb/root/usr/share/man/man1/*.1
-	./scripts/debian-control.sh >target/deb/root/DEBIAN/control
-	echo /etc/default/uvxlan >target/deb/root/DEBIAN/conffiles
+	install -d target/deb
+	$(MAKE) deb-root DESTDIR=$(CURDIR)/target/deb/root PREFIX=/usr BIN=target/release/uvxlan
 	dpkg-deb --root-owner-group --build target/deb/root target/deb/
+
+# What goes into the package, below DESTDIR.
+deb-root: install
+	gzip -9nf $(DESTDIR)$(PREFIX)/share/man/man1/*.1
+	install -d $(DESTDIR)/DEBIAN
+	umask 022; ./scripts/debian/control.sh $(DESTDIR)$(PREFIX)/sbin/uvxlan >$(DESTDIR)/DEBIAN/control
+	install -m644 scripts/debian/conffiles $(DESTDIR)/DEBIAN/
+	install -m755 scripts/debian/prerm scripts/debian/postinst scripts/debian/postrm $(DESTDIR)/DEBIAN/
 
 clean:
 	cargo clean

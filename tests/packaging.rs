@@ -2,6 +2,7 @@
 //! shape.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -69,6 +70,9 @@ fn manual_pages_tell_every_flag_and_are_well_formed() {
     for flag in flags() {
         assert!(plain.contains(&format!("--{flag}")), "--{flag}");
     }
+    // What a flag does and its details are paragraphs of their own.
+    let parts = "leases lie below KEY/subnets/.\n\n[environment: FLANNELD_ETCD_PREFIX]";
+    assert!(plain.contains(parts), "{parts:?} in {plain}");
     for words in ["FLANNELD_IFACE", "/run/flannel/subnet.env", "Exit status"] {
         assert!(plain.contains(words), "{words}");
     }
@@ -108,11 +112,37 @@ fn completions_know_the_commands_and_the_daemons_flags() {
     assert_eq!(unwritable.status.code(), Some(73), "{unwritable:?}");
 }
 
-fn install(root: &Path, prefix: &str) {
-    let destination = format!("DESTDIR={}", root.display());
-    let (prefix, program) = (format!("PREFIX={prefix}"), format!("BIN={PROGRAM}"));
-    let output = run("make", &["install", &destination, &prefix, &program]);
+/// Installs below a folder, as somebody does whose files nobody else may read.
+fn make(target: &str, root: &Path) {
+    let arguments = [
+        "umask 077; make \"$@\"".to_owned(),
+        "make".to_owned(),
+        target.to_owned(),
+        format!("DESTDIR={}", root.display()),
+        "PREFIX=/usr".to_owned(),
+        format!("BIN={PROGRAM}"),
+    ];
+    let mut words = vec!["-c"];
+    words.extend(arguments.iter().map(String::as_str));
+    let output = run("sh", &words);
     assert!(output.status.success(), "{output:?}");
+}
+
+/// Every file and folder below.
+fn below(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() && !path.is_symlink() {
+            found.extend(below(&path));
+        }
+        found.push(path);
+    }
+    found
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o7777
 }
 
 #[test]
@@ -122,7 +152,7 @@ fn make_install_puts_everything_and_the_unit_fits_its_place() {
     }
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
-    install(root, "/usr");
+    make("install", root);
     for file in [
         "usr/sbin/uvxlan",
         "usr/sbin/mk-docker-opts.sh",
@@ -133,6 +163,7 @@ fn make_install_puts_everything_and_the_unit_fits_its_place() {
         "usr/share/uvxlan/uvxlan-networkmanager.conf",
         "usr/share/uvxlan/docker.service.d/uvxlan.conf",
         "usr/share/uvxlan/alerts.yml",
+        "usr/share/doc/uvxlan/README.md",
         "usr/share/man/man1/uvxlan-run.1",
         "usr/share/bash-completion/completions/uvxlan",
         "etc/default/uvxlan",
@@ -149,10 +180,15 @@ fn make_install_puts_everything_and_the_unit_fits_its_place() {
     );
     let version = run(name.to_str().unwrap(), &["--version"]);
     assert!(text(&version).starts_with("uvxlan "));
+    let options = root.join("etc/default/uvxlan");
+    assert_eq!(mode(&options), 0o640, "it may hold a password");
+    for path in below(root).iter().filter(|path| **path != options) {
+        assert_eq!(mode(path) & 0o044, 0o044, "{} is for all", path.display());
+    }
     // What an administrator wrote stays.
-    fs::write(root.join("etc/default/uvxlan"), "FLANNEL_OPTIONS=mine\n").unwrap();
-    install(root, "/usr");
-    let kept = fs::read_to_string(root.join("etc/default/uvxlan")).unwrap();
+    fs::write(&options, "FLANNEL_OPTIONS=mine\n").unwrap();
+    make("install", root);
+    let kept = fs::read_to_string(&options).unwrap();
     assert_eq!(kept, "FLANNEL_OPTIONS=mine\n");
 
     if !exists("systemd-analyze") {
@@ -183,14 +219,7 @@ fn the_debian_package_is_one() {
     }
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("root");
-    fs::create_dir_all(root.join("DEBIAN")).unwrap();
-    install(&root, "/usr");
-    fs::write(
-        root.join("DEBIAN/control"),
-        text(&run("./scripts/debian-control.sh", &[])),
-    )
-    .unwrap();
-    fs::write(root.join("DEBIAN/conffiles"), "/etc/default/uvxlan\n").unwrap();
+    make("deb-root", &root);
     let (root, package) = (root.display().to_string(), folder.path().join("uvxlan.deb"));
     let package = package.to_str().unwrap();
     text(&run(
@@ -203,12 +232,61 @@ fn the_debian_package_is_one() {
         fields.contains("Package: uvxlan") && fields.contains(&version),
         "{fields}"
     );
+    // A libc that is too old is refused at once, not at the daemon's start.
+    let needs = fs::read(PROGRAM).unwrap();
+    let dynamic = needs.windows(8).any(|bytes| bytes == b"GLIBC_2.");
+    assert_eq!(
+        fields.contains("Depends: libc6 (>= 2."),
+        dynamic,
+        "{fields}"
+    );
+    let conffiles = text(&run("dpkg-deb", &["--info", package, "conffiles"]));
+    assert_eq!(conffiles, "/etc/default/uvxlan\n");
+    for script in ["postinst", "prerm", "postrm"] {
+        let script = text(&run("dpkg-deb", &["--info", package, script]));
+        assert!(script.starts_with("#!/bin/sh\n"), "{script}");
+        let starts = ["systemctl start", "systemctl restart", "systemctl enable"];
+        assert!(!starts.iter().any(|word| script.contains(word)), "{script}");
+    }
+    purging_touches_its_root_only(folder.path());
     let content = text(&run("dpkg-deb", &["--contents", package]));
     for file in [
         "./usr/sbin/uvxlan",
         "./etc/default/uvxlan",
+        "./usr/share/man/man1/uvxlan-run.1.gz",
         "./usr/lib/uvxlan/flanneld ->",
     ] {
         assert!(content.contains(file), "{file}:\n{content}");
     }
+}
+
+/// dpkg runs the scripts of a package below another root (`DPKG_ROOT`) on this one.
+fn purging_touches_its_root_only(root: &Path) {
+    let state = root.join("var/lib/uvxlan/state.json");
+    let other = root.join("var/lib/other");
+    fs::create_dir_all(state.parent().unwrap()).unwrap();
+    fs::write(&state, "{}").unwrap();
+    fs::write(&other, "").unwrap();
+    // Looked at before it runs: the state of this machine's own daemon is at stake.
+    let postrm = fs::read_to_string("scripts/debian/postrm").unwrap();
+    for line in postrm.lines().filter(|line| line.contains("rm -")) {
+        assert!(line.contains("\"${DPKG_ROOT:-}/var/lib/uvxlan\""), "{line}");
+    }
+    for (script, word, kept) in [
+        ("postinst", "configure", true),
+        ("prerm", "upgrade", true),
+        ("prerm", "remove", true),
+        ("postrm", "remove", true),
+        ("postrm", "purge", false),
+    ] {
+        let status = Command::new(Path::new("scripts/debian").join(script))
+            .arg(word)
+            .env("DPKG_ROOT", root)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .status()
+            .unwrap();
+        assert!(status.success(), "{script} {word}");
+        assert_eq!(state.exists(), kept, "{script} {word}");
+    }
+    assert!(other.exists() && !state.parent().unwrap().exists());
 }

@@ -20,6 +20,11 @@ fn unit() -> String {
     shipped("uvxlan.service")
 }
 
+/// The tutorials' unit.
+fn flanneld() -> String {
+    shipped("flanneld.service")
+}
+
 fn drop_in() -> String {
     shipped("docker.service.d/uvxlan.conf")
 }
@@ -90,7 +95,9 @@ impl Units {
         // Other units of this machine may have faults of their own.
         let ours: Vec<&str> = said
             .lines()
-            .filter(|line| line.contains("uvxlan") || line.contains("docker"))
+            .filter(|line| {
+                line.contains("uvxlan") || line.contains("docker") || line.contains("flannel")
+            })
             .collect();
         if ours.is_empty() {
             assert!(output.status.success(), "{output:?}");
@@ -103,6 +110,53 @@ impl Units {
 fn systemd_accepts_the_unit() {
     need_systemd_analyze!();
     assert_eq!(Units::new(&unit()).verify("uvxlan.service"), "");
+}
+
+#[test]
+fn systemd_accepts_the_tutorials_unit() {
+    need_systemd_analyze!();
+    let units = Units::new(&unit());
+    let program = units.folder.path().join("uvxlan");
+    let program = program.to_str().unwrap();
+    let text = flanneld()
+        .replace("/opt/kubernetes/bin/flanneld", program)
+        .replace("/opt/kubernetes/bin/mk-docker-opts.sh", program);
+    units.put("flanneld.service", &text);
+    assert_eq!(units.verify("flanneld.service"), "");
+    let mistyped = text.replace("StartLimitIntervalSec=", "StartLimitIntervalsSec=");
+    assert_ne!(mistyped, text);
+    units.put("flanneld.service", &mistyped);
+    assert_ne!(units.verify("flanneld.service"), "");
+}
+
+/// Failures in quick succession must not be the end: the store or the interface may come
+/// later.
+#[test]
+fn systemd_never_gives_up_starting() {
+    for text in [unit(), flanneld()] {
+        assert_eq!(words(&text, "Service", "Restart"), ["always"]);
+        assert_eq!(words(&text, "Unit", "StartLimitIntervalSec"), ["0"]);
+    }
+}
+
+#[test]
+fn the_tutorials_unit_hands_its_options_over_as_the_tutorials_do() {
+    let exec = words(&flanneld(), "Service", "ExecStart");
+    assert_eq!(exec[1..], ["--ip-masq", "${FLANNEL_OPTIONS}"]);
+}
+
+#[test]
+fn others_keep_their_hands_off_the_device() {
+    let link = shipped("50-flannel.link");
+    assert_eq!(words(&link, "Link", "MACAddressPolicy"), ["none"]);
+    let network = shipped("50-flannel.network");
+    assert_eq!(words(&network, "Link", "Unmanaged"), ["yes"]);
+    // `=` would take away what other files of the host name; `+=` adds.
+    let manager = shipped("uvxlan-networkmanager.conf");
+    assert_eq!(
+        words(&manager, "keyfile", "unmanaged-devices+"),
+        ["interface-name:flannel*"]
+    );
 }
 
 #[test]
@@ -159,7 +213,7 @@ fn words(text: &str, section: &str, key: &str) -> Vec<String> {
 #[test]
 fn a_restart_of_either_does_not_stop_the_other() {
     let ties = ["Requires", "Requisite", "BindsTo", "PartOf", "RequiredBy"];
-    for text in [unit(), drop_in()] {
+    for text in [unit(), flanneld(), drop_in()] {
         for (section, key, value) in assignments(&text) {
             assert!(
                 !ties.contains(&key.as_str()),

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Command;
+use clap::{Arg, Command};
 use clap_complete::Shell;
 
 /// Arguments of `uvxlan man`.
@@ -40,7 +40,20 @@ pub fn man(args: &ManArgs, tree: Command) -> ExitCode {
 
 fn pages(directory: &Path, tree: Command) -> std::io::Result<()> {
     std::fs::create_dir_all(directory)?;
+    let tree = tree.mut_subcommand("run", |run| run.mut_args(lines_apart));
     clap_mangen::generate_to(tree, directory)
+}
+
+/// In help each line of a flag's text stands by itself; a page would fill them into one
+/// sentence, were they no paragraphs.
+fn lines_apart(flag: Arg) -> Arg {
+    match flag.get_long_help() {
+        Some(text) => {
+            let text = text.to_string().replace('\n', "\n\n");
+            flag.long_help(text)
+        }
+        None => flag,
+    }
 }
 
 /// Prints completions.

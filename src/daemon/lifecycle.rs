@@ -36,7 +36,7 @@ use crate::dataplane::guard::Guard;
 use crate::firewall::rules::Subject;
 use crate::host::interface::{self, ExternalInterface, Selection};
 use crate::host::link;
-use crate::host::netlink::Netlink;
+use crate::host::netlink::{Changes, Netlink};
 use crate::subnet::config::NetworkConfig;
 use crate::subnet::lease::{LeaseAttrs, NodeId, VxlanData};
 use crate::subnet::manager::{self, AcquireError, AcquireRequest, Acquired, PeerSet};
@@ -225,7 +225,11 @@ async fn start(
     follow::warn_of_larger_bridges(netlink, own, mtu).await;
     notify::ready(&format!("serving {own}, {} peers", overlay.peers()));
     tracing::info!(event = "ready", subnet = %own, peers = overlay.peers(), "Running backend.");
+    let changes = Changes::listen().inspect_err(|error| {
+        tracing::warn!(event = "no_netlink_events", %error, "the host is looked at every two seconds only");
+    });
     let serving = Serving {
+        changes: changes.ok(),
         started,
         store: Arc::clone(store),
         probes: Probes::start(own.network(), mtu, options.probe_interval),

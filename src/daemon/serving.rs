@@ -21,7 +21,7 @@ use super::rules::RulesKept;
 use super::state_file::State;
 use crate::dataplane::DeviceGone;
 use crate::host::interface::ExternalInterface;
-use crate::host::netlink::Netlink;
+use crate::host::netlink::{Changes, Netlink};
 use crate::subnet::config::NetworkConfig;
 use crate::subnet::lease::LeaseAttrs;
 use crate::subnet::manager;
@@ -29,6 +29,10 @@ use crate::subnet::store::Store;
 
 /// Pause between two looks at device, address, routes and underlay.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// After a change on the host, so long until the look at it: changes come in bursts, and our
+/// own are among them.
+const SETTLE: Duration = Duration::from_millis(250);
 
 /// Everything that runs.
 pub struct Serving {
@@ -44,6 +48,8 @@ pub struct Serving {
     pub(super) files: Files,
     pub(super) state: State,
     pub(super) mtu: u16,
+    /// What the kernel tells; without it, the host is looked at every [`LOOK_EVERY`] only.
+    pub(super) changes: Option<Changes>,
     pub(super) started: Instant,
     pub(super) store: Arc<dyn Store>,
     pub(super) probes: Probes,
@@ -52,6 +58,13 @@ pub struct Serving {
     pub(super) watchdog: Watchdog,
     pub(super) _rules: RulesKept,
     pub(super) _lock: InstanceLock,
+}
+
+async fn something_changed(changes: Option<&Changes>) {
+    match changes {
+        Some(changes) => changes.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Packets that came from a peer until the last look, and when there were more than before.
@@ -86,6 +99,12 @@ impl Serving {
                     let _ = question.reply.send(self.answer(question.ask).await);
                 }
                 _ = look.tick() => self.look().await,
+                () = something_changed(self.changes.as_ref()) => {
+                    tokio::select! {
+                        () = stop.cancelled() => break,
+                        () = tokio::time::sleep(SETTLE) => self.look().await,
+                    }
+                }
                 Some(gone) = self.device_gone.recv() => {
                     tracing::error!(event = "device_gone", error = %gone, "making the device anew");
                     tokio::select! {

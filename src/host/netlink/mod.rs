@@ -7,6 +7,7 @@
 mod address;
 mod create;
 mod error;
+mod events;
 mod link;
 mod neighbour;
 mod route;
@@ -14,6 +15,7 @@ mod route;
 pub use address::AddressInfo;
 pub use create::VxlanSettings;
 pub use error::NetlinkError;
+pub use events::Changes;
 pub use link::LinkInfo;
 pub use route::{Route, RouteLookup};
 
