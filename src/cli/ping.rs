@@ -1,22 +1,17 @@
 //! `uvxlan ping`: echo requests over the overlay to a peer or a container, small ones and
 //! such that fill the MTU.
 
-use std::io::{self, Read};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::io;
+use std::net::Ipv4Addr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
-use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 
 use super::status::{Socket, failed};
 use crate::control::Status;
-use crate::wire::echo::{self, Received, Verdict};
+use crate::host::echo::{Answer, EchoSocket, HEADERS, SMALL};
 
-/// Payload of a small request, in bytes, as ping's.
-const SMALL: usize = 56;
-/// IPv4 and ICMP headers.
-const HEADERS: usize = 20 + echo::HEADER_LEN;
 /// How long to wait for a reply.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -121,34 +116,22 @@ pub fn run(args: &PingArgs) -> ExitCode {
 
 /// Sends all requests; returns the number of replies.
 fn exchange(args: &PingArgs, aim: &Aim, source: Ipv4Addr, mtu: u16) -> io::Result<usize> {
-    let socket = RawSocket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))?;
-    socket.bind(&SocketAddrV4::new(source, 0).into())?;
+    let mut socket = EchoSocket::open(source)?;
     super::print_out(&format!("{} ({})\n", aim.address, aim.text));
-    let identifier: u16 = rand::random();
     let mut times = Vec::new();
     for sequence in 0..args.count {
         // Every second one fills the MTU: small ones pass where large ones do not.
-        let length = match sequence % 2 {
-            0 => SMALL,
-            _ => usize::from(mtu).saturating_sub(HEADERS).max(SMALL),
+        let small = SMALL + HEADERS;
+        let size = match sequence % 2 {
+            0 => small,
+            _ => usize::from(mtu).max(small),
         };
         let begin = Instant::now();
-        let answer = ask(&socket, identifier, sequence, length, aim.address)?;
-        let size = length + HEADERS;
-        super::print_out(&match answer {
-            Some(Ok(time)) => {
-                times.push(time);
-                format!(
-                    "{size:>5} bytes there and back in {:.3} ms\n",
-                    time.as_secs_f64() * 1e3
-                )
-            }
-            Some(Err(text)) => format!("{size:>5} bytes: {text}\n"),
-            None => format!(
-                "{size:>5} bytes: no answer within {} s\n",
-                PATIENCE.as_secs()
-            ),
-        });
+        let answer = socket.ask(aim.address, size, PATIENCE)?;
+        if let Answer::Reply(time) = answer {
+            times.push(time);
+        }
+        super::print_out(&line(size, answer));
         if sequence + 1 < args.count {
             let pause = Duration::from_secs_f64(args.interval);
             std::thread::sleep(pause.saturating_sub(begin.elapsed()));
@@ -173,54 +156,27 @@ fn summary(sent: usize, times: &[Duration]) -> String {
     )
 }
 
-/// One request; the time to its reply, or what else came back, or nothing.
-fn ask(
-    socket: &RawSocket,
-    identifier: u16,
-    sequence: u16,
-    length: usize,
-    to: Ipv4Addr,
-) -> io::Result<Option<Result<Duration, String>>> {
-    let payload: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
-    let start = Instant::now();
-    let request = echo::request(identifier, sequence, &payload);
-    if let Err(error) = socket.send_to(&request, &SocketAddrV4::new(to, 0).into()) {
-        return Ok(Some(Err(format!("not sent: {error}"))));
-    }
-    let mut buffer = vec![0; usize::from(u16::MAX)];
-    loop {
-        let left = PATIENCE.saturating_sub(start.elapsed());
-        if left.is_zero() {
-            return Ok(None);
+fn line(size: usize, answer: Answer) -> String {
+    match answer {
+        Answer::Reply(time) => format!(
+            "{size:>5} bytes there and back in {:.3} ms\n",
+            time.as_secs_f64() * 1e3
+        ),
+        Answer::Corrupted => format!("{size:>5} bytes: came back changed\n"),
+        Answer::Error(_, 3, 4) => {
+            format!("{size:>5} bytes: too long for the way (fragmentation needed)\n")
         }
-        socket.set_read_timeout(Some(left))?;
-        let mut reader = socket;
-        let length = match reader.read(&mut buffer) {
-            Ok(length) => length,
-            Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => return Ok(None),
-                io::ErrorKind::Interrupted => continue,
-                _ => return Ok(Some(Err(error.to_string()))),
-            },
-        };
-        let Some(message) = buffer.get(..length).and_then(Received::parse) else {
-            continue;
-        };
-        match message.verdict(identifier, sequence, &payload) {
-            Verdict::Reply => return Ok(Some(Ok(start.elapsed()))),
-            Verdict::Corrupted => return Ok(Some(Err("came back changed".into()))),
-            Verdict::Error(3, 4) => {
-                return Ok(Some(Err(
-                    "too long for the way (fragmentation needed)".into()
-                )));
-            }
-            Verdict::Error(kind, code) => {
-                let from = Ipv4Addr::from(message.source);
-                let text = format!("{from} answers with ICMP type {kind}, code {code}");
-                return Ok(Some(Err(text)));
-            }
-            Verdict::NotOurs => {}
+        Answer::Error(from, kind, code) => {
+            format!("{size:>5} bytes: {from} answers with ICMP type {kind}, code {code}\n")
         }
+        Answer::NotSent(number) => {
+            let error = io::Error::from_raw_os_error(number);
+            format!("{size:>5} bytes: not sent: {error}\n")
+        }
+        Answer::Nothing => format!(
+            "{size:>5} bytes: no answer within {} s\n",
+            PATIENCE.as_secs()
+        ),
     }
 }
 

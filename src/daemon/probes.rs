@@ -10,23 +10,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::host::echo::{HEADERS, SMALL, raw};
 use crate::wire::echo::{self, Received};
 
 /// Every so many probes one fills the device's MTU.
 const LARGE_EVERY: u32 = 4;
-/// Payload of a small probe, in bytes, as ping's.
-const SMALL: usize = 56;
 /// Probes that loss is counted over.
 const WINDOW: u32 = 20;
 /// So many unanswered in a row, and a peer is silent.
 const SILENT_AFTER: u32 = 3;
-/// IPv4 and ICMP headers.
-const HEADERS: usize = 20 + echo::HEADER_LEN;
 
 /// What probes found out about a peer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -244,9 +240,8 @@ fn lock(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
 /// A raw socket for ICMP in the clothes of tokio's UDP socket: both only send and receive
 /// datagrams.
 fn open(own: Ipv4Addr) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))?;
+    let socket = raw(own)?;
     socket.set_nonblocking(true)?;
-    socket.bind(&SocketAddrV4::new(own, 0).into())?;
     UdpSocket::from_std(socket.into())
 }
 

@@ -1,7 +1,7 @@
-//! The running daemon, and what it says of its peers.
+//! The running daemon.
 
+use super::Finding;
 use super::facts::{Daemon, Facts};
-use super::{Finding, Outcome};
 
 /// Most names in one finding; the rest is counted.
 const SHOWN: usize = 5;
@@ -66,46 +66,9 @@ pub fn life(facts: &Facts) -> Finding {
     }
 }
 
-/// Peers that the daemon no longer hears, or cannot send to.
-#[must_use]
-pub fn peers(facts: &Facts) -> Finding {
-    const CHECK: &str = "peers";
-    let Some(status) = facts.status() else {
-        return Finding::skipped(CHECK, "only a running daemon knows which peers answer");
-    };
-    let in_state = |state: &str| -> Vec<String> {
-        let peers = status.peers.iter().filter(|peer| peer.state == state);
-        peers
-            .map(|peer| match state {
-                "blocked" => format!("{} at {} ({})", peer.subnet, peer.public_ip, peer.way),
-                _ => format!("{} at {}", peer.subnet, peer.public_ip),
-            })
-            .collect()
-    };
-    let (blocked, silent) = (in_state("blocked"), in_state("silent"));
-    if !blocked.is_empty() {
-        return Finding::error(
-            CHECK,
-            format!("nothing is sent to {}", listed(&blocked)),
-            "the datagrams would come back to this host",
-            "ip route get PEER; correct that route, or the peer's --public-ip",
-        );
-    }
-    if !silent.is_empty() {
-        return Finding::new(
-            CHECK,
-            Outcome::Warning,
-            format!("silent: {}", listed(&silent)),
-            "the peer is down, or a firewall on the way drops VXLAN's UDP packets",
-            "uvxlan doctor, on the silent node; uvxlan trace IP, here",
-        );
-    }
-    Finding::ok(CHECK, format!("{} peers, none silent", status.peers.len()))
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::samples;
+    use super::super::{Outcome, samples};
     use super::*;
 
     #[test]
@@ -119,23 +82,6 @@ mod tests {
         assert_eq!(life(&facts).status, Outcome::Warning);
         facts.files.state = Ok(None);
         assert_eq!(life(&facts).status, Outcome::Skipped);
-    }
-
-    #[test]
-    fn silent_and_blocked_peers_are_named() {
-        let mut facts = samples::healthy();
-        let Daemon::Answers(status) = &mut facts.daemon else {
-            panic!()
-        };
-        status.peers[0].state = "silent".into();
-        let finding = peers(&facts);
-        assert_eq!(finding.status, Outcome::Warning);
-        assert!(finding.seen.contains("10.5.2.0/24 at 192.0.2.2"));
-        let Daemon::Answers(status) = &mut facts.daemon else {
-            panic!()
-        };
-        status.peers[0].state = "blocked".into();
-        assert_eq!(peers(&facts).status, Outcome::Error);
     }
 
     #[test]

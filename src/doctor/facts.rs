@@ -37,6 +37,8 @@ pub struct Facts {
     pub files: Files,
     /// The datastore.
     pub store: Store,
+    /// What asking the peers over the tunnel gave, or why they were not asked.
+    pub reach: Result<Vec<Reach>, String>,
 }
 
 /// The machine itself.
@@ -203,6 +205,52 @@ pub struct Peer {
     pub public_ip: Ipv4Addr,
     /// Whether its packets go through the tunnel: not directly, and not nowhere.
     pub tunnel: bool,
+}
+
+/// What came of asking a peer by echo requests over the tunnel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reach {
+    /// Its subnet.
+    pub subnet: Ipv4Net,
+    /// Its address.
+    pub public_ip: Ipv4Addr,
+    /// The sizes tried, ascending.
+    pub sizes: Vec<Size>,
+    /// Largest inner packet that passes, in bytes, where not all sizes do.
+    pub largest: Option<u32>,
+    /// Whether anything came in from it meanwhile; looked at only where it answers nothing.
+    pub heard: bool,
+}
+
+/// Requests of one size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// Length of the inner packet in bytes, with its IPv4 header.
+    pub bytes: u32,
+    /// Whether one of some was answered.
+    pub answered: bool,
+}
+
+impl Reach {
+    /// Whether no request came back, of whatever size.
+    #[must_use]
+    pub fn answers_nothing(&self) -> bool {
+        self.sizes.iter().all(|size| !size.answered)
+    }
+
+    /// The largest size that was answered, and the least that was not, where smaller ones
+    /// pass and larger ones do not.
+    #[must_use]
+    pub fn limits(&self) -> Option<(u32, u32)> {
+        let of = |answered| {
+            self.sizes
+                .iter()
+                .filter(move |size| size.answered == answered)
+                .map(|size| size.bytes)
+        };
+        let (good, bad) = (of(true).max()?, of(false).min()?);
+        (good < bad).then_some((good, bad))
+    }
 }
 
 /// What this node serves, or served last.

@@ -2,6 +2,7 @@
 
 mod datastore;
 mod member;
+mod peers;
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
@@ -65,8 +66,9 @@ pub async fn facts(request: Request) -> Facts {
         firewall: Firewall::default(),
         files,
         store,
+        reach: Err(String::new()),
     };
-    facts.daemon = daemon(request.control_socket, &facts).await;
+    facts.daemon = daemon(request.control_socket.clone(), &facts).await;
     facts.host = match Netlink::connect() {
         Ok(netlink) => host(&netlink, &request.selection, &facts)
             .await
@@ -85,6 +87,7 @@ pub async fn facts(request: Request) -> Facts {
     facts.host.holders = port::udp_holders(Ipv4Addr::UNSPECIFIED, facts.port());
     facts.machine.sysctls = sysctls(&facts);
     facts.firewall = firewall().await;
+    facts.reach = peers::look(&request.control_socket, &facts).await;
     facts
 }
 

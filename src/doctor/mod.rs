@@ -11,6 +11,7 @@ pub mod firewall;
 pub mod gather;
 pub mod leases;
 pub mod machine;
+pub mod peers;
 pub mod port;
 pub mod report;
 pub mod routes;
@@ -132,7 +133,8 @@ const CHECKS: &[Check] = &[
     leases::own,
     leases::duplicates,
     leases::refused,
-    daemon::peers,
+    peers::answers,
+    peers::sizes,
 ];
 
 /// Judges the facts: one finding for each check.

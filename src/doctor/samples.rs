@@ -5,7 +5,9 @@ use std::net::Ipv4Addr;
 
 use bytes::Bytes;
 
-use super::facts::{Answer, Daemon, Facts, Files, Firewall, Host, Machine, Member, Peer, Store};
+use super::facts::{
+    Answer, Daemon, Facts, Files, Firewall, Host, Machine, Member, Peer, Reach, Size, Store,
+};
 use crate::control::{NodeStatus, PacketLoopStatus, PeerStatus, Status};
 use crate::daemon::state_file::State;
 use crate::dataplane::offloads::Offloads;
@@ -208,6 +210,16 @@ pub fn healthy() -> Facts {
             state: Ok(Some(state())),
         },
         store: store(),
+        reach: Ok(vec![Reach {
+            subnet: "10.5.2.0/24".parse().unwrap(),
+            public_ip: THEIRS,
+            sizes: vec![84, 1280, 1450]
+                .into_iter()
+                .map(|bytes| Size { bytes, answered: true })
+                .collect(),
+            largest: None,
+            heard: false,
+        }]),
     }
 }
 
@@ -217,6 +229,7 @@ pub fn before_the_first_start() -> Facts {
     facts.daemon = Daemon::Absent("no socket".into());
     facts.files.subnet = Ok(None);
     facts.files.state = Ok(None);
+    facts.reach = Err("no daemon".into());
     facts.host.links.retain(|link| link.index == 2);
     facts.host.addresses.retain(|entry| entry.ifindex == 2);
     facts.host.routes.clear();

@@ -1,6 +1,7 @@
 //! What this program does to the host, and puts back.
 #![forbid(unsafe_code)]
 
+pub mod echo;
 pub mod forwarding;
 pub mod interface;
 pub mod link;

@@ -1,0 +1,155 @@
+//! Asks the peers themselves, over the tunnel: echo requests of three sizes to the network
+//! address of each subnet, which every VTEP of flannel's and ours has on its device.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::status;
+use crate::control::{PeerStatus, Status};
+use crate::doctor::facts::{Facts, Reach, Size};
+use crate::host::echo::{Answer, EchoSocket, HEADERS, SMALL};
+
+/// Most peers that are asked; all are asked at once.
+const ASKED: usize = 32;
+/// Requests of one size, until one is answered.
+const TRIES: u32 = 3;
+/// How long to wait for one answer.
+const PATIENCE: Duration = Duration::from_millis(700);
+/// How long to listen for a peer that answers nothing: daemons probe each other every five
+/// seconds.
+const LISTEN: Duration = Duration::from_secs(7);
+/// The middle one of the sizes: what IPv6 asks of every link, so any way should carry it.
+const MIDDLE: u32 = 1280;
+
+/// Asks the peers of a daemon that serves.
+pub(super) async fn look(socket: &Path, facts: &Facts) -> Result<Vec<Reach>, String> {
+    let Some(before) = facts.status() else {
+        return Err("only a running daemon has peers that can be asked".into());
+    };
+    let Some(node) = &before.node else {
+        return Err("the daemon does not serve yet".into());
+    };
+    let (own, mtu) = (node.subnet.network(), u32::from(node.mtu));
+    let threads: Vec<_> = before
+        .peers
+        .iter()
+        .filter(|peer| peer.state != "blocked")
+        .take(ASKED)
+        .map(|peer| {
+            let peer = peer.clone();
+            tokio::task::spawn_blocking(move || ask(own, mtu, &peer))
+        })
+        .collect();
+    let mut reached = Vec::new();
+    for thread in threads {
+        let asked = thread.await.map_err(|error| error.to_string())?;
+        reached.push(asked.map_err(|error| format!("echo requests cannot be sent: {error}"))?);
+    }
+    if reached.iter().any(Reach::answers_nothing) {
+        listen(socket, before, &mut reached).await;
+    }
+    Ok(reached)
+}
+
+fn ask(own: Ipv4Addr, mtu: u32, peer: &PeerStatus) -> io::Result<Reach> {
+    let mut socket = EchoSocket::open(own)?;
+    let to = peer.subnet.network();
+    let small = u32::try_from(SMALL + HEADERS).unwrap_or(MIDDLE);
+    let mut sizes = vec![small, MIDDLE.min(mtu), mtu.max(small)];
+    sizes.dedup();
+    let mut reach = Reach {
+        subnet: peer.subnet,
+        public_ip: peer.public_ip,
+        sizes: Vec::new(),
+        largest: None,
+        heard: false,
+    };
+    for bytes in sizes {
+        // What carries no smaller packet need not be tried with larger ones.
+        if reach.answers_nothing() && !reach.sizes.is_empty() {
+            break;
+        }
+        reach.sizes.push(Size {
+            bytes,
+            answered: passes(&mut socket, to, bytes)?,
+        });
+    }
+    if let Some((good, bad)) = reach.limits() {
+        reach.largest = Some(largest(good, bad, |bytes| passes(&mut socket, to, bytes))?);
+    }
+    Ok(reach)
+}
+
+fn passes(socket: &mut EchoSocket, to: Ipv4Addr, bytes: u32) -> io::Result<bool> {
+    let length = usize::try_from(bytes).unwrap_or(usize::MAX);
+    for _ in 0..TRIES {
+        if let Answer::Reply(_) = socket.ask(to, length, PATIENCE)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The largest size that passes, between one that does and one that does not.
+fn largest(
+    mut good: u32,
+    mut bad: u32,
+    mut passes: impl FnMut(u32) -> io::Result<bool>,
+) -> io::Result<u32> {
+    while bad - good > 1 {
+        let middle = good + (bad - good) / 2;
+        if passes(middle)? {
+            good = middle;
+        } else {
+            bad = middle;
+        }
+    }
+    Ok(good)
+}
+
+/// Whether anything comes in from those that answer nothing.
+async fn listen(socket: &Path, before: &Status, reached: &mut [Reach]) {
+    let received = |status: &Status, reach: &Reach| {
+        let peer = status
+            .peers
+            .iter()
+            .find(|peer| peer.subnet == reach.subnet)?;
+        Some(peer.in_packets)
+    };
+    let deadline = Instant::now() + LISTEN;
+    loop {
+        let path = socket.to_owned();
+        if let Ok(Ok(now)) = tokio::task::spawn_blocking(move || status(&path)).await {
+            for reach in reached.iter_mut().filter(|reach| reach.answers_nothing()) {
+                reach.heard |= received(&now, reach) > received(before, reach);
+            }
+        }
+        let waiting = reached
+            .iter()
+            .any(|reach| reach.answers_nothing() && !reach.heard);
+        if !waiting || Instant::now() >= deadline {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_size_is_found_in_few_steps() {
+        for limit in [84, 85, 1000, 1399, 1449] {
+            let mut asked = 0;
+            let found = largest(84, 1450, |bytes| {
+                asked += 1;
+                Ok(bytes <= limit)
+            });
+            assert_eq!(found.unwrap(), limit);
+            assert!(asked <= 11, "{asked}");
+        }
+    }
+}
