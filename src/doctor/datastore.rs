@@ -295,7 +295,12 @@ pub fn config(facts: &Facts) -> Finding {
                 ConfigError::BackendUnclear { .. } => "flannel would take its udp backend",
                 ConfigError::Backend { .. } => "the other nodes run another backend than vxlan",
             };
-            Finding::error(CHECK, format!("{}: {error}", store.place), cause, PUT)
+            Finding::error(
+                CHECK,
+                format!("the config in {}: {error}", store.place),
+                cause,
+                PUT,
+            )
         }
     }
 }

@@ -1,0 +1,54 @@
+//! `uvxlan report`: what helpers ask for first, and no secret.
+
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+use super::nodes::{PROGRAM, need, possible};
+use super::{Lab, doctor};
+
+#[test]
+fn the_report_has_the_findings_and_no_password() {
+    need!(possible(&["ip", "iptables"]));
+    let lab = Lab::new();
+    let file = lab.folder.path().join("report.txt");
+    let run = |arguments: &[&str]| {
+        let flags = doctor(&lab.a, arguments);
+        let mut command = Command::new(PROGRAM);
+        command
+            .arg("report")
+            .args(
+                flags
+                    .iter()
+                    .filter(|flag| flag.starts_with("--") && *flag != "--json"),
+            )
+            .env("ETCDCTL_USER", "root:hunter2")
+            .arg(&file);
+        let output = lab.a.host.namespace().command(command).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        std::fs::read_to_string(&file).unwrap()
+    };
+    let store = format!("--store=dir:{}", lab.store().display());
+    let text = run(&[&store]);
+    let subnet = lab.a.env.unwrap().subnet.to_string();
+    for part in [
+        "== findings ==",
+        "flannel.1",
+        "ip_forward",
+        subnet.as_str(),
+        "FLANNEL-FWD",
+    ] {
+        assert!(text.contains(part), "{part:?} is missing in:\n{text}");
+    }
+    let mode = std::fs::metadata(&file).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+
+    let text = run(&[
+        "--store=etcd",
+        "--etcd-endpoints=http://root:hunter2@127.0.0.1:1",
+        "--etcd-username=root",
+        "--etcd-password=hunter2",
+        "--insecure-etcd",
+    ]);
+    assert!(text.contains("127.0.0.1:1"), "{text}");
+    assert!(!text.contains("hunter2"), "{text}");
+}
