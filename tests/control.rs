@@ -77,6 +77,25 @@ fn status(node: &NodeUnderTest) -> Value {
 }
 
 #[test]
+fn without_flags_the_daemon_that_runs_here_is_asked() {
+    need!(possible(&["ip"]));
+    let lab = Lab::new();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(PROGRAM);
+        command.args(arguments).env_remove("UVXLAN_STORE");
+        let output = lab.a.host.namespace().command(command).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        text(&output)
+    };
+    let subnet = lab.a.env.unwrap().subnet.to_string();
+    assert!(run(&["status"]).contains(&subnet));
+    // The store is the daemon's directory, not etcd.
+    assert!(run(&["lease", "list"]).contains(&subnet));
+    assert!(run(&["config", "show"]).contains("10.5.0.0/16"));
+    assert!(run(&["doctor"]).contains("0 errors"));
+}
+
+#[test]
 fn status_tells_node_peers_and_drops() {
     need!(possible(&["ip"]));
     let lab = Lab::new();

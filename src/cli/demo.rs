@@ -238,6 +238,13 @@ impl<'a> Demo<'a> {
                 host.node().name()
             ));
         }
+        if let (Some(daemon), Ok(program)) = (pair.daemons.first(), std::env::current_exe()) {
+            let pid = daemon.pid();
+            self.say(&format!(
+                "  its daemon: nsenter --net=/proc/{pid}/ns/net {} status (or top, doctor, lease list, trace IP)",
+                program.display()
+            ));
+        }
         let own = std::process::id();
         for container in &pair.containers {
             let descriptor =

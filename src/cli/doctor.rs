@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::running;
 use super::status::{Paint, Socket};
 use super::store::{CommandError, StoreArgs};
 use super::{FAILURE, OK, print_err, print_out};
@@ -48,33 +49,44 @@ pub struct LookArgs {
     /// Address that other hosts reach this one by
     #[arg(long, env = "FLANNELD_PUBLIC_IP", value_name = "ADDRESS")]
     public_ip: Option<Ipv4Addr>,
-    /// The subnet file
-    #[arg(long, env = "FLANNELD_SUBNET_FILE", default_value = DEFAULT_SUBNET_FILE, value_name = "FILE")]
-    subnet_file: PathBuf,
-    /// The daemon's state directory
-    #[arg(long, env = "UVXLAN_STATE_DIR", default_value = DEFAULT_STATE_DIR, value_name = "DIR")]
-    state_dir: PathBuf,
+    /// The subnet file [default: the running daemon's, else flannel's]
+    #[arg(long, env = "FLANNELD_SUBNET_FILE", value_name = "FILE")]
+    subnet_file: Option<PathBuf>,
+    /// The daemon's state directory [default: the running daemon's]
+    #[arg(long, env = "UVXLAN_STATE_DIR", value_name = "DIR")]
+    state_dir: Option<PathBuf>,
 }
 
 impl LookArgs {
     fn request(&self) -> Result<Request, CommandError> {
-        let store = match self.store.open() {
-            Ok(store) => Ok(store),
-            Err(CommandError::Options(error)) => Err(OptionsRefused::of(&error)),
-            Err(other) => return Err(other),
+        let place = self.store.place()?;
+        let etcd = place.etcd();
+        let store = place.open().map_err(|error| OptionsRefused::of(&error));
+        let daemon = running::options();
+        let path = |said: &Option<PathBuf>, running: Option<&PathBuf>, default: &str| {
+            let known = said.as_ref().or(running).cloned();
+            known.unwrap_or_else(|| default.into())
         };
         Ok(Request {
             store,
-            etcd: self.store.etcd(),
+            etcd,
             selection: Selection {
                 interfaces: self.iface.clone(),
                 patterns: self.iface_regex.clone(),
                 can_reach: self.iface_can_reach,
                 public_ip: self.public_ip,
             },
-            subnet_file: self.subnet_file.clone(),
-            state_dir: self.state_dir.clone(),
-            control_socket: self.socket.control_socket.clone(),
+            subnet_file: path(
+                &self.subnet_file,
+                daemon.map(|daemon| &daemon.subnet_file),
+                DEFAULT_SUBNET_FILE,
+            ),
+            state_dir: path(
+                &self.state_dir,
+                daemon.map(|daemon| &daemon.state_dir),
+                DEFAULT_STATE_DIR,
+            ),
+            control_socket: self.socket.path().to_owned(),
         })
     }
 

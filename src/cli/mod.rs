@@ -21,6 +21,7 @@ mod namespaces;
 pub mod ping;
 pub mod report;
 pub mod run;
+mod running;
 pub mod status;
 pub mod store;
 pub mod top;

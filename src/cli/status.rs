@@ -3,10 +3,11 @@
 use std::fmt::Write as _;
 use std::io::IsTerminal;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use super::running;
 use crate::control::client::{self, AskError};
 use crate::control::{Ask, PeerStatus, Reply, Status, Step};
 use crate::daemon::options::DEFAULT_CONTROL_SOCKET;
@@ -19,9 +20,9 @@ const REFUSED_SHOWN: usize = 20;
 /// Where the daemon answers.
 #[derive(clap::Args, Debug, Clone)]
 pub struct Socket {
-    /// The daemon's control socket
-    #[arg(long, env = "UVXLAN_CONTROL_SOCKET", default_value = DEFAULT_CONTROL_SOCKET, value_name = "PATH")]
-    pub(super) control_socket: PathBuf,
+    /// The daemon's control socket [default: that of the daemon that runs here]
+    #[arg(long, env = "UVXLAN_CONTROL_SOCKET", value_name = "PATH")]
+    control_socket: Option<PathBuf>,
 }
 
 /// Arguments of `uvxlan status`.
@@ -51,16 +52,27 @@ pub struct TraceArgs {
 }
 
 impl Socket {
+    /// Where to ask.
+    pub(super) fn path(&self) -> &Path {
+        if let Some(path) = &self.control_socket {
+            return path;
+        }
+        match running::options() {
+            Some(daemon) => &daemon.control_socket,
+            None => Path::new(DEFAULT_CONTROL_SOCKET),
+        }
+    }
+
     /// Asks for the status.
     pub(super) fn status(&self) -> Result<Status, AskError> {
-        match client::ask(&self.control_socket, Ask::Status)? {
+        match client::ask(self.path(), Ask::Status)? {
             Reply::Status(status) => Ok(*status),
             _ => Err(unexpected()),
         }
     }
 
     fn trace(&self, to: Ipv4Addr) -> Result<Vec<Step>, AskError> {
-        match client::ask(&self.control_socket, Ask::Trace { to })? {
+        match client::ask(self.path(), Ask::Trace { to })? {
             Reply::Trace(steps) => Ok(steps),
             _ => Err(unexpected()),
         }

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::daemon::options::{DEFAULT_ENDPOINTS, DEFAULT_PREFIX};
+use super::running;
+use crate::daemon::options::{DEFAULT_ENDPOINTS, DEFAULT_PREFIX, StoreChoice};
 use crate::subnet::config::ConfigError;
 use crate::subnet::store::dir::DirStore;
 use crate::subnet::store::etcd::{EtcdOptions, EtcdOptionsError};
@@ -15,31 +16,28 @@ use crate::subnet::store::{Store, StoreError};
 /// Longest time for one operation: a person waits.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Which store.
+/// Which store. Where none of these is given, by flag or environment, it is that of the
+/// daemon that runs here; else etcd at flannel's defaults.
 #[derive(clap::Args, Debug, Clone)]
+#[command(next_help_heading = "Datastore (without any of these: as the daemon that runs here)")]
 pub struct StoreArgs {
     /// etcd, or dir:PATH
+    #[arg(long, env = "UVXLAN_STORE", value_name = "STORE")]
+    store: Option<String>,
+    /// URLs of etcd, separated by commas
     #[arg(
         long,
-        env = "UVXLAN_STORE",
-        default_value = "etcd",
-        value_name = "STORE"
+        env = "FLANNELD_ETCD_ENDPOINTS",
+        value_delimiter = ',',
+        value_name = "URLS"
     )]
-    store: String,
-    /// URLs of etcd, separated by commas
-    #[arg(long, env = "FLANNELD_ETCD_ENDPOINTS", value_delimiter = ',', default_value = DEFAULT_ENDPOINTS, value_name = "URLS")]
     etcd_endpoints: Vec<String>,
     /// Key prefix of the network
-    #[arg(long, env = "FLANNELD_ETCD_PREFIX", default_value = DEFAULT_PREFIX, value_name = "PREFIX")]
-    etcd_prefix: String,
+    #[arg(long, env = "FLANNELD_ETCD_PREFIX", value_name = "PREFIX")]
+    etcd_prefix: Option<String>,
     /// API of etcd: auto (the one that holds the network config), v3, v2
-    #[arg(
-        long,
-        env = "UVXLAN_ETCD_API",
-        default_value = "auto",
-        value_name = "API"
-    )]
-    etcd_api: EtcdApi,
+    #[arg(long, env = "UVXLAN_ETCD_API", value_name = "API")]
+    etcd_api: Option<EtcdApi>,
     /// CA certificates (PEM)
     #[arg(long, env = "FLANNELD_ETCD_CAFILE", value_name = "FILE")]
     etcd_cafile: Option<PathBuf>,
@@ -63,6 +61,33 @@ pub struct StoreArgs {
     /// Send the password over a network without TLS
     #[arg(long, env = "UVXLAN_INSECURE_ETCD")]
     insecure_etcd: bool,
+}
+
+/// A store, before anything is sent to it.
+#[derive(Debug, Clone)]
+pub(super) enum Place {
+    /// A directory.
+    Directory(PathBuf),
+    /// etcd.
+    Etcd(EtcdOptions, EtcdApi),
+}
+
+impl Place {
+    /// Opens the store; nothing is sent yet.
+    pub(super) fn open(self) -> Result<Arc<dyn Store>, EtcdOptionsError> {
+        Ok(match self {
+            Self::Directory(path) => Arc::new(DirStore::new(path)),
+            Self::Etcd(options, api) => Arc::new(EtcdAutoStore::new(options, api)?),
+        })
+    }
+
+    /// How etcd is reached; `None` for a directory.
+    pub(super) fn etcd(&self) -> Option<EtcdOptions> {
+        match self {
+            Self::Directory(_) => None,
+            Self::Etcd(options, _) => Some(options.clone()),
+        }
+    }
 }
 
 /// Why a command failed. Each message names the remedy.
@@ -134,25 +159,75 @@ impl StoreArgs {
     /// # Errors
     /// When the options cannot be meant.
     pub fn open(&self) -> Result<Arc<dyn Store>, CommandError> {
-        match self.store.split_once(':') {
-            Some(("dir", path)) if !path.is_empty() => Ok(Arc::new(DirStore::new(path))),
-            None if self.store == "etcd" => {
-                let store = EtcdAutoStore::new(self.etcd_options(), self.etcd_api)?;
-                Ok(Arc::new(store))
-            }
-            _ => Err(CommandError::Store(self.store.clone())),
+        Ok(self.place()?.open()?)
+    }
+
+    /// Where the store is.
+    pub(super) fn place(&self) -> Result<Place, CommandError> {
+        if !self.says_something()
+            && let Some(daemon) = running::options()
+        {
+            return Ok(match &daemon.store {
+                StoreChoice::Directory(path) => Place::Directory(path.clone()),
+                StoreChoice::Etcd => {
+                    let options = EtcdOptions {
+                        timeout: TIMEOUT,
+                        ..daemon.etcd()
+                    };
+                    Place::Etcd(options, daemon.etcd_api)
+                }
+            });
+        }
+        match self
+            .store
+            .as_deref()
+            .map(|store| (store, store.split_once(':')))
+        {
+            None | Some(("etcd", _)) => Ok(Place::Etcd(
+                self.etcd_options(),
+                self.etcd_api.unwrap_or(EtcdApi::Auto),
+            )),
+            Some((_, Some(("dir", path)))) if !path.is_empty() => Ok(Place::Directory(path.into())),
+            Some((other, _)) => Err(CommandError::Store(other.to_owned())),
         }
     }
 
-    /// How etcd is reached; `None` where the store is another.
-    pub(super) fn etcd(&self) -> Option<EtcdOptions> {
-        (self.store == "etcd").then(|| self.etcd_options())
+    fn says_something(&self) -> bool {
+        let Self {
+            store,
+            etcd_endpoints,
+            etcd_prefix,
+            etcd_api,
+            etcd_cafile,
+            etcd_certfile,
+            etcd_keyfile,
+            etcd_username,
+            etcd_password,
+            insecure_etcd,
+        } = self;
+        store.is_some()
+            || !etcd_endpoints.is_empty()
+            || etcd_prefix.is_some()
+            || etcd_api.is_some()
+            || etcd_cafile.is_some()
+            || etcd_certfile.is_some()
+            || etcd_keyfile.is_some()
+            || etcd_username.is_some()
+            || etcd_password.is_some()
+            || *insecure_etcd
     }
 
     fn etcd_options(&self) -> EtcdOptions {
+        let mut endpoints = self.etcd_endpoints.clone();
+        if endpoints.is_empty() {
+            endpoints = DEFAULT_ENDPOINTS.split(',').map(str::to_owned).collect();
+        }
         EtcdOptions {
-            endpoints: self.etcd_endpoints.clone(),
-            prefix: self.etcd_prefix.clone(),
+            endpoints,
+            prefix: self
+                .etcd_prefix
+                .clone()
+                .unwrap_or_else(|| DEFAULT_PREFIX.into()),
             ca_file: self.etcd_cafile.clone(),
             cert_file: self.etcd_certfile.clone(),
             key_file: self.etcd_keyfile.clone(),

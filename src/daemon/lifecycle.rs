@@ -41,7 +41,6 @@ use crate::subnet::config::NetworkConfig;
 use crate::subnet::lease::{LeaseAttrs, NodeId, VxlanData};
 use crate::subnet::manager::{self, AcquireError, AcquireRequest, Acquired, PeerSet};
 use crate::subnet::store::dir::DirStore;
-use crate::subnet::store::etcd::EtcdOptions;
 use crate::subnet::store::etcd_auto::EtcdAutoStore;
 use crate::subnet::store::{Store, StoreError};
 use crate::subnet::validate::{self, Context};
@@ -96,23 +95,9 @@ async fn answer_while_starting(
 }
 
 fn open_store(options: &RunOptions) -> Result<Arc<dyn Store>, Failure> {
-    let etcd = || EtcdOptions {
-        endpoints: options.etcd_endpoints.clone(),
-        prefix: options.etcd_prefix.clone(),
-        ca_file: options.etcd_ca_file.clone(),
-        cert_file: options.etcd_cert_file.clone(),
-        key_file: options.etcd_key_file.clone(),
-        username: options.etcd_username.clone(),
-        password: options
-            .etcd_password
-            .as_ref()
-            .map(|secret| secret.expose().to_owned()),
-        insecure_password: options.insecure_etcd,
-        ..EtcdOptions::default()
-    };
     Ok(match &options.store {
         StoreChoice::Directory(path) => Arc::new(DirStore::new(path)),
-        StoreChoice::Etcd => Arc::new(EtcdAutoStore::new(etcd(), options.etcd_api)?),
+        StoreChoice::Etcd => Arc::new(EtcdAutoStore::new(options.etcd(), options.etcd_api)?),
     })
 }
 

@@ -13,6 +13,7 @@ use ipnet::Ipv4Net;
 
 use crate::dataplane::guard::Mode;
 use crate::dataplane::offloads::{Offloads, UnknownPart};
+use crate::subnet::store::etcd::EtcdOptions;
 use crate::subnet::store::etcd_auto::EtcdApi;
 
 /// flannel's default of `--etcd-endpoints`.
@@ -313,6 +314,25 @@ impl Default for RunOptions {
 }
 
 impl RunOptions {
+    /// How etcd is reached.
+    #[must_use]
+    pub fn etcd(&self) -> EtcdOptions {
+        EtcdOptions {
+            endpoints: self.etcd_endpoints.clone(),
+            prefix: self.etcd_prefix.clone(),
+            ca_file: self.etcd_ca_file.clone(),
+            cert_file: self.etcd_cert_file.clone(),
+            key_file: self.etcd_key_file.clone(),
+            username: self.etcd_username.clone(),
+            password: self
+                .etcd_password
+                .as_ref()
+                .map(|secret| secret.expose().to_owned()),
+            insecure_password: self.insecure_etcd,
+            ..EtcdOptions::default()
+        }
+    }
+
     /// The level that `-v` asks for. flannel's scale (1 data path, 2 routes, 4 neighbours,
     /// 10 all) is mapped to three: up to 0 is info, 1 to 3 is debug, more is trace.
     #[must_use]

@@ -156,6 +156,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::dataplane::counters::{Counter, Kind};
 
     #[test]
     fn a_node_without_faults_has_no_finding() {
@@ -174,6 +175,20 @@ mod tests {
         let findings = examine(&samples::healthy());
         let names: BTreeSet<_> = findings.iter().map(|finding| finding.check).collect();
         assert_eq!(names.len(), CHECKS.len());
+    }
+
+    #[test]
+    fn the_guide_explains_each_check_and_each_drop() {
+        let guide = include_str!("../../docs/troubleshooting.md");
+        for finding in examine(&samples::healthy()) {
+            let heading = format!("\n#### `{}`\n", finding.check);
+            assert!(guide.contains(&heading), "no section of {}", finding.check);
+        }
+        for counter in Counter::ALL {
+            let row = format!("`{}`", counter.label());
+            let drop = matches!(counter.kind(), Kind::DropIn | Kind::DropOut);
+            assert!(!drop || guide.contains(&row), "no word on {row}");
+        }
     }
 
     #[test]

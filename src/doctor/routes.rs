@@ -36,7 +36,14 @@ pub fn peers(facts: &Facts) -> Finding {
         .filter_map(|peer| judge(facts, device.index, *peer))
         .collect();
     let Some(first) = faults.first() else {
-        return Finding::ok(CHECK, format!("{} peers are routed to {name}", peers.len()));
+        return Finding::ok(
+            CHECK,
+            format!(
+                "{} of {} peers go to {name}",
+                peers.len(),
+                facts.peers().len()
+            ),
+        );
     };
     let seen: Vec<_> = faults.iter().map(describe).collect();
     let (cause, remedy) = match first {

@@ -58,14 +58,30 @@ pub fn udp_holders(address: Ipv4Addr, port: u16) -> Vec<Holder> {
 /// Who holds an abstract unix socket address of this network namespace.
 #[must_use]
 pub fn abstract_holder(name: &str) -> Option<Holder> {
+    abstract_inodes(|found| found == name).next().map(holder_of)
+}
+
+/// All who hold one that begins with `prefix`.
+#[must_use]
+pub fn abstract_holders(prefix: &str) -> Vec<Holder> {
+    abstract_inodes(|found| found.starts_with(prefix))
+        .map(holder_of)
+        .collect()
+}
+
+fn abstract_inodes(wanted: impl Fn(&str) -> bool) -> impl Iterator<Item = u64> {
     let table = fs::read_to_string("/proc/self/net/unix").unwrap_or_default();
-    let wanted = format!("@{name}");
-    let line = table.lines().find(|line| {
-        let path = line.split_ascii_whitespace().nth(7);
-        path == Some(wanted.as_str())
-    })?;
-    let inode = line.split_ascii_whitespace().nth(6)?.parse().ok()?;
-    Some(holder_of(inode))
+    let inodes: Vec<u64> = table
+        .lines()
+        .filter_map(|line| {
+            // Behind: number, references, protocol, flags, type, state.
+            let mut fields = line.split_ascii_whitespace().skip(6);
+            let inode = fields.next()?.parse().ok()?;
+            let name = fields.next()?.strip_prefix('@')?;
+            wanted(name).then_some(inode)
+        })
+        .collect();
+    inodes.into_iter()
 }
 
 fn inodes(address: Ipv4Addr, port: u16) -> Vec<u64> {
