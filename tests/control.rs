@@ -145,14 +145,14 @@ fn status_tells_node_peers_and_drops() {
 
     // For people: a packet without lease, and a record that is refused.
     lab.put(
-        "10.5.77.0-24",
+        "10.5.251.0-24",
         r#"{"PublicIP":"127.0.0.1","BackendType":"vxlan"}"#,
     );
-    let nowhere = "10.5.99.9";
+    let nowhere = "10.5.252.9";
     let _ = a.output("ping", &["-c1", "-W1", "-I", "flannel.1", nowhere]);
     eventually("they are shown", || {
         let shown = text(&ask(a, &["status"]));
-        shown.contains("REFUSED RECORDS (1)") && shown.contains("10.5.77.0-24")
+        shown.contains("REFUSED RECORDS (1)") && shown.contains("10.5.251.0-24")
     });
     let shown = text(&ask(a, &["status"]));
     for words in [
@@ -208,7 +208,7 @@ fn trace_tells_where_a_packet_goes_and_where_it_ends() {
     }
     let (code, said) = trace(&a.container().address().to_string());
     assert!(code == 0 && said.contains("our own subnet"), "{said}");
-    let (code, said) = trace("10.5.99.9");
+    let (code, said) = trace("10.5.252.9");
     assert!(code == 1 && said.contains("no lease covers"), "{said}");
     let (code, said) = trace("198.51.100.1");
     assert!(
@@ -216,13 +216,13 @@ fn trace_tells_where_a_packet_goes_and_where_it_ends() {
         "{said}"
     );
     lab.put(
-        "10.5.77.0-24",
+        "10.5.251.0-24",
         r#"{"PublicIP":"127.0.0.1","BackendType":"vxlan"}"#,
     );
     eventually("the refused record is named", || {
-        trace("10.5.77.3")
+        trace("10.5.251.3")
             .1
-            .contains("record 10.5.77.0-24 is refused")
+            .contains("record 10.5.251.0-24 is refused")
     });
     // A route of somebody else's in the way.
     a.change(&["route", "add", &format!("{there}/32"), "dev", "eth0"]);
@@ -377,7 +377,7 @@ fn ping_asks_peers_and_containers_with_small_and_large_packets() {
         );
         assert!(said.contains(" 1450 bytes there and back"), "{said}");
     }
-    let (code, said) = ping("10.5.99.9");
+    let (code, said) = ping("10.5.252.9");
     assert_eq!(code, 1, "{said}");
     assert!(said.contains("behind no peer"), "{said}");
 }

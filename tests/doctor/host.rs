@@ -98,9 +98,9 @@ const BESIDE_THE_DAEMON: &[Fault] = &[
     fault(
         "duplicate-address",
         "error",
-        "10.5.77.0-24",
-        "sed \"s/\\\"Node\\\":[0-9]*/\\\"Node\\\":7/\" $LEASE >$STORE/subnets/10.5.77.0-24",
-        "rm $STORE/subnets/10.5.77.0-24",
+        "10.5.251.0-24",
+        "sed \"s/\\\"Node\\\":[0-9]*/\\\"Node\\\":7/\" $LEASE >$STORE/subnets/10.5.251.0-24",
+        "rm $STORE/subnets/10.5.251.0-24",
     ),
     fault(
         "refused-records",
@@ -138,9 +138,9 @@ const BEHIND_THE_DAEMON: &[Fault] = &[
     fault(
         "device-address",
         "warning",
-        "10.5.99.1/32",
-        "ip address add 10.5.99.1/32 dev flannel.1",
-        "ip address del 10.5.99.1/32 dev flannel.1",
+        "10.5.252.1/32",
+        "ip address add 10.5.252.1/32 dev flannel.1",
+        "ip address del 10.5.252.1/32 dev flannel.1",
     ),
     fault(
         "underlay-mtu",
@@ -180,8 +180,8 @@ const BEHIND_THE_DAEMON: &[Fault] = &[
     fault(
         "subnet-file",
         "error",
-        "10.5.200.0/24",
-        "cp $FOLDER/subnet.env $FOLDER/kept; sed -i s,^FLANNEL_SUBNET=.*,FLANNEL_SUBNET=10.5.200.1/24, $FOLDER/subnet.env",
+        "10.5.253.0/24",
+        "cp $FOLDER/subnet.env $FOLDER/kept; sed -i s,^FLANNEL_SUBNET=.*,FLANNEL_SUBNET=10.5.253.1/24, $FOLDER/subnet.env",
         "mv $FOLDER/kept $FOLDER/subnet.env",
     ),
     fault(
