@@ -32,8 +32,11 @@ forbid dataplane subnet host daemon cli testbed
 forbid subnet sys dataplane host daemon cli testbed
 forbid host firewall dataplane subnet daemon cli testbed
 forbid firewall wire sys offload route dataplane subnet host daemon cli testbed
-forbid testbed dataplane subnet daemon cli
-forbid daemon cli testbed
+forbid testbed doctor capture dataplane subnet daemon cli
+forbid capture sys offload route subnet host daemon control doctor cli testbed
+forbid control sys offload route dataplane subnet host daemon doctor cli testbed
+forbid doctor cli testbed
+forbid daemon doctor cli testbed
 
 # Nothing is left for later.
 found=$(grep -rnE 'TODO|FIXME|XXX|unimplemented!|todo!\(' --include='*.rs' --include='*.sh' --include='*.md' . --exclude-dir=target | grep -v check-sources.sh || true)

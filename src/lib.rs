@@ -1,5 +1,6 @@
 //! uvxlan: a drop-in for flannel's vxlan backend that needs no vxlan in the kernel.
 
+pub mod capture;
 pub mod cli;
 pub mod control;
 pub mod daemon;

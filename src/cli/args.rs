@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Command, FromArgMatches, Subcommand};
 
 use super::bench::{self, BenchArgs};
+use super::capture::{self, CaptureArgs};
 use super::config::{self, ConfigArgs};
 use super::demo::{self, DemoArgs};
 use super::docker_opts::{self, DockerOptsArgs};
@@ -57,6 +58,8 @@ enum Parsed {
     Top(TopArgs),
     /// Ask a peer or a container over the overlay, with small and large packets
     Ping(PingArgs),
+    /// Write packets as the daemon sees them to a file for Wireshark, drops with their reasons
+    Capture(CaptureArgs),
     /// List, show, reserve and release leases
     Lease(LeaseArgs),
     /// Check, show and write the network config
@@ -94,6 +97,8 @@ pub enum Action {
     Top(TopArgs),
     /// Send echo requests.
     Ping(PingArgs),
+    /// Capture packets.
+    Capture(CaptureArgs),
     /// Look at leases, or change them.
     Lease(Box<LeaseArgs>),
     /// Look at the network config, or write it.
@@ -169,6 +174,7 @@ pub fn execute(action: Action) -> ExitCode {
         Action::Trace(args) => status::run_trace(&args),
         Action::Top(args) => top::run(&args),
         Action::Ping(args) => ping::run(&args),
+        Action::Capture(args) => capture::run(&args),
         Action::Lease(args) => lease::run(&args),
         Action::Config(args) => config::run(&args),
         Action::Man(args) => manuals::man(&args, command()),
@@ -275,6 +281,7 @@ fn parsed(first: OsString, rest: impl Iterator<Item = OsString>) -> Action {
         Ok(Parsed::Trace(args)) => Action::Trace(args),
         Ok(Parsed::Top(args)) => Action::Top(args),
         Ok(Parsed::Ping(args)) => Action::Ping(args),
+        Ok(Parsed::Capture(args)) => Action::Capture(args),
         Ok(Parsed::Lease(args)) => Action::Lease(Box::new(args)),
         Ok(Parsed::Config(args)) => Action::Config(Box::new(args)),
         Ok(Parsed::Man(args)) => Action::Man(args),

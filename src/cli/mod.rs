@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 
 pub mod args;
 pub mod bench;
+pub mod capture;
 mod cleanup;
 pub mod config;
 pub mod demo;

@@ -60,6 +60,18 @@ pub fn ask(path: &Path, ask: Ask) -> Result<Reply, AskError> {
 /// # Errors
 /// [`AskError`] says what to do.
 pub fn ask_within(path: &Path, ask: Ask, patience: Duration) -> Result<Reply, AskError> {
+    begin(path, ask, patience).map(|(reply, _)| reply)
+}
+
+/// The same, and what follows the answer: some bytes that came with it, and the connection.
+///
+/// # Errors
+/// [`AskError`] says what to do.
+pub fn begin(
+    path: &Path,
+    ask: Ask,
+    patience: Duration,
+) -> Result<(Reply, (Vec<u8>, UnixStream)), AskError> {
     let path = path.to_owned();
     let mut stream = UnixStream::connect(&path).map_err(|source| match source.kind() {
         io::ErrorKind::PermissionDenied => AskError::Forbidden {
@@ -75,27 +87,29 @@ pub fn ask_within(path: &Path, ask: Ask, patience: Duration) -> Result<Reply, As
         path: path.clone(),
         source,
     };
-    let line = talk(&mut stream, ask, patience).map_err(broken)?;
+    let (line, rest) = talk(&mut stream, ask, patience).map_err(broken)?;
     let answer: Answer = serde_json::from_slice(&line)
         .map_err(|error| broken(io::Error::new(io::ErrorKind::InvalidData, error)))?;
     match answer.reply {
         Reply::Error(text) => Err(AskError::Refused(text)),
-        reply => Ok(reply),
+        reply => Ok((reply, (rest, stream))),
     }
 }
 
-fn talk(stream: &mut UnixStream, ask: Ask, patience: Duration) -> io::Result<Vec<u8>> {
+/// The answer's line, and what was read behind it.
+fn talk(stream: &mut UnixStream, ask: Ask, patience: Duration) -> io::Result<(Vec<u8>, Vec<u8>)> {
     stream.set_read_timeout(Some(patience))?;
     stream.set_write_timeout(Some(patience))?;
     let mut request = serde_json::to_vec(&Request { v: VERSION, ask })?;
     request.push(b'\n');
     stream.write_all(&request)?;
     let mut line = Vec::new();
-    BufReader::new(stream)
+    let mut reader = BufReader::new(stream);
+    (&mut reader)
         .take(MAX_ANSWER)
         .read_until(b'\n', &mut line)?;
     if line.is_empty() {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    Ok(line)
+    Ok((line, reader.buffer().to_vec()))
 }

@@ -26,7 +26,8 @@ pub struct Request {
     pub ask: Ask,
 }
 
-/// What can be asked. None of it changes anything.
+/// What can be asked. None of it changes anything; `status` and `trace` are for all who may
+/// use the socket, `capture` shows what containers say and is for root and the daemon's user.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "kebab-case")]
 pub enum Ask {
@@ -37,6 +38,27 @@ pub enum Ask {
         /// The address.
         to: Ipv4Addr,
     },
+    /// Packets as they pass. After the answer, the connection carries a pcapng stream; it
+    /// ends when the asking side closes its half, or has as many as it wanted.
+    Capture(CaptureRequest),
+}
+
+/// Which packets.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CaptureRequest {
+    /// `inner` (at the device), `outer` (VXLAN, at the socket), or `both`, the default.
+    pub view: Option<String>,
+    /// Only those of this peer: its address or its subnet.
+    pub peer: Option<String>,
+    /// Only those with this inner address.
+    pub host: Option<Ipv4Addr>,
+    /// Only those that are dropped.
+    pub dropped: bool,
+    /// Bytes of a packet that are kept; all by default.
+    pub snap_len: Option<u32>,
+    /// So many, then end.
+    pub count: Option<u64>,
 }
 
 /// An answer, on one line.
@@ -57,6 +79,8 @@ pub enum Reply {
     Status(Box<Status>),
     /// To [`Ask::Trace`].
     Trace(Vec<Step>),
+    /// To [`Ask::Capture`]: the stream follows this line.
+    Capture {},
     /// The question can't be answered, in words.
     Error(String),
 }
@@ -259,6 +283,12 @@ mod tests {
     fn requests_are_read_and_others_explained() {
         assert_eq!(read_request(br#"{"v":1,"ask":"status"}"#), Ok(Ask::Status));
         let trace = br#"{"v":1,"ask":"trace","to":"10.5.1.2","more":true}"#;
+        let capture = br#"{"v":1,"ask":"capture","dropped":true}"#;
+        let dropped = CaptureRequest {
+            dropped: true,
+            ..CaptureRequest::default()
+        };
+        assert_eq!(read_request(capture), Ok(Ask::Capture(dropped)));
         let to = Ipv4Addr::new(10, 5, 1, 2);
         assert_eq!(read_request(trace), Ok(Ask::Trace { to }));
         for (line, expected) in [

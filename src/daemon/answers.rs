@@ -52,6 +52,8 @@ impl Serving {
         match ask {
             Ask::Status => Reply::Status(Box::new(self.status())),
             Ask::Trace { to } => Reply::Trace(self.trace(to).await),
+            // The control socket sees to it.
+            Ask::Capture(_) => Reply::Error("a capture needs a connection of its own".into()),
         }
     }
 

@@ -11,7 +11,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use crate::control::{self, Answer, Ask, MAX_REQUEST, Reply, VERSION};
+use super::capture::{Capture, Captures};
+use crate::control::{self, Answer, Ask, CaptureRequest, MAX_REQUEST, Reply, VERSION};
 
 /// Connections at a time; more wait.
 const CONNECTIONS: usize = 16;
@@ -54,10 +55,10 @@ impl Drop for ControlSocket {
 
 /// Listens at `path` until the runtime ends. A daemon without a control socket forwards as
 /// well, so a failure is only logged.
-pub fn serve(path: &Path, questions: Questions) -> ControlSocket {
+pub fn serve(path: &Path, questions: Questions, captures: Captures) -> ControlSocket {
     match listen(path) {
         Ok(listener) => {
-            tokio::spawn(accept(listener, questions));
+            tokio::spawn(accept(listener, questions, captures));
             ControlSocket(Some(path.to_owned()))
         }
         Err(error) => {
@@ -89,7 +90,7 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn accept(listener: UnixListener, questions: Questions) {
+async fn accept(listener: UnixListener, questions: Questions, captures: Captures) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
@@ -97,11 +98,16 @@ async fn accept(listener: UnixListener, questions: Questions) {
         };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let questions = questions.clone();
+                let (questions, captures) = (questions.clone(), captures.clone());
                 tokio::spawn(async move {
                     // Whoever is slow is nobody to report.
-                    let _ = tokio::time::timeout(PATIENCE, talk(stream, questions)).await;
+                    let talk = talk(stream, questions, &captures);
+                    let talked = tokio::time::timeout(PATIENCE, talk).await;
                     drop(place);
+                    if let Ok(Ok(Some((capture, stream)))) = talked {
+                        // Nor is who has seen enough.
+                        let _ = capture.stream(stream).await;
+                    }
                 });
             }
             Err(error) => {
@@ -112,20 +118,54 @@ async fn accept(listener: UnixListener, questions: Questions) {
     }
 }
 
-async fn talk(stream: UnixStream, questions: Questions) -> io::Result<()> {
-    let (reading, mut writing) = stream.into_split();
+/// Answers one question; what is left to do where it was for a capture.
+async fn talk(
+    mut stream: UnixStream,
+    questions: Questions,
+    captures: &Captures,
+) -> io::Result<Option<(Capture, UnixStream)>> {
     let mut line = Vec::new();
-    BufReader::new(reading)
+    BufReader::new(&mut stream)
         .take(MAX_REQUEST as u64)
         .read_until(b'\n', &mut line)
         .await?;
+    let mut begun = None;
     let reply = match control::read_request(&line) {
-        Ok(question) => ask(&questions, question)
-            .await
-            .unwrap_or_else(|| Reply::Error("the daemon is stopping".into())),
+        Ok(Ask::Capture(request)) => match capture(&stream, &questions, captures, &request).await {
+            Ok(capture) => {
+                begun = Some(capture);
+                Reply::Capture {}
+            }
+            Err(text) => Reply::Error(text),
+        },
+        Ok(question) => ask(&questions, question).await.unwrap_or_else(stopping),
         Err(text) => Reply::Error(text),
     };
     let mut answer = serde_json::to_vec(&Answer { v: VERSION, reply })?;
     answer.push(b'\n');
-    writing.write_all(&answer).await
+    stream.write_all(&answer).await?;
+    Ok(begun.map(|capture| (capture, stream)))
+}
+
+fn stopping() -> Reply {
+    Reply::Error("the daemon is stopping".into())
+}
+
+async fn capture(
+    stream: &UnixStream,
+    questions: &Questions,
+    captures: &Captures,
+    request: &CaptureRequest,
+) -> Result<Capture, String> {
+    // The group may look at counters, not at what containers say to each other.
+    let user = stream.peer_cred().map(|peer| peer.uid());
+    let own = rustix::process::geteuid().as_raw();
+    if !user.is_ok_and(|user| user == 0 || user == own) {
+        return Err("only root and the daemon's own user may capture".into());
+    }
+    match ask(questions, Ask::Status).await.unwrap_or_else(stopping) {
+        Reply::Status(status) => captures.begin(request, &status),
+        Reply::Error(text) => Err(text),
+        _ => Err("the daemon's status cannot be read".into()),
+    }
 }

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::answers;
+use super::capture::Captures;
 use super::control::{self, Question};
 use super::failure::Failure;
 use super::files::Files;
@@ -63,11 +64,12 @@ pub async fn run(options: &RunOptions, stop: CancellationToken) -> Result<(), Fa
     health::serve(&options.healthz_ip, options.healthz_port, readiness.clone()).await?;
     let started = Instant::now();
     let (asking, mut questions) = mpsc::channel(16);
-    let _socket = control::serve(&options.control_socket, asking.clone());
+    let captures = Captures::default();
+    let _socket = control::serve(&options.control_socket, asking.clone(), captures.clone());
     metrics::serve(&options.metrics_listen, asking).await;
     let serving = tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        serving = start(options, &store, &netlink, started) => serving?,
+        serving = start(options, &store, &netlink, started, captures) => serving?,
         never = answer_while_starting(&mut questions, started, store.as_ref()) => match never {},
     };
     confine::serving();
@@ -106,6 +108,7 @@ async fn start(
     store: &Arc<dyn Store>,
     netlink: &Netlink,
     started: Instant,
+    captures: Captures,
 ) -> Result<Serving, Failure> {
     let config = network_config(options, store.as_ref()).await?;
     let (selection, external) = external_interface(options, netlink).await?;
@@ -158,6 +161,7 @@ async fn start(
         },
         offloads: options.offloads,
         spin: options.spin,
+        taps: captures.taps(),
         keep_device: options.keep_device,
         blackhole: options.ip_blackhole_route,
         direct_routing: config.backend.direct_routing,
@@ -231,6 +235,7 @@ async fn start(
         state,
         mtu,
         watchdog: Watchdog::of_environment(),
+        captures,
         _rules: rules,
         _lock: lock,
     };

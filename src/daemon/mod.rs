@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod answers;
+pub mod capture;
 pub mod confine;
 pub mod control;
 pub mod failure;

@@ -17,6 +17,7 @@ use crate::dataplane::counters::Totals;
 use crate::dataplane::guard::Guard;
 use crate::dataplane::offloads::Offloads;
 use crate::dataplane::peer_counters::PeerTotals;
+use crate::dataplane::tap::Taps;
 use crate::dataplane::{Dataplane, DeviceGone, Options};
 use crate::host::link::{self, DeviceSettings};
 use crate::host::netlink::Netlink;
@@ -57,6 +58,8 @@ pub struct Plan {
     pub offloads: Offloads,
     /// How long a worker looks for the next packet before it sleeps.
     pub spin: Duration,
+    /// Who captures.
+    pub taps: Taps,
     /// Whether the device stays when the daemon stops.
     pub keep_device: bool,
     /// Whether packets to our subnet that no other route takes are discarded.
@@ -160,6 +163,7 @@ impl Overlay {
             guard: plan.guard.clone(),
             offloads: plan.offloads,
             spin: plan.spin,
+            taps: plan.taps.clone(),
         };
         let ended = self.ended.clone();
         let dataplane = Dataplane::start(tun, &options, move |gone| {
@@ -346,6 +350,14 @@ impl Overlay {
         }
         self.plan.source = source;
         self.restore().await
+    }
+
+    /// Lets strangers come as far as the packet loop, as long as somebody captures there.
+    pub fn follow_captures(&mut self) {
+        let shown = self.plan.taps.watch_the_socket();
+        if let Some(dataplane) = &mut self.dataplane {
+            dataplane.show_strangers(shown, &self.routes.current());
+        }
     }
 
     /// What the overlay is made of.

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use super::capture::Captures;
 use super::control::Question;
 use super::files::Files;
 use super::follow::Underlay;
@@ -56,6 +57,7 @@ pub struct Serving {
     /// What came from each peer, and when.
     pub(super) seen: BTreeMap<Ipv4Net, Seen>,
     pub(super) watchdog: Watchdog,
+    pub(super) captures: Captures,
     pub(super) _rules: RulesKept,
     pub(super) _lock: InstanceLock,
 }
@@ -98,6 +100,7 @@ impl Serving {
                     // Who asked may have gone.
                     let _ = question.reply.send(self.answer(question.ask).await);
                 }
+                () = self.captures.changed() => self.overlay.follow_captures(),
                 _ = look.tick() => self.look().await,
                 () = something_changed(self.changes.as_ref()) => {
                     tokio::select! {

@@ -9,10 +9,10 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident => $label:literal, $kind:ident;)*) => {
+    ($($(#[doc = $doc:literal])* $name:ident => $label:literal, $kind:ident;)*) => {
         /// A counter's name.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum Counter { $($(#[$doc])* $name,)* }
+        pub enum Counter { $($(#[doc = $doc])* $name,)* }
 
         impl Counter {
             /// All counters, in the order in which they are shown.
@@ -22,6 +22,12 @@ macro_rules! counters {
             #[must_use]
             pub const fn label(self) -> &'static str {
                 match self { $(Self::$name => $label,)* }
+            }
+
+            /// What it means, in words.
+            #[must_use]
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$name => concat!($($doc,)*).trim_ascii(),)* }
             }
 
             /// What it counts.

@@ -9,6 +9,7 @@ use super::counters::{Counter, Counters};
 use super::deliver::{self, Deliverer};
 use super::guard::{Guard, Mode};
 use super::peer_counters::PeerCounters;
+use super::tap::{Direction, Sighting, View, Viewer};
 use crate::offload::coalesce::{PacketRef, classify_flat_giant};
 use crate::route::peer::PeerId;
 use crate::route::publish::Reader;
@@ -49,21 +50,30 @@ pub struct Decap {
     deliverer: Deliverer,
     counters: Arc<Counters>,
     peers: Arc<PeerCounters>,
+    viewer: Viewer,
+    port: u16,
 }
 
 impl Decap {
-    /// A way in from this socket.
+    /// A way in from this socket, which is bound to this port.
     #[must_use]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a worker is put together in one place"
+    )]
     pub fn new(
-        socket: Arc<UdpSocket>,
+        (socket, port): (Arc<UdpSocket>, u16),
         vtep: Vtep,
         guard: Guard,
         routes: Reader,
         deliverer: Deliverer,
         counters: Arc<Counters>,
         peers: Arc<PeerCounters>,
+        viewer: Viewer,
     ) -> Self {
         Self {
+            viewer,
+            port,
             socket,
             vtep,
             guard,
@@ -88,6 +98,7 @@ impl Decap {
     /// Only when the device is gone for good.
     pub fn drain(&mut self) -> Result<(), DeviceGone> {
         let mut bytes = 0;
+        self.viewer.refresh();
         while bytes < DRAIN_BYTES {
             self.counters.add(Counter::ReceiveCalls, 1);
             let wanted = self.slots;
@@ -103,7 +114,7 @@ impl Decap {
                 received += info.len;
                 self.take_datagram(info);
             }
-            self.deliverer.flush(self.batch.buffer())?;
+            self.deliverer.flush(self.batch.buffer(), &self.viewer)?;
             bytes += received;
             self.slots = if received >= LONG * count.max(1) {
                 SLOTS_WHEN_LONG
@@ -147,6 +158,8 @@ impl Decap {
         loop {
             let len = step.min(end - at);
             self.counters.add(Counter::UdpRead, 1);
+            // As it came: opening it may change its ECN.
+            let came = self.viewer.is_open().then(|| self.copy(at, len));
             let opened = match sender {
                 Err(reason) => Err(reason),
                 Ok(_) if info.truncated => Err(Counter::InTruncated),
@@ -154,6 +167,9 @@ impl Decap {
                     .open(at, len, info.tos, sender)
                     .map(|packet| (packet, sender.peer())),
             };
+            if let Some(frame) = came {
+                self.show(&info, &frame, opened.as_ref().err().copied());
+            }
             match opened {
                 Ok((packet, peer)) => {
                     if let Some(peer) = peer {
@@ -167,6 +183,29 @@ impl Decap {
             if at >= end {
                 return;
             }
+        }
+    }
+
+    #[cold]
+    fn copy(&mut self, at: usize, len: usize) -> Vec<u8> {
+        self.batch.buffer()[at..at + len].to_vec()
+    }
+
+    /// Shows a frame to whoever captures, and what is inside if it is let in.
+    #[cold]
+    fn show(&self, info: &DatagramInfo, frame: &[u8], dropped: Option<Counter>) {
+        self.viewer.show(&Sighting {
+            view: View::Outer {
+                remote: info.source,
+                port: self.port,
+                tos: info.tos,
+            },
+            direction: Direction::In,
+            pieces: [frame, &[]],
+            dropped,
+        });
+        if let (None, Some(packet)) = (dropped, frame.get(ENCAP_LEN..)) {
+            self.viewer.show_inner(Direction::In, packet, None);
         }
     }
 

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use super::DeviceGone;
 use super::counters::{Counter, Counters};
+use super::tap::{Direction, Viewer};
 use crate::offload::coalesce::{
     Coalescer, MAX_MEMBERS, PacketRef, Policy, Write, classify_partial,
 };
@@ -76,11 +77,11 @@ impl Deliverer {
     }
 
     /// Writes everything, or counts what could not be written. Uses [`HEADROOM`] bytes
-    /// before each packet.
+    /// before each packet. What the device refuses is shown to whoever captures.
     ///
     /// # Errors
     /// Only when the device is gone for good.
-    pub fn flush(&mut self, arena: &mut [u8]) -> Result<(), DeviceGone> {
+    pub fn flush(&mut self, arena: &mut [u8], viewer: &Viewer) -> Result<(), DeviceGone> {
         if self.coalescer.is_empty() {
             return Ok(());
         }
@@ -89,6 +90,7 @@ impl Deliverer {
             tun: &self.tun,
             vnet_hdr: self.vnet_hdr,
             counters: &self.counters,
+            viewer,
         };
         for write in self.coalescer.writes(arena) {
             if write.is_merged() {
@@ -109,6 +111,7 @@ struct Sink<'a> {
     tun: &'a TunQueue,
     vnet_hdr: bool,
     counters: &'a Counters,
+    viewer: &'a Viewer,
 }
 
 impl Sink<'_> {
@@ -129,7 +132,9 @@ impl Sink<'_> {
         }
         let start = range.start - HEADROOM;
         arena[start..range.start].copy_from_slice(&vnet.to_bytes());
-        self.book(self.tun.write(&arena[start..range.end]), 1)
+        let written = self.book(self.tun.write(&arena[start..range.end]), 1)?;
+        self.show(&arena[range], written);
+        Ok(())
     }
 
     /// Finishes here what no virtio-net header can leave to the kernel.
@@ -142,15 +147,19 @@ impl Sink<'_> {
         if !vnet.is_gso() {
             if segment::finish_checksum(&vnet, packet, checksummer).is_err() {
                 self.counters.add(Counter::InMalformed, 1);
+                self.show(packet, Counter::InMalformed);
                 return Ok(());
             }
-            return self.book(self.tun.write(packet), 1);
+            let written = self.book(self.tun.write(packet), 1)?;
+            self.show(packet, written);
+            return Ok(());
         }
         let plan = Plan::new(&vnet, packet)
             .ok()
             .filter(|plan| plan.header_len() <= MAX_HEADER_LEN);
         let Some(plan) = plan else {
             self.counters.add(Counter::InMalformed, 1);
+            self.show(packet, Counter::InMalformed);
             return Ok(());
         };
         // It was received as one packet, and more of them are delivered.
@@ -209,7 +218,15 @@ impl Sink<'_> {
                 }
                 Ok(())
             }
-            written => self.book(written, packets as u64),
+            written => {
+                let written = self.book(written, packets as u64)?;
+                if self.viewer.is_open() {
+                    for packet in write.packets() {
+                        self.show(&arena[packet.range()], written);
+                    }
+                }
+                Ok(())
+            }
         }
     }
 
@@ -226,7 +243,14 @@ impl Sink<'_> {
         self.tun.write_gather(&pieces[..used])
     }
 
-    fn book(&self, written: io::Result<usize>, packets: u64) -> Result<(), DeviceGone> {
+    /// Shows a packet that was not delivered; it was shown before as one that was let in.
+    fn show(&self, packet: &[u8], booked: Counter) {
+        if booked != Counter::Delivered {
+            self.viewer.show_inner(Direction::In, packet, Some(booked));
+        }
+    }
+
+    fn book(&self, written: io::Result<usize>, packets: u64) -> Result<Counter, DeviceGone> {
         self.counters.add(Counter::WriteCalls, 1);
         let counter = match written {
             Ok(_) => Counter::Delivered,
@@ -237,6 +261,6 @@ impl Sink<'_> {
             },
         };
         self.counters.add(counter, packets);
-        Ok(())
+        Ok(counter)
     }
 }

@@ -10,6 +10,7 @@ use super::batch::{Key, Plan, Span};
 use super::counters::{Counter, Counters};
 use super::narrow::NarrowPaths;
 use super::peer_counters::PeerCounters;
+use super::tap::Direction;
 use super::transmit::{Buffers, Segmentation, Transmitter};
 use crate::offload::segment::{self, Plan as Cut};
 use crate::route::peer::PeerId;
@@ -97,6 +98,7 @@ impl Encap {
     pub fn drain(&mut self) -> Result<(), DeviceGone> {
         let mut used = 0;
         let mut outcome = Ok(());
+        self.transmitter.viewer_mut().refresh();
         if !self.narrow.is_empty() {
             self.narrow.expire(Instant::now());
         }
@@ -151,9 +153,14 @@ impl Encap {
             self.plan_packet(start, len, &header)
                 .map_err(|reason| (reason, 1))
         };
-        if let Err((reason, packets)) = planned {
+        let dropped = planned.err().map(|(reason, packets)| {
             self.counters.add(reason, packets);
-        }
+            reason
+        });
+        let packet = &self.buffer[start..start + len];
+        self.transmitter
+            .viewer()
+            .show_inner(Direction::Out, packet, dropped);
     }
 
     fn plan_packet(&mut self, start: usize, len: usize, header: &VnetHdr) -> Result<(), Counter> {

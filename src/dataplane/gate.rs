@@ -27,6 +27,8 @@ pub(super) struct Gate {
     wanted: bool,
     allow: Vec<Ipv4Net>,
     state: State,
+    /// Whether somebody captures, and wants to see strangers too.
+    lifted: bool,
     /// Whether it was said why there is no filter.
     told: bool,
     /// Drops of sockets that are closed.
@@ -42,6 +44,7 @@ impl Gate {
             wanted: guard.socket_filter && guard.mode == Mode::Enforce,
             allow: guard.allow_peers.clone(),
             state: State::Open,
+            lifted: false,
             told: false,
             past_drops: 0,
         }
@@ -53,18 +56,39 @@ impl Gate {
         if !self.wanted {
             return;
         }
-        let wanted =
-            filter::program(table.sources(), &self.allow).map_or(State::Open, State::Filtered);
+        let wanted = match self.lifted {
+            true => State::Open,
+            false => {
+                filter::program(table.sources(), &self.allow).map_or(State::Open, State::Filtered)
+            }
+        };
         if wanted == self.state {
             return;
         }
         let refused = match &wanted {
             State::Filtered(program) => self.filter(program),
+            State::Open if self.lifted => {
+                self.remove();
+                Ok(())
+            }
             State::Open => Err("there are too many peers for it".to_owned()),
         };
         self.state = wanted;
         if let Err(reason) = refused {
             self.open(&reason);
+        }
+    }
+
+    /// While somebody captures, strangers come as far as the workers, which drop them.
+    pub(super) fn lift(&mut self, lifted: bool, table: &RouteTable) {
+        self.lifted = lifted;
+        self.admit(table);
+    }
+
+    fn remove(&self) {
+        for socket in &self.sockets {
+            // There may be none.
+            let _ = socket.remove_filter();
         }
     }
 
@@ -78,10 +102,7 @@ impl Gate {
 
     /// An old filter would keep new peers out: none is better.
     fn open(&mut self, reason: &str) {
-        for socket in &self.sockets {
-            // There may be none.
-            let _ = socket.remove_filter();
-        }
+        self.remove();
         self.state = State::Open;
         if !self.told {
             self.told = true;
@@ -166,6 +187,20 @@ mod tests {
         let any_port = SocketAddrV4::new(KNOWN, 0);
         let socket = Arc::new(UdpSocket::receiver(any_port).unwrap());
         (Gate::new(vec![Arc::clone(&socket)], &guard(mode)), socket)
+    }
+
+    #[test]
+    fn a_capture_sees_strangers_and_they_are_kept_out_again() {
+        let socket = UdpSocket::receiver(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        let socket = Arc::new(socket);
+        let table = table(&[KNOWN]);
+        let mut gate = Gate::new(vec![Arc::clone(&socket)], &guard(Mode::Enforce));
+        gate.admit(&table);
+        assert_eq!(arrived(&socket), [KNOWN, ALLOWED]);
+        gate.lift(true, &table);
+        assert_eq!(arrived(&socket), [KNOWN, OTHER, ALLOWED]);
+        gate.lift(false, &table);
+        assert_eq!(arrived(&socket), [KNOWN, ALLOWED]);
     }
 
     #[test]

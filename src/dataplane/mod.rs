@@ -19,6 +19,7 @@ pub mod narrow;
 pub mod offloads;
 pub mod peer_counters;
 pub mod spin;
+pub mod tap;
 pub mod transmit;
 pub mod worker;
 
@@ -40,6 +41,7 @@ use guard::Guard;
 use offloads::{Lacking, Offloads};
 use peer_counters::{PeerCounters, PeerTotals};
 use spin::Spin;
+use tap::Taps;
 use transmit::{Segmentation, Transmitter};
 use worker::Worker;
 
@@ -107,6 +109,8 @@ pub struct Options {
     pub offloads: Offloads,
     /// How long a worker looks for the next packet before it sleeps; see [`spin`].
     pub spin: Duration,
+    /// Who captures.
+    pub taps: Taps,
 }
 
 /// Set once, seen by workers between drains and while they wait.
@@ -176,7 +180,7 @@ impl Dataplane {
             .map(|_| receiver(options.receive).map(Arc::new))
             .collect::<Result<_, _>>()?;
         let mut gate = Gate::new(receivers.clone(), &options.guard);
-        gate.admit(&options.routes.current());
+        gate.lift(options.taps.watch_the_socket(), &options.routes.current());
         let senders = senders(options, receivers.len())?;
         let (mut offloads, mut lacking) = match senders.first() {
             Some(sender) => offloads::probe_sockets(options.offloads, sender),
@@ -222,6 +226,7 @@ impl Dataplane {
                 } else {
                     Segmentation::Off
                 },
+                options.taps.viewer(),
             );
             let template = EncapTemplate::ipv4(options.vtep.vni, options.vtep.mac);
             let worker = Worker {
@@ -235,7 +240,7 @@ impl Dataplane {
                     Arc::clone(&peers),
                 ),
                 decap: Decap::new(
-                    socket,
+                    (socket, options.receive.port()),
                     options.vtep,
                     options.guard.clone(),
                     options.routes.reader(),
@@ -253,6 +258,7 @@ impl Dataplane {
                     ),
                     Arc::clone(&counters),
                     Arc::clone(&peers),
+                    options.taps.viewer(),
                 ),
                 tun: queue,
                 stop: Arc::clone(&this.stop),
@@ -282,6 +288,11 @@ impl Dataplane {
     /// the kernel drop all others. To be called before the table is published.
     pub fn admit(&mut self, table: &RouteTable) {
         self.gate.admit(table);
+    }
+
+    /// While somebody captures, lets strangers come as far as the workers, which drop them.
+    pub fn show_strangers(&mut self, shown: bool, table: &RouteTable) {
+        self.gate.lift(shown, table);
     }
 
     /// Counters of all workers and sockets, added up.

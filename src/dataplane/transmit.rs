@@ -6,8 +6,9 @@ use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::batch::{Message, Plan};
+use super::batch::{Datagram, Message, Plan};
 use super::counters::{Counter, Counters};
+use super::tap::{Direction, Sighting, View, Viewer};
 use crate::sys::poll;
 use crate::sys::udp::{MessageHead, PathProbe, SendBatch, Sending, UdpSocket};
 
@@ -29,6 +30,9 @@ pub struct Transmitter {
     counters: Arc<Counters>,
     segmentation: Segmentation,
     too_long: Option<SocketAddrV4>,
+    viewer: Viewer,
+    /// Source port of each socket.
+    ports: Vec<u16>,
 }
 
 /// Whether the kernel cuts messages into datagrams.
@@ -65,8 +69,11 @@ impl Transmitter {
         path: PathProbe,
         counters: Arc<Counters>,
         segmentation: Segmentation,
+        viewer: Viewer,
     ) -> Self {
+        let port = |socket: &UdpSocket| socket.local_address().map_or(0, |own| own.port());
         Self {
+            ports: sockets.iter().map(port).collect(),
             sockets,
             path,
             send: SendBatch::new(MESSAGES),
@@ -74,7 +81,19 @@ impl Transmitter {
             counters,
             segmentation,
             too_long: None,
+            viewer,
         }
+    }
+
+    /// Who captures what is sent.
+    #[must_use]
+    pub const fn viewer(&self) -> &Viewer {
+        &self.viewer
+    }
+
+    /// The same, to look for changes.
+    pub const fn viewer_mut(&mut self) -> &mut Viewer {
+        &mut self.viewer
     }
 
     /// Where datagrams went that are longer than the path takes, if there were any.
@@ -132,6 +151,8 @@ impl Transmitter {
                 counters,
                 segmentation,
                 too_long,
+                viewer,
+                ports,
             } = self;
             let mut sending = send.start();
             while !sending.is_full() {
@@ -155,8 +176,12 @@ impl Transmitter {
                 counters,
                 segmentation,
                 too_long,
-                plan,
-                buffers,
+                scene: Scene {
+                    plan,
+                    buffers,
+                    viewer,
+                    port: ports[bucket],
+                },
             }
             .send(sending, &chunk);
         }
@@ -185,8 +210,46 @@ struct Attempt<'a> {
     counters: &'a Counters,
     segmentation: &'a mut Segmentation,
     too_long: &'a mut Option<SocketAddrV4>,
+    scene: Scene<'a>,
+}
+
+/// The datagrams of a plan, and who captures them.
+#[derive(Clone, Copy)]
+struct Scene<'a> {
     plan: &'a Plan,
     buffers: Buffers<'a>,
+    viewer: &'a Viewer,
+    /// Source port.
+    port: u16,
+}
+
+impl Scene<'_> {
+    /// Shows `count` datagrams of a message, from number `from` on.
+    #[inline]
+    fn show(&self, message: &Message, from: usize, count: usize, dropped: Option<Counter>) {
+        if self.viewer.is_open() {
+            for datagram in self.plan.datagrams(message).skip(from).take(count) {
+                self.show_one(message, datagram, dropped);
+            }
+        }
+    }
+
+    #[cold]
+    fn show_one(&self, message: &Message, datagram: &Datagram, dropped: Option<Counter>) {
+        self.viewer.show(&Sighting {
+            view: View::Outer {
+                remote: message.key.destination,
+                port: self.port,
+                tos: message.key.ecn,
+            },
+            direction: Direction::Out,
+            pieces: [
+                &self.buffers.heads[datagram.head.range()],
+                &self.buffers.packets[datagram.payload.range()],
+            ],
+            dropped,
+        });
+    }
 }
 
 impl Attempt<'_> {
@@ -199,6 +262,9 @@ impl Attempt<'_> {
             match sending.send(self.socket, at) {
                 Ok(sent) => {
                     let left = messages[at..at + sent].iter().flatten();
+                    for message in left.clone() {
+                        self.scene.show(message, 0, usize::MAX, None);
+                    }
                     self.counters
                         .add(Counter::Sent, left.map(|m| u64::from(m.count)).sum());
                     at += sent.max(1);
@@ -219,7 +285,8 @@ impl Attempt<'_> {
                         }
                         Verdict::OneByOne => self.one_by_one(message, &error),
                         Verdict::Drop(counter) => {
-                            self.counters.add(counter, u64::from(message.count))
+                            self.counters.add(counter, u64::from(message.count));
+                            self.scene.show(message, 0, usize::MAX, Some(counter));
                         }
                     }
                     at += 1;
@@ -255,19 +322,20 @@ impl Attempt<'_> {
             );
         }
         let mut sending = self.resend.start();
-        for datagram in self.plan.datagrams(message) {
+        for datagram in self.scene.plan.datagrams(message) {
             if sending.is_full() {
                 break;
             }
             sending.message(head_of(message, false));
-            sending.piece(&self.buffers.heads[datagram.head.range()]);
-            sending.piece(&self.buffers.packets[datagram.payload.range()]);
+            sending.piece(&self.scene.buffers.heads[datagram.head.range()]);
+            sending.piece(&self.scene.buffers.packets[datagram.payload.range()]);
         }
         let (mut at, mut refusals) = (0, 0);
         while at < sending.len() {
             self.counters.add(Counter::SendCalls, 1);
             match sending.send(self.socket, at) {
                 Ok(sent) => {
+                    self.scene.show(message, at, sent, None);
                     self.counters.add(Counter::Sent, sent as u64);
                     at += sent.max(1);
                     refusals = 0;
@@ -277,6 +345,7 @@ impl Attempt<'_> {
                     match verdict(&error, false, refusals, false) {
                         Verdict::Drop(counter) => {
                             self.counters.add(counter, 1);
+                            self.scene.show(message, at, 1, Some(counter));
                             at += 1;
                             refusals = 0;
                         }
@@ -311,6 +380,7 @@ fn verdict(error: &io::Error, segmented: bool, refusals: u32, patient: bool) -> 
 mod tests {
     use super::*;
     use crate::dataplane::batch::{Key, Span};
+    use crate::dataplane::tap::Taps;
     use crate::sys::udp::ReceiveBatch;
     use std::net::Ipv4Addr;
     use std::time::Instant;
@@ -320,7 +390,14 @@ mod tests {
             .map(|_| UdpSocket::sender(Ipv4Addr::LOCALHOST).unwrap())
             .collect();
         let path = PathProbe::new(Ipv4Addr::LOCALHOST).unwrap();
-        Transmitter::new(sockets, path, Arc::clone(counters), Segmentation::Kernel)
+        let viewer = Taps::default().viewer();
+        Transmitter::new(
+            sockets,
+            path,
+            Arc::clone(counters),
+            Segmentation::Kernel,
+            viewer,
+        )
     }
 
     fn received(socket: &UdpSocket, count: usize) -> Vec<Vec<u8>> {

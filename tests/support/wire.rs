@@ -101,6 +101,7 @@ pub fn guarded_end(
         guard,
         offloads: Offloads::AUTO,
         spin: Duration::ZERO,
+        taps: uvxlan::dataplane::tap::Taps::default(),
     };
     let start = || {
         let device = tun::open(&TunOptions {

@@ -1,0 +1,247 @@
+//! Captures over the control socket: after the answer, the connection carries a pcapng
+//! stream until its reader has enough.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ipnet::Ipv4Net;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+use crate::capture::{Encoder, Names};
+use crate::control::{CaptureRequest, PeerStatus, Status};
+use crate::dataplane::tap::{Filter, OpenTap, Taps};
+
+/// Captures at a time.
+const PLACES: usize = 4;
+/// Pause between two looks at the queue: packet threads wake nobody.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Bytes that are written at once, about.
+const CHUNK: usize = 256 * 1024;
+/// Longest packet that is kept: more than any.
+const SNAP_LEN: u32 = 256 * 1024;
+
+/// What captures of a daemon have in common; clones are the same.
+#[derive(Debug, Clone)]
+pub struct Captures {
+    taps: Taps,
+    changed: Arc<Notify>,
+    places: Arc<Semaphore>,
+}
+
+impl Default for Captures {
+    fn default() -> Self {
+        Self {
+            taps: Taps::default(),
+            changed: Arc::default(),
+            places: Arc::new(Semaphore::new(PLACES)),
+        }
+    }
+}
+
+impl Captures {
+    /// For the packet loop.
+    #[must_use]
+    pub fn taps(&self) -> Taps {
+        self.taps.clone()
+    }
+
+    /// Returns when one began or ended.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Begins a capture of what a daemon with this status sees.
+    ///
+    /// # Errors
+    /// In words, for who asked.
+    pub fn begin(&self, request: &CaptureRequest, status: &Status) -> Result<Capture, String> {
+        let Some(node) = &status.node else {
+            return Err(format!("not serving yet: {}", status.phase));
+        };
+        let filter = filter(request, &status.peers)?;
+        let place = Arc::clone(&self.places)
+            .try_acquire_owned()
+            .map_err(|_| format!("{PLACES} captures are running already"))?;
+        let names = Names {
+            program: format!("uvxlan {}", status.version),
+            device: node.device.clone(),
+            interface: node.interface.clone(),
+            address: node.public_ip,
+        };
+        let capture = Capture {
+            encoder: Encoder::new(names, filter.inner, filter.outer),
+            tap: Some(self.taps.open(filter)),
+            left: request.count.unwrap_or(u64::MAX),
+            changed: Arc::clone(&self.changed),
+            _place: place,
+        };
+        self.changed.notify_one();
+        Ok(capture)
+    }
+}
+
+fn filter(request: &CaptureRequest, peers: &[PeerStatus]) -> Result<Filter, String> {
+    let (inner, outer) = match request.view.as_deref() {
+        None | Some("both") => (true, true),
+        Some("inner") => (true, false),
+        Some("outer") => (false, true),
+        Some(other) => return Err(format!("{other:?} is no view: inner, outer or both")),
+    };
+    let peer = match &request.peer {
+        None => None,
+        Some(text) => Some(peer(text, peers)?),
+    };
+    let snap_len = request.snap_len.unwrap_or(SNAP_LEN).clamp(1, SNAP_LEN);
+    Ok(Filter {
+        inner,
+        outer,
+        peer,
+        host: request.host,
+        dropped: request.dropped,
+        snap_len: usize::try_from(snap_len).unwrap_or(usize::MAX),
+    })
+}
+
+/// A peer by its address or its subnet. An address that no peer has is taken as well: of
+/// strangers there is most to learn.
+fn peer(text: &str, peers: &[PeerStatus]) -> Result<(Ipv4Addr, Option<Ipv4Net>), String> {
+    if let Ok(address) = text.parse::<Ipv4Addr>() {
+        let known = peers.iter().find(|peer| peer.public_ip == address);
+        return Ok((address, known.map(|peer| peer.subnet)));
+    }
+    let subnet = text.parse::<Ipv4Net>().map(|subnet| subnet.trunc());
+    let known = subnet.map(|subnet| peers.iter().find(|peer| peer.subnet == subnet));
+    match known {
+        Ok(Some(peer)) => Ok((peer.public_ip, Some(peer.subnet))),
+        Ok(None) => Err(format!("no peer leases {text}; see uvxlan status")),
+        Err(_) => Err(format!(
+            "{text:?} is neither a peer's address nor its subnet"
+        )),
+    }
+}
+
+/// A capture that has begun.
+#[derive(Debug)]
+pub struct Capture {
+    encoder: Encoder,
+    tap: Option<OpenTap>,
+    /// Packets still wanted.
+    left: u64,
+    changed: Arc<Notify>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.tap = None;
+        self.changed.notify_one();
+    }
+}
+
+impl Capture {
+    /// Writes the stream until its reader closes its side, is gone, or has enough. A slow
+    /// reader only makes the queue full.
+    ///
+    /// # Errors
+    /// When the reader is gone.
+    pub async fn stream(mut self, stream: UnixStream) -> io::Result<()> {
+        let (mut reading, mut writing) = stream.into_split();
+        let mut chunk = Vec::new();
+        self.encoder.begin(&mut chunk);
+        writing.write_all(&chunk).await?;
+        let mut ignored = [0; 64];
+        let mut open = true;
+        while open && self.left > 0 {
+            tokio::select! {
+                read = reading.read(&mut ignored) => open = read? > 0,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+            while self.collect(&mut chunk) {
+                writing.write_all(&chunk).await?;
+            }
+        }
+        let missed = self.tap.as_ref().map_or(0, |tap| tap.missed());
+        chunk.clear();
+        self.encoder.end(&mut chunk, now(), missed);
+        writing.write_all(&chunk).await?;
+        writing.shutdown().await
+    }
+
+    /// Fills a chunk with what waits; whether there is something in it.
+    fn collect(&mut self, chunk: &mut Vec<u8>) -> bool {
+        chunk.clear();
+        while self.left > 0 && chunk.len() < CHUNK {
+            let Some(captured) = self.tap.as_ref().and_then(|tap| tap.next()) else {
+                break;
+            };
+            self.encoder.packet(chunk, &captured);
+            self.left -= 1;
+        }
+        !chunk.is_empty()
+    }
+}
+
+fn now() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let nanoseconds = now.ok().map(|since| since.as_nanos());
+    nanoseconds
+        .and_then(|nanoseconds| u64::try_from(nanoseconds).ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> CaptureRequest {
+        CaptureRequest::default()
+    }
+
+    fn known() -> Vec<PeerStatus> {
+        let text = r#"{"subnet":"10.5.24.0/24","public_ip":"192.0.2.2","vtep_mac":"","way":"tunnel",
+            "state":"ok","rtt_us":null,"loss_percent":null,"path_mtu":null,"seen_seconds_ago":null,
+            "out_packets":0,"out_bytes":0,"in_packets":0,"in_bytes":0}"#;
+        vec![serde_json::from_str(text).unwrap()]
+    }
+
+    #[test]
+    fn a_peer_is_found_by_either_name_and_strangers_by_their_address() {
+        let subnet = "10.5.24.0/24".parse().ok();
+        let address = Ipv4Addr::new(192, 0, 2, 2);
+        assert_eq!(peer("192.0.2.2", &known()), Ok((address, subnet)));
+        assert_eq!(peer("10.5.24.7/24", &known()), Ok((address, subnet)));
+        let stranger = Ipv4Addr::new(192, 0, 2, 9);
+        assert_eq!(peer("192.0.2.9", &known()), Ok((stranger, None)));
+        assert!(
+            peer("10.5.25.0/24", &known())
+                .unwrap_err()
+                .contains("leases")
+        );
+        assert!(peer("host-b", &known()).unwrap_err().contains("neither"));
+    }
+
+    #[test]
+    fn views_have_names() {
+        let view = |text: &str| {
+            let request = CaptureRequest {
+                view: Some(text.into()),
+                ..request()
+            };
+            filter(&request, &[]).map(|filter| (filter.inner, filter.outer))
+        };
+        assert_eq!(view("both"), Ok((true, true)));
+        assert_eq!(view("outer"), Ok((false, true)));
+        assert!(view("upper").is_err());
+    }
+
+    #[test]
+    fn only_a_serving_daemon_captures() {
+        let captures = Captures::default();
+        let error = captures.begin(&request(), &Status::default()).unwrap_err();
+        assert!(error.contains("not serving"), "{error}");
+    }
+}

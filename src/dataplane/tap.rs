@@ -1,0 +1,467 @@
+//! Taps: what the packet loop shows to whoever captures.
+//!
+//! With no tap, a drain costs one relaxed load. With one, packets that its filter wants are
+//! copied into a bounded queue; when that is full, they are not captured, and counted as
+//! missed. Forwarding never waits for a reader.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crossbeam_queue::ArrayQueue;
+use ipnet::Ipv4Net;
+
+use super::counters::Counter;
+use crate::wire::ipv4::Packet;
+use crate::wire::vxlan::ENCAP_LEN;
+
+/// Packets that may wait for the reader.
+const QUEUE_PACKETS: usize = 8192;
+/// Their bytes.
+const QUEUE_BYTES: usize = 16 << 20;
+
+/// Where a packet was seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum View {
+    /// At the device: an IPv4 packet.
+    Inner,
+    /// At the UDP socket: a VXLAN frame, from the VXLAN header on.
+    Outer {
+        /// The other host.
+        remote: SocketAddrV4,
+        /// Our port.
+        port: u16,
+        /// Outer type of service.
+        tos: u8,
+    },
+}
+
+/// Which way it went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From the network to the containers.
+    In,
+    /// From the containers to the network.
+    Out,
+}
+
+/// A packet as a worker sees it, in up to two pieces.
+#[derive(Debug, Clone, Copy)]
+pub struct Sighting<'a> {
+    /// Where.
+    pub view: View,
+    /// Which way.
+    pub direction: Direction,
+    /// Its bytes.
+    pub pieces: [&'a [u8]; 2],
+    /// Why it went no further.
+    pub dropped: Option<Counter>,
+}
+
+impl Sighting<'_> {
+    fn len(&self) -> usize {
+        self.pieces[0].len() + self.pieces[1].len()
+    }
+
+    /// Inner source and destination, where there is an inner packet.
+    fn inner_addresses(&self) -> Option<(Ipv4Addr, Ipv4Addr)> {
+        let skip = match self.view {
+            View::Inner => 0,
+            View::Outer { .. } => ENCAP_LEN,
+        };
+        // The header of a datagram in two pieces lies in the first.
+        let bytes = self.pieces.iter().find(|piece| !piece.is_empty())?;
+        let addresses = bytes.get(skip + 12..skip + 20)?;
+        let (source, destination) = addresses.split_first_chunk::<4>()?;
+        let destination = destination.first_chunk::<4>()?;
+        Some(((*source).into(), (*destination).into()))
+    }
+}
+
+/// What a capture wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Filter {
+    /// Packets at the device.
+    pub inner: bool,
+    /// Frames at the socket.
+    pub outer: bool,
+    /// Only those of this peer: its address, and its subnet where it has one.
+    pub peer: Option<(Ipv4Addr, Option<Ipv4Net>)>,
+    /// Only those with this inner source or destination.
+    pub host: Option<Ipv4Addr>,
+    /// Only those that went no further.
+    pub dropped: bool,
+    /// Bytes of a packet that are kept.
+    pub snap_len: usize,
+}
+
+impl Filter {
+    fn wants(&self, sighting: &Sighting<'_>) -> bool {
+        let view = match sighting.view {
+            View::Inner => self.inner,
+            View::Outer { .. } => self.outer,
+        };
+        if !view || (self.dropped && sighting.dropped.is_none()) {
+            return false;
+        }
+        if self.peer.is_none() && self.host.is_none() {
+            return true;
+        }
+        let addresses = sighting.inner_addresses();
+        let either = |wanted: &dyn Fn(Ipv4Addr) -> bool| {
+            addresses.is_some_and(|(source, destination)| wanted(source) || wanted(destination))
+        };
+        let of_peer = self.peer.is_none_or(|(address, subnet)| {
+            matches!(sighting.view, View::Outer { remote, .. } if *remote.ip() == address)
+                || subnet.is_some_and(|subnet| either(&|inner| subnet.contains(&inner)))
+        });
+        of_peer && self.host.is_none_or(|host| either(&|inner| inner == host))
+    }
+}
+
+/// A packet on its way to the reader.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Captured {
+    /// When, in nanoseconds since 1970.
+    pub nanoseconds: u64,
+    /// Where.
+    pub view: View,
+    /// Which way.
+    pub direction: Direction,
+    /// The first bytes.
+    pub bytes: Vec<u8>,
+    /// Its whole length in bytes.
+    pub len: usize,
+    /// Why it went no further.
+    pub dropped: Option<Counter>,
+}
+
+/// One capture's queue.
+#[derive(Debug)]
+pub struct Tap {
+    filter: Filter,
+    queue: ArrayQueue<Captured>,
+    bytes: AtomicUsize,
+    missed: AtomicU64,
+}
+
+impl Tap {
+    fn new(filter: Filter) -> Self {
+        Self {
+            filter,
+            queue: ArrayQueue::new(QUEUE_PACKETS),
+            bytes: AtomicUsize::new(0),
+            missed: AtomicU64::new(0),
+        }
+    }
+
+    fn take(&self, sighting: &Sighting<'_>) {
+        if !self.filter.wants(sighting) {
+            return;
+        }
+        let kept = sighting.len().min(self.filter.snap_len);
+        if self.bytes.fetch_add(kept, Ordering::Relaxed) + kept > QUEUE_BYTES {
+            self.miss(kept);
+            return;
+        }
+        let mut bytes = Vec::with_capacity(kept);
+        for piece in sighting.pieces {
+            let room = kept - bytes.len();
+            bytes.extend_from_slice(piece.get(..room).unwrap_or(piece));
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let captured = Captured {
+            nanoseconds: now
+                .ok()
+                .and_then(|since| u64::try_from(since.as_nanos()).ok())
+                .unwrap_or(0),
+            view: sighting.view,
+            direction: sighting.direction,
+            bytes,
+            len: sighting.len(),
+            dropped: sighting.dropped,
+        };
+        if self.queue.push(captured).is_err() {
+            self.miss(kept);
+        }
+    }
+
+    fn miss(&self, kept: usize) {
+        self.bytes.fetch_sub(kept, Ordering::Relaxed);
+        self.missed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The next packet, if one waits.
+    #[must_use]
+    pub fn next(&self) -> Option<Captured> {
+        let captured = self.queue.pop()?;
+        self.bytes
+            .fetch_sub(captured.bytes.len(), Ordering::Relaxed);
+        Some(captured)
+    }
+
+    /// Packets that were not captured, because the reader was too slow.
+    #[must_use]
+    pub fn missed(&self) -> u64 {
+        self.missed.load(Ordering::Relaxed)
+    }
+}
+
+/// All taps of a packet loop; clones are the same.
+#[derive(Debug, Clone, Default)]
+pub struct Taps(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// Changes with the list: what workers look at.
+    generation: AtomicU64,
+    list: Mutex<Vec<Arc<Tap>>>,
+}
+
+impl Taps {
+    /// Begins a capture; it ends when the guard is dropped.
+    #[must_use]
+    pub fn open(&self, filter: Filter) -> OpenTap {
+        let tap = Arc::new(Tap::new(filter));
+        self.change(|list| list.push(Arc::clone(&tap)));
+        OpenTap {
+            taps: self.clone(),
+            tap,
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Vec<Arc<Tap>>)) {
+        let mut list = self.0.list.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut list);
+        self.0.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// Whether somebody captures what comes to the socket.
+    #[must_use]
+    pub fn watch_the_socket(&self) -> bool {
+        let list = self.0.list.lock().unwrap_or_else(PoisonError::into_inner);
+        list.iter().any(|tap| tap.filter.outer)
+    }
+
+    /// A worker's own view of them.
+    #[must_use]
+    pub fn viewer(&self) -> Viewer {
+        Viewer {
+            taps: self.clone(),
+            generation: 0,
+            list: Vec::new(),
+        }
+    }
+}
+
+/// A capture that runs.
+#[derive(Debug)]
+pub struct OpenTap {
+    taps: Taps,
+    tap: Arc<Tap>,
+}
+
+impl std::ops::Deref for OpenTap {
+    type Target = Tap;
+
+    fn deref(&self) -> &Tap {
+        &self.tap
+    }
+}
+
+impl Drop for OpenTap {
+    fn drop(&mut self) {
+        self.taps
+            .change(|list| list.retain(|tap| !Arc::ptr_eq(tap, &self.tap)));
+    }
+}
+
+/// What a worker holds: the taps as of its last look.
+#[derive(Debug)]
+pub struct Viewer {
+    taps: Taps,
+    generation: u64,
+    list: Vec<Arc<Tap>>,
+}
+
+impl Viewer {
+    /// Looks whether there are others now. To be called once a drain.
+    #[inline]
+    pub fn refresh(&mut self) {
+        if self.taps.0.generation.load(Ordering::Relaxed) != self.generation {
+            self.reload();
+        }
+    }
+
+    #[cold]
+    fn reload(&mut self) {
+        let shared = &self.taps.0;
+        let list = shared.list.lock().unwrap_or_else(PoisonError::into_inner);
+        // Under the lock, which every change holds: the list is of this generation.
+        self.generation = shared.generation.load(Ordering::Acquire);
+        self.list.clone_from(&list);
+    }
+
+    /// Whether anybody captures.
+    #[must_use]
+    #[inline]
+    pub const fn is_open(&self) -> bool {
+        !self.list.is_empty()
+    }
+
+    /// Shows a packet to all who capture.
+    #[cold]
+    pub fn show(&self, sighting: &Sighting<'_>) {
+        for tap in &self.list {
+            tap.take(sighting);
+        }
+    }
+
+    /// Shows a packet at the device.
+    #[inline]
+    pub fn show_inner(&self, direction: Direction, packet: &[u8], dropped: Option<Counter>) {
+        if self.is_open() {
+            // Behind the packet there may be padding.
+            let packet = Packet::new_checked(packet).map_or(packet, |checked| checked.bytes());
+            self.show(&Sighting {
+                view: View::Inner,
+                direction,
+                pieces: [packet, &[]],
+                dropped,
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REMOTE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 2), 8472);
+    const ALL: Filter = Filter {
+        inner: true,
+        outer: true,
+        peer: None,
+        host: None,
+        dropped: false,
+        snap_len: 65_535,
+    };
+
+    fn packet(source: [u8; 4], destination: [u8; 4]) -> Vec<u8> {
+        let mut packet = vec![0x45, 0, 0, 24, 0, 0, 0, 0, 64, 17, 0, 0];
+        packet.extend(source);
+        packet.extend(destination);
+        packet.extend([1, 2, 3, 4]);
+        packet
+    }
+
+    fn frame(source: [u8; 4], destination: [u8; 4]) -> Vec<u8> {
+        let mut frame = vec![0; ENCAP_LEN];
+        frame.extend(packet(source, destination));
+        frame
+    }
+
+    fn outer(bytes: &[u8], remote: SocketAddrV4) -> Sighting<'_> {
+        Sighting {
+            view: View::Outer {
+                remote,
+                port: 8472,
+                tos: 0,
+            },
+            direction: Direction::In,
+            pieces: [bytes, &[]],
+            dropped: None,
+        }
+    }
+
+    #[test]
+    fn packets_are_shown_from_opening_to_dropping() {
+        let taps = Taps::default();
+        let mut viewer = taps.viewer();
+        viewer.refresh();
+        assert!(!viewer.is_open());
+        let tap = taps.open(ALL);
+        viewer.refresh();
+        let bytes = packet([10, 5, 1, 2], [10, 5, 2, 2]);
+        viewer.show_inner(Direction::Out, &bytes, Some(Counter::OutNoRoute));
+        let seen = tap.next().unwrap();
+        assert_eq!((&seen.bytes, seen.len), (&bytes, 24));
+        assert_eq!(seen.dropped, Some(Counter::OutNoRoute));
+        assert!(tap.next().is_none());
+        drop(tap);
+        viewer.refresh();
+        assert!(!viewer.is_open());
+    }
+
+    #[test]
+    fn a_filter_looks_at_both_headers() {
+        let ours = frame([10, 5, 2, 9], [10, 5, 1, 2]);
+        let peer = Filter {
+            peer: Some((*REMOTE.ip(), "10.5.2.0/24".parse().ok())),
+            ..ALL
+        };
+        assert!(peer.wants(&outer(&ours, REMOTE)));
+        let stranger = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 9), 1);
+        assert!(peer.wants(&outer(&ours, stranger)), "by the inner address");
+        let other = frame([10, 5, 3, 9], [10, 5, 1, 2]);
+        assert!(!peer.wants(&outer(&other, stranger)));
+        assert!(peer.wants(&outer(&[1, 2], REMOTE)), "too short for more");
+        let host = Filter {
+            host: Some(Ipv4Addr::new(10, 5, 1, 2)),
+            ..ALL
+        };
+        assert!(host.wants(&outer(&ours, REMOTE)));
+        assert!(!host.wants(&outer(&[1, 2], REMOTE)));
+        let dropped = Filter {
+            dropped: true,
+            ..ALL
+        };
+        assert!(!dropped.wants(&outer(&ours, REMOTE)));
+        let inner = Filter {
+            outer: false,
+            ..ALL
+        };
+        assert!(!inner.wants(&outer(&ours, REMOTE)));
+    }
+
+    #[test]
+    fn a_slow_reader_misses_packets_and_nobody_waits() {
+        let taps = Taps::default();
+        let tap = taps.open(ALL);
+        let mut viewer = taps.viewer();
+        viewer.refresh();
+        let bytes = frame([10, 5, 1, 2], [10, 5, 2, 2]);
+        for _ in 0..QUEUE_PACKETS + 10 {
+            viewer.show(&outer(&bytes, REMOTE));
+        }
+        assert_eq!(tap.missed(), 10);
+        assert_eq!(std::iter::from_fn(|| tap.next()).count(), QUEUE_PACKETS);
+        let large = vec![0; 1 << 20];
+        let whole = Filter {
+            snap_len: usize::MAX,
+            ..ALL
+        };
+        let tap = taps.open(whole);
+        viewer.refresh();
+        for _ in 0..20 {
+            viewer.show(&outer(&large, REMOTE));
+        }
+        assert_eq!(tap.missed(), 4);
+        assert_eq!(tap.bytes.load(Ordering::Relaxed), QUEUE_BYTES);
+    }
+
+    #[test]
+    fn what_is_kept_is_cut_and_pieces_are_joined() {
+        let taps = Taps::default();
+        let tap = taps.open(Filter { snap_len: 5, ..ALL });
+        let mut viewer = taps.viewer();
+        viewer.refresh();
+        viewer.show(&Sighting {
+            pieces: [&[1, 2, 3], &[4, 5, 6, 7]],
+            ..outer(&[], REMOTE)
+        });
+        let seen = tap.next().unwrap();
+        assert_eq!((seen.bytes, seen.len), (vec![1, 2, 3, 4, 5], 7));
+    }
+}
