@@ -19,6 +19,7 @@ use uvxlan::dataplane::checks::Vtep;
 use uvxlan::dataplane::counters::Counter;
 use uvxlan::dataplane::guard::Guard;
 use uvxlan::dataplane::offloads::Offloads;
+use uvxlan::dataplane::tap::Taps;
 use uvxlan::dataplane::{Dataplane, Options};
 use uvxlan::route::peer::{Peer, PeerId};
 use uvxlan::route::publish::Routes;
@@ -59,6 +60,7 @@ fn main() -> anyhow::Result<()> {
         guard: Guard::off(),
         offloads: Offloads::AUTO,
         spin: Duration::ZERO,
+        taps: Taps::default(),
     };
     let dataplane = Dataplane::start(tun::open(&options)?, &options_loop, |gone| {
         eprintln!("{gone}")
