@@ -3,6 +3,7 @@
 # make bench  the Criterion benches
 # make soak   transfers of a GiB each way over every NIC class, offloads on and off
 # make deb    a Debian package in target/deb/
+# make try-package  that package, and make install, in a fresh Debian root
 # make fuzz   all fuzz targets, FUZZ_SECONDS each (default one hour)
 # make deny   licenses, sources and known weaknesses of dependencies (needs cargo-deny)
 
@@ -14,7 +15,7 @@ RUN_TESTS_AS_ROOT := $(if $(SUDO),\
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(SUDO) \
 	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=$(SUDO))
 
-.PHONY: all deny demo test check-style unit soak bench bench-smoke fuzz fuzz-smoke doc install clean deb deb-root build-needs test-needs
+.PHONY: all deny demo test check-style unit soak bench bench-smoke fuzz fuzz-smoke doc install clean deb deb-root try-package build-needs test-needs
 
 all: build-needs
 	cargo build --release --locked
@@ -68,6 +69,8 @@ doc:
 # them, whatever umask the installing one has; but a password may be in etc/default/uvxlan.
 install: $(if $(BIN),,all)
 	install -Dm755 $(or $(BIN),target/release/uvxlan) $(DESTDIR)$(PREFIX)/sbin/uvxlan
+	@# Line tables for profilers are four fifths of it; names of functions stay for backtraces.
+	! command -v strip >/dev/null || strip --strip-debug $(DESTDIR)$(PREFIX)/sbin/uvxlan
 	install -Dm755 systemd/mk-docker-opts.sh $(DESTDIR)$(PREFIX)/sbin/mk-docker-opts.sh
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/lib/uvxlan
 	umask 022; sed 's|/usr/local/sbin/|$(PREFIX)/sbin/|' systemd/uvxlan.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/uvxlan.service
@@ -78,7 +81,7 @@ install: $(if $(BIN),,all)
 		systemd/uvxlan-networkmanager.conf monitoring/alerts.yml monitoring/grafana.json \
 		$(DESTDIR)$(PREFIX)/share/uvxlan/
 	install -d $(DESTDIR)$(PREFIX)/share/doc/uvxlan
-	install -m644 README.md CHANGELOG.md SECURITY.md LICENSE-MIT LICENSE-APACHE $(DESTDIR)$(PREFIX)/share/doc/uvxlan/
+	install -m644 README.md CHANGELOG.md SECURITY.md docs/troubleshooting.md LICENSE-MIT LICENSE-APACHE $(DESTDIR)$(PREFIX)/share/doc/uvxlan/
 	umask 022; $(DESTDIR)$(PREFIX)/sbin/uvxlan man $(DESTDIR)$(PREFIX)/share/man/man1
 	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
 		$(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
@@ -92,6 +95,9 @@ deb: all
 	install -d target/deb
 	$(MAKE) deb-root DESTDIR=$(CURDIR)/target/deb/root PREFIX=/usr BIN=target/release/uvxlan
 	dpkg-deb --root-owner-group --build target/deb/root target/deb/
+
+try-package: deb
+	$(SUDO) ./scripts/try-package.sh
 
 # What goes into the package, below DESTDIR.
 deb-root: install
