@@ -1,5 +1,6 @@
 //! What the program answers: exit status, and which stream it answers on.
 
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
@@ -96,4 +97,46 @@ fn a_reader_that_went_away_is_no_panic() {
     drop(reader);
     let output = output(program().arg("rnu").stderr(writer));
     assert_eq!(output.status.code(), Some(2));
+}
+
+/// What a daemon that cannot reach its store writes into a file that is its stderr.
+fn log_of_a_failing_start(journal: bool) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let file = std::fs::File::create(&path).unwrap();
+    let found = file.metadata().unwrap();
+    let inode = found.ino() + u64::from(!journal);
+    let run = |flag: &str, name: &str| format!("--{flag}={}", folder.path().join(name).display());
+    let status = Command::new(env!("CARGO_BIN_EXE_uvxlan"))
+        .args(["run", "--fail-fast", "--etcd-endpoints=http://127.0.0.1:1"])
+        .args([run("control-socket", "control"), run("state-dir", "state")])
+        .arg("--metrics-listen=off")
+        .env("JOURNAL_STREAM", format!("{}:{inode}", found.dev()))
+        .stderr(file)
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(69));
+    std::fs::read_to_string(path).unwrap()
+}
+
+#[test]
+fn the_journal_gets_priorities_and_no_second_time() {
+    let lines = log_of_a_failing_start(true);
+    for line in lines.lines() {
+        let plain = ["<3>", "<4>", "<6>"]
+            .iter()
+            .find_map(|priority| line.strip_prefix(priority));
+        let plain = plain.unwrap_or_else(|| panic!("no priority: {line}"));
+        assert!(
+            !plain.contains("INFO") && !plain.starts_with("20"),
+            "{line}"
+        );
+    }
+    assert!(
+        lines.contains("<3>") && lines.contains("event=\"failed\""),
+        "{lines}"
+    );
+    // Another stream than the one that is named: time and level are ours to write.
+    let lines = log_of_a_failing_start(false);
+    assert!(lines.lines().all(|line| line.starts_with("20")), "{lines}");
 }

@@ -34,6 +34,7 @@ fn serve(options: &RunOptions) -> Result<(), Failure> {
     let outcome = runtime.block_on(async {
         let stop = CancellationToken::new();
         stop_on_signals(stop.clone()).map_err(Failure::Runtime)?;
+        tokio::spawn(log::tell_what_is_left_out());
         lifecycle::run(options, stop).await
     });
     // A store that does not answer must not hold up the end.

@@ -1,0 +1,160 @@
+//! Bounds what is logged: so many lines a minute for an event about one peer, and so many
+//! for an event in all. What is left out is counted, and told once a minute.
+
+use std::collections::HashMap;
+use std::fmt::{self, Write as _};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tracing::field::{Field, Visit};
+use tracing::{Event, Metadata, Subscriber};
+use tracing_subscriber::layer::{Context, Filter};
+
+/// The time for which lines are counted together.
+const WINDOW: Duration = Duration::from_secs(60);
+/// Lines of one event about one peer.
+const OF_A_PEER: u32 = 10;
+/// Lines of one event. A network of a thousand nodes may come up and be told whole.
+const OF_AN_EVENT: u32 = 1000;
+/// Pairs of event and peer that are kept apart; what is beyond shares the event's bound.
+const PAIRS: usize = 4096;
+
+/// What a line is about: the event's name, and the peer, subnet or record, if it has one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Subject {
+    event: String,
+    peer: String,
+}
+
+impl Visit for Subject {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field.name(), format_args!("{value}"));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.put(field.name(), format_args!("{value:?}"));
+    }
+}
+
+impl Subject {
+    fn put(&mut self, name: &str, value: fmt::Arguments<'_>) {
+        let place = match name {
+            "event" => &mut self.event,
+            "subnet" | "peer" | "name" | "record" => &mut self.peer,
+            _ => return,
+        };
+        place.clear();
+        // Writing to a String does not fail.
+        let _ = place.write_fmt(value);
+    }
+}
+
+/// The books of the current minute. Pure: the time is handed in.
+#[derive(Debug, Default)]
+pub struct Books {
+    begun: Option<Instant>,
+    pairs: HashMap<Subject, u32>,
+    events: HashMap<String, u32>,
+    left_out: HashMap<String, u64>,
+}
+
+impl Books {
+    /// Whether a line about this may be written now.
+    pub fn admit(&mut self, subject: Subject, now: Instant) -> bool {
+        if self.begun.is_none_or(|begun| now - begun >= WINDOW) {
+            self.begun = Some(now);
+            self.pairs.clear();
+            self.events.clear();
+        }
+        let of_event = self.events.entry(subject.event.clone()).or_default();
+        let mut admitted = *of_event < OF_AN_EVENT;
+        let name = subject.event.clone();
+        if admitted && (self.pairs.len() < PAIRS || self.pairs.contains_key(&subject)) {
+            let of_peer = self.pairs.entry(subject).or_default();
+            admitted = *of_peer < OF_A_PEER;
+            *of_peer += u32::from(admitted);
+        }
+        *of_event += u32::from(admitted);
+        if !admitted {
+            *self.left_out.entry(name).or_default() += 1;
+        }
+        admitted
+    }
+
+    /// What was left out since the last call, by event.
+    pub fn take_left_out(&mut self) -> Vec<(String, u64)> {
+        let mut all: Vec<_> = self.left_out.drain().collect();
+        all.sort();
+        all
+    }
+}
+
+/// The books as a filter of a log; clones are the same.
+#[derive(Debug, Clone, Default)]
+pub struct Limit(Arc<Mutex<Books>>);
+
+impl Limit {
+    /// What was left out since the last call, by event.
+    pub fn take_left_out(&self) -> Vec<(String, u64)> {
+        let mut books = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        books.take_left_out()
+    }
+}
+
+impl<S: Subscriber> Filter<S> for Limit {
+    fn enabled(&self, _: &Metadata<'_>, _: &Context<'_, S>) -> bool {
+        true
+    }
+
+    fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
+        let mut subject = Subject::default();
+        event.record(&mut subject);
+        if subject.event.is_empty() {
+            // Of a library: the place it comes from stands for a name.
+            subject.event = event.metadata().name().to_owned();
+        }
+        let mut books = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        books.admit(subject, Instant::now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn about(event: &str, peer: &str) -> Subject {
+        Subject {
+            event: event.into(),
+            peer: peer.into(),
+        }
+    }
+
+    #[test]
+    fn a_peer_that_comes_and_goes_is_told_ten_times_a_minute() {
+        let mut books = Books::default();
+        let start = Instant::now();
+        let mut told = |peer, at| {
+            (0..25)
+                .filter(|_| books.admit(about("peer_added", peer), at))
+                .count()
+        };
+        assert_eq!(told("10.5.1.0/24", start), 10);
+        assert_eq!(told("10.5.2.0/24", start), 10, "another peer has its own");
+        assert_eq!(told("10.5.1.0/24", start + WINDOW), 10);
+        assert_eq!(books.take_left_out(), [("peer_added".into(), 45)]);
+        assert_eq!(books.take_left_out(), []);
+    }
+
+    #[test]
+    fn an_event_about_many_is_bounded_and_the_others_are_not_hurt() {
+        let mut books = Books::default();
+        let now = Instant::now();
+        let told = (0..20_000)
+            .filter(|number| books.admit(about("peer_added", &number.to_string()), now))
+            .count();
+        assert_eq!(told, OF_AN_EVENT as usize);
+        assert!(books.admit(about("etcd_lost", ""), now));
+        assert!(books.pairs.len() <= PAIRS);
+        assert_eq!(books.take_left_out(), [("peer_added".into(), 19_000)]);
+    }
+}
