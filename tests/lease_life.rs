@@ -16,8 +16,8 @@ use uvxlan::subnet::lease::{LeaseAttrs, VxlanData};
 use uvxlan::subnet::manager::{
     AcquireRequest, Acquired, OwnState, PeerChange, PeerSet, Running, acquire, spawn,
 };
-use uvxlan::subnet::store::Store;
 use uvxlan::subnet::store::dir::DirStore;
+use uvxlan::subnet::store::{Store, WriteOutcome};
 use uvxlan::subnet::validate::Context;
 use uvxlan::wire::{MacAddr, Vni};
 
@@ -122,6 +122,50 @@ async fn twenty_hosts_at_once_get_twenty_subnets_from_a_directory() {
     let dir = tempfile::tempdir().unwrap();
     let store = || Arc::new(DirStore::new(dir.path())) as Arc<dyn Store>;
     hosts_at_once((0..HOSTS).map(|_| store()).collect()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_hosts_that_race_for_the_last_subnet_one_wins_each_time() {
+    const ROUNDS: usize = 1000;
+    let Some(etcd) = Etcd::start(None).await else {
+        return;
+    };
+    let text = br#"{"Network":"10.5.0.0/16","SubnetLen":24,"SubnetMin":"10.5.9.0","SubnetMax":"10.5.9.0"}"#;
+    let config = Arc::new(NetworkConfig::parse(text, Some("vxlan")).unwrap());
+    let stores: [Arc<dyn Store>; 2] = [Arc::new(etcd.store()), Arc::new(etcd.store())];
+    until_up(&*stores[0]).await;
+    let mut won = [0, 0];
+    for round in 0..ROUNDS {
+        let tasks = [0, 1].map(|host| {
+            let (store, config) = (Arc::clone(&stores[host]), Arc::clone(&config));
+            tokio::spawn(async move {
+                let mut rng = StdRng::seed_from_u64(round as u64);
+                let request = request(host as u8 + 1, Duration::from_secs(60));
+                acquire(&*store, &config, &request, &mut rng).await
+            })
+        });
+        let mut owners = Vec::new();
+        for (host, task) in tasks.into_iter().enumerate() {
+            if task.await.unwrap().is_ok() {
+                owners.push(host);
+                won[host] += 1;
+            }
+        }
+        assert_eq!(owners.len(), 1, "round {round}: {owners:?}");
+        let record = stores[0].get("10.5.9.0-24").await.unwrap().unwrap();
+        let owner = format!("192.168.0.{}", owners[0] + 1);
+        let value = String::from_utf8_lossy(&record.value).into_owned();
+        assert!(
+            value.contains(&owner),
+            "round {round}: {value} is not {owner}'s"
+        );
+        let deleted = stores[0].delete("10.5.9.0-24", record.revision).await;
+        assert!(
+            matches!(deleted, Ok(WriteOutcome::Written { .. })),
+            "{deleted:?}"
+        );
+    }
+    println!("won: {won:?}");
 }
 
 async fn hosts_see_each_other(one: Arc<dyn Store>, two: Arc<dyn Store>) {

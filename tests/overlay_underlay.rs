@@ -173,6 +173,49 @@ fn the_underlays_mtu_is_followed() {
 }
 
 #[test]
+fn an_interface_that_goes_down_or_loses_its_address_for_a_while_is_survived() {
+    need!(tools());
+    let cluster = Cluster::new(2, nodes::CONFIG);
+    let (a, b) = (cluster.start(0), cluster.start(1));
+    eventually("the containers reach each other", || a.reaches(&b));
+    let before = cluster.etcd.leases();
+    let address = a.host.address().to_string();
+    let listed = a.output("ip", &["-o", "-4", "address", "show", "dev", "eth0"]);
+    let prefix = listed
+        .split_whitespace()
+        .find(|word| word.starts_with(&address))
+        .unwrap();
+    // As a network manager puts it back.
+    let default = ["route", "replace", "default", "dev", "eth0"];
+    let repaired_soon = |what: &str| {
+        let start = std::time::Instant::now();
+        eventually(what, || a.reaches(&b) && b.reaches(&a));
+        let took = start.elapsed();
+        assert!(took < std::time::Duration::from_secs(8), "{what}: {took:?}");
+    };
+    for _ in 0..2 {
+        a.change(&["link", "set", "eth0", "down"]);
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        a.change(&["link", "set", "eth0", "up"]);
+        a.change(&default);
+        repaired_soon("after the interface was down");
+
+        a.change(&["address", "flush", "dev", "eth0"]);
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        a.change(&["address", "add", prefix, "dev", "eth0"]);
+        a.change(&default);
+        repaired_soon("after its address was gone");
+
+        a.change(&["link", "set", "flannel.1", "down"]);
+        repaired_soon("after the device was set down");
+        a.change(&["address", "flush", "dev", "flannel.1"]);
+        repaired_soon("after the device lost its address");
+    }
+    assert_eq!(cluster.etcd.leases(), before, "no lease was touched");
+    a.transfer(&b, 4 << 20);
+}
+
+#[test]
 fn another_address_is_published_and_used() {
     need!(tools());
     let cluster = Cluster::new(2, nodes::CONFIG);

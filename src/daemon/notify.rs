@@ -50,8 +50,14 @@ pub struct Watchdog {
     /// What `WatchdogSec=` says.
     limit: Option<Duration>,
     progress: Vec<u64>,
+    /// When that was.
+    taken: Option<Instant>,
     complained: Option<Instant>,
 }
+
+/// Least time between two looks that can be compared: longer than the second in which an
+/// idle worker makes a turn, shorter than the pause between regular looks.
+const SPAN: Duration = Duration::from_millis(1500);
 
 impl Watchdog {
     /// The watchdog that this process was started under, if any.
@@ -60,13 +66,19 @@ impl Watchdog {
         Self {
             limit: sd_notify::watchdog_enabled(),
             progress: Vec::new(),
+            taken: None,
             complained: None,
         }
     }
 
     /// Takes the number of turns that each worker has made. An idle worker makes one a
-    /// second, so that one that made none since the last look hangs.
-    pub fn feed(&mut self, progress: &[u64]) {
+    /// second, so that one that made none since the last look hangs; of looks that follow
+    /// each other closer than that, the later ones say nothing.
+    pub fn feed(&mut self, progress: &[u64], now: Instant) {
+        if self.taken.is_some_and(|taken| now - taken < SPAN) {
+            return;
+        }
+        self.taken = Some(now);
         let moved = self.has_moved(progress);
         self.progress = progress.to_vec();
         if moved {
@@ -75,7 +87,7 @@ impl Watchdog {
                 send(&[NotifyState::Watchdog]);
             }
         } else if self.complained.is_none() {
-            self.complained = Some(Instant::now());
+            self.complained = Some(now);
             tracing::error!(
                 event = "worker_stuck",
                 "a packet thread made no progress since the last look"
@@ -102,14 +114,19 @@ mod tests {
         let mut watchdog = Watchdog {
             limit: None,
             progress: Vec::new(),
+            taken: None,
             complained: None,
         };
-        watchdog.feed(&[1, 1]);
+        let start = Instant::now();
+        watchdog.feed(&[1, 1], start);
+        // After a change on the host, it is looked at soon: an idle worker had no turn yet.
+        watchdog.feed(&[1, 1], start + SPAN / 5);
+        assert!(watchdog.complained.is_none());
         assert!(watchdog.has_moved(&[2, 2]));
         assert!(!watchdog.has_moved(&[2, 1]));
-        watchdog.feed(&[2, 1]);
+        watchdog.feed(&[2, 1], start + SPAN);
         assert!(watchdog.complained.is_some());
-        watchdog.feed(&[3, 2]);
+        watchdog.feed(&[3, 2], start + 2 * SPAN);
         assert!(watchdog.complained.is_none());
         // The device was made anew, with other workers.
         assert!(watchdog.has_moved(&[0]));

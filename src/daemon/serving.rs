@@ -142,7 +142,7 @@ impl Serving {
             Err(error) => tracing::debug!(event = "underlay_unseen", %error, "looking again soon"),
         }
         self.note_seen();
-        self.watchdog.feed(&self.overlay.progress());
+        self.watchdog.feed(&self.overlay.progress(), Instant::now());
         if self.manager.own.has_changed().unwrap_or(false) {
             self.manager.own.mark_unchanged();
             notify::status(&self.in_short());

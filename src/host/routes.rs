@@ -147,7 +147,11 @@ pub fn plan(desired: &BTreeMap<Ipv4Net, Way>, kernel: &[Route], realm: Realm) ->
                 plan.remove.push(route.clone());
             }
         } else if !realm.owns(route) {
-            foreign.entry(subnet).or_insert(route);
+            let known = foreign.entry(subnet).or_insert(route);
+            // Of several, the one that leaves no room for ours.
+            if takes_place(route, subnet) {
+                *known = route;
+            }
         } else if !desired.contains_key(&subnet) || ours.contains_key(&subnet) {
             plan.remove.push(route.clone());
         } else {
@@ -164,6 +168,12 @@ pub fn plan(desired: &BTreeMap<Ipv4Net, Way>, kernel: &[Route], realm: Realm) ->
         let wanted = realm.route(subnet, way);
         match (ours.get(&subnet), foreign.get(&subnet)) {
             (Some(present), _) if **present == wanted => {}
+            (Some(present), Some(other)) if takes_place(other, subnet) => {
+                plan.remove.push((*present).clone());
+                if !leads_alike(other, &wanted) {
+                    plan.conflicts.push((subnet, (*other).clone()));
+                }
+            }
             (Some(present), _) => plan.replace.push(((*present).clone(), wanted)),
             // flannel left it, or a person made it: it leads where ours would.
             (None, Some(other)) if leads_alike(other, &wanted) => {}
@@ -172,6 +182,11 @@ pub fn plan(desired: &BTreeMap<Ipv4Net, Way>, kernel: &[Route], realm: Realm) ->
         }
     }
     plan
+}
+
+/// Whether the kernel takes no route of ours to `subnet` beside this one.
+fn takes_place(route: &Route, subnet: Ipv4Net) -> bool {
+    (route.destination, route.metric, route.tos) == (subnet, 0, 0)
 }
 
 fn leads_alike(one: &Route, other: &Route) -> bool {
@@ -243,6 +258,9 @@ async fn add(netlink: &Netlink, route: &Route) -> Result<(), RouteError> {
         other => Ok(other?),
     }
 }
+
+#[cfg(test)]
+mod model;
 
 #[cfg(test)]
 mod tests {

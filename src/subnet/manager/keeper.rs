@@ -298,7 +298,7 @@ impl Keeper {
             self.due = now + wait;
         }
         let old = self.state.send_replace(new.clone());
-        if std::mem::discriminant(&old) == std::mem::discriminant(&new) {
+        if is_told(&old, &new) {
             return;
         }
         let name = &self.name;
@@ -335,4 +335,14 @@ impl Keeper {
 fn mac(attrs: &LeaseAttrs) -> Option<crate::wire::MacAddr> {
     let data = attrs.backend_data.as_ref()?;
     VxlanData::decode(data).ok().map(|data| data.vtep_mac)
+}
+/// Whether a person who read of the old state knows the new one. Another reason why the
+/// lease cannot be renewed is news (the store answers again, and now refuses); another time or
+/// port in it is not.
+fn is_told(old: &OwnState, new: &OwnState) -> bool {
+    let words = |reason: &str| reason.replace(|c: char| c.is_ascii_digit(), "");
+    match (old, new) {
+        (OwnState::Unconfirmed(old), OwnState::Unconfirmed(new)) => words(old) == words(new),
+        _ => std::mem::discriminant(old) == std::mem::discriminant(new),
+    }
 }

@@ -1,0 +1,103 @@
+//! Passwords and tokens (T24).
+
+use std::time::Duration;
+
+use super::lab::{Lab, losing_nothing};
+use super::nodes::{PREFIX, eventually, need, possible};
+
+/// Enables authentication, with a `node` that has the documented rights.
+fn enable(lab: &mut Lab) {
+    let key = format!("{PREFIX}/");
+    let subnets = format!("{PREFIX}/subnets/");
+    for command in [
+        &["user", "add", "root:rootpass"][..],
+        &["user", "grant-role", "root", "root"],
+        &["role", "add", "flannel"],
+        &[
+            "role",
+            "grant-permission",
+            "flannel",
+            "read",
+            &key,
+            "--prefix",
+        ],
+        &[
+            "role",
+            "grant-permission",
+            "flannel",
+            "readwrite",
+            &subnets,
+            "--prefix",
+        ],
+        &["user", "add", "node:geheim"],
+        &["user", "grant-role", "node", "flannel"],
+    ] {
+        // The role root may exist already.
+        if command[..2] == ["user", "grant-role"] && command[2] == "root" {
+            let _ = lab.run_ctl(&["role", "add", "root"]);
+        }
+        lab.ctl(command);
+    }
+    lab.ctl(&["auth", "enable"]);
+    lab.login = vec!["--user=root:rootpass".into()];
+}
+
+#[test]
+fn tokens_expire_and_passwords_change_without_loss() {
+    need!(possible(&["etcd", "etcdctl"]));
+    let mut lab = Lab::new(1);
+    // etcd forgets a token five seconds after its last use.
+    lab.members[0].arguments = vec!["--auth-token-ttl=5".into()];
+    lab.start();
+    lab.put_config();
+    enable(&mut lab);
+    let flags = [
+        lab.endpoints(),
+        "--etcd-username=node".into(),
+        "--etcd-password=geheim".into(),
+        "--lease-ttl=12".into(),
+        "--insecure-etcd".into(),
+    ];
+    let nodes = lab.nodes(&flags);
+    let before = lab.leases();
+    losing_nothing(&nodes, || {
+        // Keepalives come every four seconds; tokens of other calls are dead by then.
+        std::thread::sleep(Duration::from_secs(14));
+        lab.news_arrive(&nodes[0]);
+        // Each change makes all tokens stale.
+        for number in 0..3 {
+            lab.ctl(&["user", "add", &format!("user{number}:x")]);
+            lab.news_arrive(&nodes[number % 2]);
+        }
+        // All tokens are gone with the process.
+        lab.members[0].restart();
+        lab.wait();
+        lab.news_arrive(&nodes[0]);
+        lab.news_arrive(&nodes[1]);
+    });
+    assert_eq!(lab.leases(), before, "no lease was lost or taken twice");
+
+    // The user is gone for a while: told, not given up, and not hammered.
+    losing_nothing(&nodes, || {
+        lab.ctl(&["user", "delete", "node"]);
+        lab.members[0].restart();
+        lab.wait();
+        eventually("the log names what is refused", || {
+            nodes[0].log().contains("authentication failed")
+        });
+        std::thread::sleep(Duration::from_secs(4));
+        lab.ctl(&["user", "add", "node:geheim"]);
+        lab.ctl(&["user", "grant-role", "node", "flannel"]);
+        // A watch that was refused its login tries again after half a minute.
+        std::thread::sleep(Duration::from_secs(20));
+        lab.news_arrive(&nodes[0]);
+        lab.news_arrive(&nodes[1]);
+    });
+    assert_eq!(lab.leases(), before);
+    for node in &nodes {
+        let log = node.log();
+        assert!(!log.contains("geheim"), "{log}");
+        let complaints = log.matches("authentication failed").count();
+        assert!((1..20).contains(&complaints), "{complaints} in {log}");
+    }
+}

@@ -1,0 +1,270 @@
+//! Hosts, members of etcd that can be killed and changed, and the steady ping.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use uvxlan::testbed::traffic::{PingRequest, ping};
+use uvxlan::testbed::{Host, Topology};
+
+use super::nodes::{self, NodeUnderTest, PREFIX, eventually};
+
+/// A subnet that no daemon leases: `SubnetMax` is below.
+pub const STRANGER: &str = "10.5.253.0";
+
+/// A member of etcd on a host, on the usual ports. Killed when dropped.
+pub struct Member {
+    host: Host,
+    folder: PathBuf,
+    name: String,
+    /// URLs of all members: `name=http://…:2380,…`.
+    cluster: String,
+    /// Files of TLS for clients: certificate and key.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// Where clients connect to, other than the usual port.
+    pub port: u16,
+    pub arguments: Vec<String>,
+    child: Option<Child>,
+}
+
+impl Member {
+    pub fn url(&self) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}:{}", self.host.address(), self.port)
+    }
+
+    /// Starts the program on its data; does not wait.
+    pub fn start(&mut self) {
+        let log = File::create(self.folder.join("log")).unwrap();
+        let peer = format!("http://{}:2380", self.host.address());
+        let mut command = Command::new("etcd");
+        command
+            .args(["--name", &self.name, "--data-dir"])
+            .arg(self.folder.join("data"))
+            .args(["--listen-client-urls", &self.url()])
+            .args(["--advertise-client-urls", &self.url()])
+            .args(["--listen-peer-urls", &peer])
+            .args(["--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &self.cluster])
+            .args(["--heartbeat-interval=50", "--election-timeout=500"])
+            .args(&self.arguments);
+        if let Some((certificate, key)) = &self.tls {
+            command.arg("--cert-file").arg(certificate);
+            command.arg("--key-file").arg(key);
+        }
+        command.stdout(Stdio::null()).stderr(log);
+        let command = uvxlan::sys::process::dies_with_parent(command);
+        self.child = Some(self.host.namespace().command(command).spawn().unwrap());
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    pub fn restart(&mut self) {
+        self.kill();
+        self.start();
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Two hosts for daemons, and one for each member of etcd.
+pub struct Lab {
+    pub topology: Topology,
+    pub folder: tempfile::TempDir,
+    pub members: Vec<Member>,
+    /// Arguments of etcdctl beside the endpoints.
+    pub login: Vec<String>,
+}
+
+impl Lab {
+    /// Members that do not run yet.
+    pub fn new(members: usize) -> Self {
+        let topology = Topology::with_hosts(2 + members).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let hosts: Vec<Host> = topology.hosts().iter().skip(2).cloned().collect();
+        let cluster: Vec<_> = hosts
+            .iter()
+            .enumerate()
+            .map(|(number, host)| format!("m{number}=http://{}:2380", host.address()))
+            .collect();
+        let members = hosts
+            .into_iter()
+            .enumerate()
+            .map(|(number, host)| {
+                let name = format!("m{number}");
+                let folder = folder.path().join(&name);
+                std::fs::create_dir_all(&folder).unwrap();
+                Member {
+                    host,
+                    folder,
+                    name,
+                    cluster: cluster.join(","),
+                    tls: None,
+                    port: 2379,
+                    arguments: Vec::new(),
+                    child: None,
+                }
+            })
+            .collect();
+        Self {
+            topology,
+            folder,
+            members,
+            login: Vec::new(),
+        }
+    }
+
+    /// The same with the network config in it.
+    pub fn with_config(members: usize) -> Self {
+        let mut lab = Self::new(members);
+        lab.start();
+        lab.put_config();
+        lab
+    }
+
+    /// Starts all members, and waits until they answer.
+    pub fn start(&mut self) {
+        self.members.iter_mut().for_each(Member::start);
+        self.wait();
+    }
+
+    pub fn wait(&self) {
+        eventually("etcd answers", || self.try_ctl(&["get", "x"]).is_some());
+    }
+
+    pub fn put_config(&self) {
+        self.ctl(&["put", &format!("{PREFIX}/config"), nodes::CONFIG]);
+    }
+
+    /// Runs etcdctl on the first member's host.
+    pub fn run_ctl(&self, arguments: &[&str]) -> Output {
+        let urls: Vec<_> = self.members.iter().map(Member::url).collect();
+        let mut command = Command::new("etcdctl");
+        command
+            .env("ETCDCTL_API", "3")
+            .arg(format!("--endpoints={}", urls.join(",")))
+            .args(["--command-timeout=3s"])
+            .args(&self.login)
+            .args(arguments);
+        let host = &self.members[0].host;
+        host.namespace().command(command).output().unwrap()
+    }
+
+    fn try_ctl(&self, arguments: &[&str]) -> Option<String> {
+        let output = self.run_ctl(arguments);
+        let text = String::from_utf8(output.stdout).unwrap();
+        output.status.success().then_some(text)
+    }
+
+    pub fn ctl(&self, arguments: &[&str]) -> String {
+        let output = self.run_ctl(arguments);
+        assert!(output.status.success(), "etcdctl {arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    pub fn endpoints(&self) -> String {
+        let urls: Vec<_> = self.members.iter().map(Member::url).collect();
+        format!("--etcd-endpoints={}", urls.join(","))
+    }
+
+    /// A daemon on each of the first two hosts, and their containers, which reach each other.
+    pub fn nodes(&self, flags: &[String]) -> [NodeUnderTest; 2] {
+        let nodes = [0, 1].map(|number| {
+            let host = &self.topology.hosts()[number];
+            NodeUnderTest::start(host, self.folder.path(), flags)
+        });
+        eventually("the containers reach each other", || {
+            nodes[0].reaches(&nodes[1])
+        });
+        nodes
+    }
+
+    /// A peer appears in the datastore, and goes again; the node must notice both.
+    pub fn news_arrive(&self, node: &NodeUnderTest) {
+        let key = format!("{PREFIX}/subnets/{STRANGER}-24");
+        let value = r#"{"PublicIP":"192.0.2.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:00:00:00:00:99"}}"#;
+        // Members that just came or went cost etcdctl a try.
+        let change = |arguments: &[&str]| {
+            eventually("etcd takes a write", || self.try_ctl(arguments).is_some());
+        };
+        change(&["put", &key, value]);
+        let routed = || node.output("ip", &["route", "show", &format!("{STRANGER}/24")]);
+        eventually("a new peer is routed", || !routed().is_empty());
+        change(&["del", &key]);
+        eventually("its route goes with it", || routed().is_empty());
+    }
+
+    /// The leases, by key.
+    pub fn leases(&self) -> Vec<String> {
+        let text = self.ctl(&[
+            "get",
+            "--prefix",
+            "--keys-only",
+            &format!("{PREFIX}/subnets/"),
+        ]);
+        let keys = text.lines().filter(|line| !line.is_empty());
+        keys.map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for host in self.topology.hosts().iter().take(2) {
+                let name = host.node().name();
+                let log = std::fs::read_to_string(self.folder.path().join(name).join("log"));
+                eprintln!("log of {name}:\n{}", log.unwrap_or_default());
+            }
+        }
+    }
+}
+
+/// Carries out `phase` while the containers ping each other, and asserts that nothing was
+/// lost.
+pub fn losing_nothing<T>(nodes: &[NodeUnderTest; 2], phase: impl FnOnce() -> T) -> T {
+    let over = AtomicBool::new(false);
+    let request = PingRequest {
+        count: 20,
+        interval: Duration::from_millis(20),
+        ..PingRequest::new(nodes[1].container().address())
+    };
+    let namespace = nodes[0].container().namespace();
+    std::thread::scope(|scope| {
+        let pinging = scope.spawn(|| {
+            let mut rounds = 0;
+            loop {
+                let report = ping(namespace, request).unwrap();
+                assert!(report.is_complete(), "round {rounds}: {report:?}");
+                rounds += 1;
+                if over.load(Ordering::Relaxed) {
+                    return rounds;
+                }
+            }
+        });
+        // Also after a panic of the phase, or the scope would wait for ever.
+        struct Over<'a>(&'a AtomicBool);
+        impl Drop for Over<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let ending = Over(&over);
+        let outcome = phase();
+        drop(ending);
+        let rounds = pinging.join().unwrap();
+        assert!(rounds > 0);
+        outcome
+    })
+}
