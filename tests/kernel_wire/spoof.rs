@@ -191,7 +191,7 @@ fn each_spoof_raises_its_own_counter_and_nothing_else() {
         (row.change)(&mut frame);
         let before = dataplane.totals();
         let arrived = receiving.send_from(row.from, &[(frame, 0)]);
-        let found = risen(&before, &settled(&dataplane, &before, 2));
+        let found = risen(&before, &settled(dataplane, &before, 2));
         let name = row.name;
         match row.expected {
             None => {
@@ -221,7 +221,7 @@ fn with_the_socket_filter_strangers_do_not_get_as_far() {
     for (from, dropped) in [(None, 0), (Some(stranger), 1)] {
         let before = dataplane.totals();
         let arrived = receiving.send_from(from, &[(receiving.frame(7, 0), 0)]);
-        let after = settled(&dataplane, &before, 2 - dropped);
+        let after = settled(dataplane, &before, 2 - dropped);
         let rise = |counter| after.get(counter) - before.get(counter);
         assert_eq!(rise(Counter::SocketDrops), dropped, "from {from:?}");
         assert_eq!(risen(&before, &after), [], "from {from:?}");

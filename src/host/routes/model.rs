@@ -104,7 +104,7 @@ fn happen(kernel: &mut Vec<Route>, desired: &mut BTreeMap<Ipv4Net, Way>, step: &
 }
 
 fn carry_out(kernel: &mut Vec<Route>, plan: &Plan) {
-    let mut remove = |kernel: &mut Vec<Route>, route: &Route| {
+    let remove = |kernel: &mut Vec<Route>, route: &Route| {
         let at = kernel.iter().position(|other| other == route);
         kernel.remove(at.expect("only routes that are there are removed"));
     };
