@@ -6,6 +6,7 @@
 //! No packet changes threads, none waits for another, and a steady state allocates nothing.
 #![forbid(unsafe_code)]
 
+pub mod announced;
 pub mod batch;
 pub mod checks;
 pub mod counters;
@@ -19,15 +20,16 @@ pub mod narrow;
 pub mod offloads;
 pub mod peer_counters;
 pub mod spin;
+pub mod stop;
+mod sync;
 pub mod tap;
 pub mod transmit;
 pub mod worker;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -41,6 +43,7 @@ use guard::Guard;
 use offloads::{Lacking, Offloads};
 use peer_counters::{PeerCounters, PeerTotals};
 use spin::Spin;
+use stop::{Stop, Wake};
 use tap::Taps;
 use transmit::{Segmentation, Transmitter};
 use worker::Worker;
@@ -113,41 +116,16 @@ pub struct Options {
     pub taps: Taps,
 }
 
-/// Set once, seen by workers between drains and while they wait.
-#[derive(Debug)]
-pub struct Stop {
-    set: AtomicBool,
-    wake: StopFlag,
-}
-
-impl Stop {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            set: AtomicBool::new(false),
-            wake: StopFlag::new()?,
-        })
-    }
-
-    fn set(&self) {
-        self.set.store(true, Ordering::Release);
-        self.wake.set();
-    }
-
-    fn is_set(&self) -> bool {
-        self.set.load(Ordering::Acquire)
-    }
-}
-
-impl AsFd for Stop {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.wake.as_fd()
+impl Wake for StopFlag {
+    fn wake(&self) {
+        self.set();
     }
 }
 
 /// A running packet loop. Dropping it stops it.
 #[derive(Debug)]
 pub struct Dataplane {
-    stop: Arc<Stop>,
+    stop: Arc<Stop<StopFlag>>,
     threads: Vec<JoinHandle<()>>,
     gate: Gate,
     counters: Vec<Arc<Counters>>,
@@ -170,7 +148,9 @@ impl Dataplane {
         options: &Options,
         ended: impl Fn(DeviceGone) + Send + Sync + 'static,
     ) -> Result<Self, StartError> {
-        let stop = Arc::new(Stop::new().map_err(io_error("make an event descriptor"))?);
+        let stop = Arc::new(Stop::new(
+            StopFlag::new().map_err(io_error("make an event descriptor"))?,
+        ));
         let ended = Arc::new(ended);
         // All receivers are bound before any worker reads: the kernel's spread over them
         // changes with each.

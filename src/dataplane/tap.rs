@@ -5,13 +5,14 @@
 //! missed. Forwarding never waits for a reader.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crossbeam_queue::ArrayQueue;
 use ipnet::Ipv4Net;
 
+use super::announced::{self, Announced};
 use super::counters::Counter;
 use crate::wire::ipv4::Packet;
 use crate::wire::vxlan::ENCAP_LEN;
@@ -209,14 +210,13 @@ impl Tap {
 }
 
 /// All taps of a packet loop; clones are the same.
-#[derive(Debug, Clone, Default)]
-pub struct Taps(Arc<Shared>);
+#[derive(Debug, Clone)]
+pub struct Taps(Arc<Announced<Vec<Arc<Tap>>>>);
 
-#[derive(Debug, Default)]
-struct Shared {
-    /// Changes with the list: what workers look at.
-    generation: AtomicU64,
-    list: Mutex<Vec<Arc<Tap>>>,
+impl Default for Taps {
+    fn default() -> Self {
+        Self(Arc::new(Announced::new(Vec::new())))
+    }
 }
 
 impl Taps {
@@ -224,24 +224,17 @@ impl Taps {
     #[must_use]
     pub fn open(&self, filter: Filter) -> OpenTap {
         let tap = Arc::new(Tap::new(filter));
-        self.change(|list| list.push(Arc::clone(&tap)));
+        self.0.change(|list| list.push(Arc::clone(&tap)));
         OpenTap {
             taps: self.clone(),
             tap,
         }
     }
 
-    fn change(&self, change: impl FnOnce(&mut Vec<Arc<Tap>>)) {
-        let mut list = self.0.list.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut list);
-        self.0.generation.fetch_add(1, Ordering::Release);
-    }
-
     /// Whether somebody captures what comes to the socket.
     #[must_use]
     pub fn watch_the_socket(&self) -> bool {
-        let list = self.0.list.lock().unwrap_or_else(PoisonError::into_inner);
-        list.iter().any(|tap| tap.filter.outer)
+        self.0.with(|list| list.iter().any(|tap| tap.filter.outer))
     }
 
     /// A worker's own view of them.
@@ -249,8 +242,7 @@ impl Taps {
     pub fn viewer(&self) -> Viewer {
         Viewer {
             taps: self.clone(),
-            generation: 0,
-            list: Vec::new(),
+            list: self.0.copy(),
         }
     }
 }
@@ -273,6 +265,7 @@ impl std::ops::Deref for OpenTap {
 impl Drop for OpenTap {
     fn drop(&mut self) {
         self.taps
+            .0
             .change(|list| list.retain(|tap| !Arc::ptr_eq(tap, &self.tap)));
     }
 }
@@ -281,39 +274,27 @@ impl Drop for OpenTap {
 #[derive(Debug)]
 pub struct Viewer {
     taps: Taps,
-    generation: u64,
-    list: Vec<Arc<Tap>>,
+    list: announced::Copy<Vec<Arc<Tap>>>,
 }
 
 impl Viewer {
     /// Looks whether there are others now. To be called once a drain.
     #[inline]
     pub fn refresh(&mut self) {
-        if self.taps.0.generation.load(Ordering::Relaxed) != self.generation {
-            self.reload();
-        }
-    }
-
-    #[cold]
-    fn reload(&mut self) {
-        let shared = &self.taps.0;
-        let list = shared.list.lock().unwrap_or_else(PoisonError::into_inner);
-        // Under the lock, which every change holds: the list is of this generation.
-        self.generation = shared.generation.load(Ordering::Acquire);
-        self.list.clone_from(&list);
+        self.taps.0.refresh(&mut self.list);
     }
 
     /// Whether anybody captures.
     #[must_use]
     #[inline]
     pub const fn is_open(&self) -> bool {
-        !self.list.is_empty()
+        !self.list.value.is_empty()
     }
 
     /// Shows a packet to all who capture.
     #[cold]
     pub fn show(&self, sighting: &Sighting<'_>) {
-        for tap in &self.list {
+        for tap in &self.list.value {
             tap.take(sighting);
         }
     }

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::DeviceGone;
 use super::decap::Decap;
 use super::encap::Encap;
 use super::spin::Spin;
-use super::{DeviceGone, Stop};
-use crate::sys::poll;
+use super::stop::Stop;
+use crate::sys::poll::{self, StopFlag};
 use crate::sys::tun::TunQueue;
 
 /// An idle worker makes a turn this often, so that one that makes none hangs.
@@ -21,7 +22,7 @@ pub struct Worker {
     pub(super) tun: Arc<TunQueue>,
     pub(super) encap: Encap,
     pub(super) decap: Decap,
-    pub(super) stop: Arc<Stop>,
+    pub(super) stop: Arc<Stop<StopFlag>>,
     pub(super) progress: Arc<AtomicU64>,
     pub(super) spin: Spin,
 }
@@ -84,7 +85,7 @@ impl Worker {
         let descriptors = [
             self.tun.as_fd(),
             self.decap.socket().as_fd(),
-            self.stop.as_fd(),
+            self.stop.wake().as_fd(),
         ];
         let [out, back, stop] = poll::wait_readable(descriptors, timeout).map_err(DeviceGone)?;
         Ok((out || back || stop).then_some([out, back]))
