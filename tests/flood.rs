@@ -114,6 +114,37 @@ fn counter(log: &str, name: &str) -> u64 {
         .unwrap_or(0)
 }
 
+/// Every packet that was read is sent, delivered, or dropped under one name: exactly, in both
+/// directions.
+fn assert_balanced(log: &str) {
+    let line = log.lines().rev().find(|line| line.contains("udp_read="));
+    let line = line.unwrap_or_else(|| panic!("no counters in:\n{log}"));
+    let counters: Vec<(&str, u64)> = line
+        .split_whitespace()
+        .map(|word| word.strip_prefix("counters=").unwrap_or(word))
+        .filter_map(|word| word.split_once('='))
+        .filter_map(|(name, value)| Some((name, value.parse().ok()?)))
+        .collect();
+    let value = |name: &str| {
+        let found = counters.iter().find(|(found, _)| *found == name);
+        found.map_or(0, |(_, value)| *value)
+    };
+    let drops = |prefix: &str| -> u64 {
+        let drops = counters.iter().filter(|(name, _)| name.starts_with(prefix));
+        drops.map(|(_, value)| value).sum()
+    };
+    assert_eq!(value("tun_read"), value("sent") + drops("out_"), "{line}");
+    assert_eq!(
+        value("udp_read"),
+        value("delivered") + drops("in_"),
+        "{line}"
+    );
+    assert!(
+        value("udp_read") > 10_000 && value("tun_read") > 0,
+        "{line}"
+    );
+}
+
 struct Rain {
     junk: u64,
     sent: u64,
@@ -190,6 +221,7 @@ fn a_flood_from_a_stranger_costs_the_peers_little() {
     need!(possible(&[]));
     let rain = rain("auto");
     show("auto", &rain);
+    assert_balanced(&rain.log);
     assert!(rain.junk > 10_000, "it did rain: {}", rain.junk);
     assert!(
         rain.arrived * 10 >= rain.sent * 9,
@@ -214,6 +246,7 @@ fn without_the_filter_a_flood_is_counted_and_bounded_too() {
     need!(possible(&[]));
     let rain = rain("off");
     show("off", &rain);
+    assert_balanced(&rain.log);
     assert!(rain.arrived > 0, "the stream goes on");
     assert!(rain.growth < 1024, "{} KiB", rain.growth);
     assert!(rain.lines <= 10, "{}", rain.log);
