@@ -21,6 +21,8 @@ struct Row {
     from: Option<Ipv4Addr>,
     change: Change,
     expected: Option<Counter>,
+    /// A part of a datagram: the device gets it, and no socket.
+    part: bool,
 }
 
 fn row(name: &str, change: impl Fn(&mut Vec<u8>) + 'static, expected: Option<Counter>) -> Row {
@@ -29,6 +31,7 @@ fn row(name: &str, change: impl Fn(&mut Vec<u8>) + 'static, expected: Option<Cou
         from: None,
         change: Box::new(change),
         expected,
+        part: false,
     }
 }
 
@@ -48,6 +51,14 @@ fn set_address(at: usize, address: [u8; 4]) -> impl Fn(&mut Vec<u8>) {
     }
 }
 
+/// A fragment with these flags and this offset in units of eight bytes.
+fn fragment(flags_and_offset: u16) -> impl Fn(&mut Vec<u8>) {
+    move |frame| {
+        frame[ENCAP_LEN + 6..ENCAP_LEN + 8].copy_from_slice(&flags_and_offset.to_be_bytes());
+        reseal(frame);
+    }
+}
+
 const SOURCE: usize = 12;
 const DESTINATION: usize = 16;
 
@@ -61,6 +72,26 @@ fn rows(host: Ipv4Addr) -> Vec<Row> {
         row("as it should be", |_| (), None),
         row("from the peer's VTEP itself", from([a, b, c, 0]), None),
         row("from outside of the network", from([198, 51, 100, 7]), None),
+        Row {
+            part: true,
+            ..row("a first fragment", fragment(0x2000), None)
+        },
+        Row {
+            part: true,
+            ..row("a fragment in the middle", fragment(0x2000 | 100), None)
+        },
+        Row {
+            part: true,
+            ..row("a last fragment", fragment(200), None)
+        },
+        row(
+            "another peer's subnet, in a fragment",
+            move |frame| {
+                fragment(200)(frame);
+                set_address(SOURCE, [a, b, c + 100, 9])(frame);
+            },
+            Some(InForeignSource),
+        ),
         row(
             "another peer's subnet",
             from([a, b, c + 100, 9]),
@@ -191,12 +222,15 @@ fn each_spoof_raises_its_own_counter_and_nothing_else() {
         (row.change)(&mut frame);
         let before = dataplane.totals();
         let arrived = receiving.send_from(row.from, &[(frame, 0)]);
-        let found = risen(&before, &settled(dataplane, &before, 2));
+        let after = settled(dataplane, &before, 2);
+        let found = risen(&before, &after);
+        let delivered = after.get(Counter::Delivered) - before.get(Counter::Delivered);
         let name = row.name;
         match row.expected {
             None => {
-                assert_eq!(arrived, [(number, 0)], "{name}: {found:?}");
-                assert_eq!(found, [], "{name}");
+                let whole = if row.part { vec![] } else { vec![(number, 0)] };
+                assert_eq!(arrived, whole, "{name}: {found:?}");
+                assert_eq!((delivered, found), (2, vec![]), "{name}");
             }
             Some(counter) => {
                 assert_eq!(arrived, [], "{name}");
