@@ -69,7 +69,7 @@ impl Group {
 type Setter = fn(&mut RunOptions, &str) -> Result<(), Invalid>;
 
 /// One flag.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Flag {
     /// Name without dashes.
     pub(super) name: &'static str,

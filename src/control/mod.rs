@@ -261,6 +261,7 @@ pub fn read_request(line: &[u8]) -> Result<Ask, String> {
         v: u32,
     }
     let version: Version = serde_json::from_slice(line).map_err(|error| {
+        let error = one_line(&error);
         format!("a request is one line like {{\"v\":1,\"ask\":\"status\"}}: {error}")
     })?;
     if version.v != VERSION {
@@ -272,7 +273,15 @@ pub fn read_request(line: &[u8]) -> Result<Ask, String> {
     }
     serde_json::from_slice::<Request>(line)
         .map(|request| request.ask)
-        .map_err(|error| format!("unknown request: {error}"))
+        .map_err(|error| format!("unknown request: {}", one_line(&error)))
+}
+
+/// What is said of a request repeats words of it, which may hold anything.
+fn one_line(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
 }
 
 #[cfg(test)]
@@ -297,9 +306,12 @@ mod tests {
             (br#"{"v":1,"ask":"trace"}"#, "unknown request"),
             (b"", "one line"),
             (b"GET / HTTP/1.1", "one line"),
+            // Found by the fuzzer: words of the request came back as they were.
+            (br#"{"v":1,"ask":"tr\n\u001b[2J"}"#, "unknown request"),
         ] {
             let error = read_request(line).unwrap_err();
             assert!(error.contains(expected), "{error}");
+            assert!(!error.contains(char::is_control), "{error:?}");
         }
     }
 
