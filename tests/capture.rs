@@ -5,6 +5,7 @@
 mod nodes;
 
 use std::io::Read;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -13,6 +14,7 @@ use std::time::Duration;
 use nodes::{NodeUnderTest, PROGRAM, eventually, need, possible};
 use rustix::process::{Pid, Signal, kill_process};
 use uvxlan::testbed::Topology;
+use uvxlan::testbed::traffic::{PingRequest, ping};
 
 /// Two nodes without probes, so that only the test's packets are seen.
 struct Lab {
@@ -173,13 +175,16 @@ fn drops_have_their_reason_and_strangers_are_seen() {
     let lab = Lab::new();
     let capture = lab.begin(&["--dropped"]);
     // Nobody leases that subnet (SubnetMax is below), and somebody routes it to the device.
-    let nowhere = "10.5.253.9";
+    let nowhere = Ipv4Addr::new(10, 5, 253, 9);
     lab.a
         .change(&["route", "add", "10.5.253.0/24", "dev", "flannel.1"]);
     let from = lab.a.container().namespace();
-    let mut ping = Command::new("ping");
-    ping.args(["-c", "1", "-W", "1", nowhere]);
-    let _ = from.command(ping).output().unwrap();
+    let request = PingRequest {
+        count: 1,
+        timeout: Duration::from_millis(100),
+        ..PingRequest::new(nowhere)
+    };
+    assert!(!ping(from, request).unwrap().is_complete());
     // A stranger's, which the kernel drops while nobody looks; and a peer's, too short.
     eventually("the stranger is let as far as the packet loop", || {
         lab.datagram(2, &[8, 0, 0, 0, 0, 0, 1, 0]);

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use nodes::{CONFIG, NodeUnderTest, eventually, need, possible};
-use uvxlan::testbed::Topology;
+use uvxlan::testbed::{Topology, topology::UNDERLAY_DEVICE};
 
 /// Bits of `CAP_DAC_OVERRIDE`, `CAP_NET_BIND_SERVICE`, `CAP_NET_ADMIN` and `CAP_NET_RAW`
 /// (`include/uapi/linux/capability.h`).
@@ -59,7 +59,8 @@ fn pair(folder: &Path) -> (Topology, NodeUnderTest, NodeUnderTest) {
     let topology = Topology::two_hosts().unwrap();
     let store = folder.join("store");
     std::fs::create_dir_all(&store).unwrap();
-    std::fs::write(store.join("config"), CONFIG).unwrap();
+    let config = CONFIG.replace(r#""vxlan""#, r#""vxlan", "MTU": 1500"#);
+    std::fs::write(store.join("config"), config).unwrap();
     let flags = [
         format!("--store=dir:{}", store.display()),
         "--ip-masq".into(),
@@ -97,9 +98,10 @@ fn threads_hold_what_they_need_and_everything_works() {
     a.output("iptables", &["-t", "nat", "-F"]);
     eventually("the rules are back", masquerades);
 
-    // And what a packet thread asks the kernel only now and then.
+    // And what a packet thread asks the kernel only now and then. The device keeps the
+    // configured MTU; else it would follow the interface before the first packet.
     for node in [&a, &b] {
-        node.change(&["link", "set", "eth0", "mtu", "1400"]);
+        node.change(&["link", "set", UNDERLAY_DEVICE, "mtu", "1400"]);
     }
     a.transfer(&b, 4 << 20);
     eventually("the narrow path is known", || {
