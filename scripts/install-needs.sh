@@ -22,6 +22,7 @@ if [ "$want" = test ]; then
     need etcd etcd-server
     need etcdctl etcd-client
     need ip iproute2
+    need ping iputils-ping
     need iptables iptables
     need nft nftables
     need tshark tshark

@@ -2,7 +2,6 @@
 #![allow(dead_code, reason = "no test program uses all of it")]
 
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::process::Command;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
@@ -17,7 +16,9 @@ use uvxlan::route::publish::Routes;
 use uvxlan::route::table::RouteTable;
 use uvxlan::sys::tun::{self, TunOffload, TunOptions};
 use uvxlan::testbed::topology::UNDERLAY_DEVICE;
-use uvxlan::testbed::{Container, Host, KernelVxlan, Node, Topology, available, kernel_has_vxlan};
+use uvxlan::testbed::{
+    Container, Host, KernelVxlan, NicClass, Node, Topology, available, kernel_has_vxlan,
+};
 use uvxlan::wire::vxlan::DEFAULT_PORT;
 use uvxlan::wire::{MacAddr, Vni};
 
@@ -231,27 +232,10 @@ impl Overlay {
 /// # Errors
 /// Why that can't be done here.
 pub fn finish_on_sending(node: &Node, device: &str) -> Result<(), String> {
-    let mut command = Command::new("ethtool");
-    command.args(["-K", device, "tx", "off", "tso", "off", "gso", "off"]);
-    command.args([
-        "tx-udp_tnl-segmentation",
-        "off",
-        "tx-udp_tnl-csum-segmentation",
-        "off",
-    ]);
-    let output = node
-        .namespace()
-        .command(command)
-        .output()
-        .map_err(|error| format!("no ethtool program: {error}"))?;
-    if output.status.success() {
-        Ok(())
-    } else {
-        Err(format!(
-            "ethtool: {}",
-            String::from_utf8_lossy(&output.stderr)
-        ))
-    }
+    NicClass::Plain
+        .apply(node, device)
+        .and_then(|()| node.set_features(device, &[("tx-checksum-ip-generic", false)]))
+        .map_err(|error| error.to_string())
 }
 
 /// The hosts' device on the underlay.
