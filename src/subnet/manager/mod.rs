@@ -6,6 +6,7 @@
 //! stays ours for the rest of the TTL, as with flannel.
 
 pub mod acquire;
+pub mod claim;
 pub mod keeper;
 pub mod peers;
 
@@ -22,7 +23,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-pub use self::acquire::{AcquireError, AcquireRequest, Acquired, acquire};
+pub use self::acquire::{AcquireError, AcquireRequest, Acquired, Renumbering, acquire};
 pub use self::keeper::{Keeper, OwnState};
 pub use self::peers::{PeerChange, PeerSet, Refused};
 use super::lease::LeaseAttrs;

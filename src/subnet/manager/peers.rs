@@ -15,6 +15,9 @@ use crate::wire::MacAddr;
 /// that a store full of rubbish does not fill the memory.
 const MAX_REMEMBERED: usize = 4096;
 
+/// The shortest prefix of a subnet where several lengths are believed.
+pub(super) const SHORTEST_MIXED: u8 = 8;
+
 /// Accepted peers: one network's leases, and a bound on memory.
 const MAX_PEERS: usize = 65_536;
 /// Longest name that is kept of a refused record; a lease's own is never longer.
@@ -129,7 +132,7 @@ impl PeerSet {
     /// Takes subnets of any sensible prefix length: /8 and longer.
     #[must_use]
     pub fn with_mixed_lengths(mut self) -> Self {
-        self.lengths = 8..=31;
+        self.lengths = SHORTEST_MIXED..=31;
         self
     }
 

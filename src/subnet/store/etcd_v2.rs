@@ -393,6 +393,13 @@ impl Store for EtcdV2Store {
             .await
     }
 
+    async fn reserve(&self, name: &str, value: Bytes) -> Result<WriteOutcome, StoreError> {
+        let operation = "creating a lease";
+        self.inner
+            .write(operation, name, value, "prevExist=false", None)
+            .await
+    }
+
     async fn replace(
         &self,
         name: &str,

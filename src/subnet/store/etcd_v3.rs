@@ -67,6 +67,18 @@ impl EtcdStore {
             inner: Arc::new(inner),
         })
     }
+
+    async fn create_with(
+        &self,
+        name: &str,
+        value: Bytes,
+        ttl: Option<Duration>,
+    ) -> Result<WriteOutcome, StoreError> {
+        let operation = "creating a lease";
+        let key = self.inner.key(operation, name)?;
+        let absent = Compare::version(key.as_str(), CompareOp::Equal, 0);
+        self.inner.put_if(operation, &key, value, absent, ttl).await
+    }
 }
 
 impl std::fmt::Debug for EtcdStore {
@@ -278,12 +290,11 @@ impl Store for EtcdStore {
         value: Bytes,
         ttl: Duration,
     ) -> Result<WriteOutcome, StoreError> {
-        let operation = "creating a lease";
-        let key = self.inner.key(operation, name)?;
-        let absent = Compare::version(key.as_str(), CompareOp::Equal, 0);
-        self.inner
-            .put_if(operation, &key, value, absent, Some(ttl))
-            .await
+        self.create_with(name, value, Some(ttl)).await
+    }
+
+    async fn reserve(&self, name: &str, value: Bytes) -> Result<WriteOutcome, StoreError> {
+        self.create_with(name, value, None).await
     }
 
     async fn replace(

@@ -157,6 +157,10 @@ impl Store for Memory {
         self.write(n, Some(v), None, Some(ttl))
     }
 
+    async fn reserve(&self, name: &str, value: Bytes) -> Result<WriteOutcome, StoreError> {
+        self.write(name, Some(value), None, None)
+    }
+
     async fn replace(
         &self,
         name: &str,
