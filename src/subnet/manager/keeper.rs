@@ -115,11 +115,6 @@ impl Keeper {
         self.state.subscribe()
     }
 
-    /// Name of our record.
-    pub(super) fn name(&self) -> &str {
-        &self.name
-    }
-
     /// When [`Self::renew`] is to be called next.
     #[must_use]
     pub fn due(&self) -> Instant {

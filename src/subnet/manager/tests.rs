@@ -397,6 +397,36 @@ async fn another_daemon_with_our_address_is_reported() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn another_address_lets_in_who_has_the_old_one() {
+    let mut life = Life::begin(false).await;
+    life.store.put("10.5.2.0-24", value(1, 2), true);
+    life.store.put("10.5.3.0-24", value(9, 3), true);
+    assert_eq!(
+        life.changes().await,
+        [PeerChange::Added(peer("10.5.3.0/24", 9, 3))]
+    );
+    life.store.with(|state| state.down = true);
+    // We move to the address of the second, who is out, and the first one is in.
+    life.running.republish.send(attrs(9, 1)).await.unwrap();
+    assert_eq!(
+        life.changes().await,
+        [PeerChange::Removed(peer("10.5.3.0/24", 9, 3))]
+    );
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    life.store.with(|state| state.down = false);
+    assert_eq!(
+        life.changes().await,
+        [PeerChange::Added(peer("10.5.2.0/24", 1, 2))]
+    );
+    life.until(|state| *state == OwnState::Held).await;
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(life.store.value_of(&life.name).unwrap(), value(9, 1));
+    // The watch goes on.
+    life.store.put("10.5.4.0-24", value(4, 4), true);
+    assert_eq!(life.changes().await.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stop_leaves_the_lease() {
     let life = Life::begin(false).await;
     life.stop.cancel();

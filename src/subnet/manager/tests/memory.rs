@@ -32,7 +32,7 @@ impl Memory {
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::default(),
-            events: broadcast::Sender::new(64),
+            events: broadcast::Sender::new(10_000),
         })
     }
 
