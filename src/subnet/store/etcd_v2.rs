@@ -66,6 +66,10 @@ impl Session {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn own_name(&self) -> Option<String> {
+        self.kept().keys().next().cloned()
+    }
+
     /// The record under the index that its keeper knows: renewals are no news to it.
     fn renumbered(&self, mut record: Record) -> Record {
         if let Some(kept) = self.kept().get(&record.name)
