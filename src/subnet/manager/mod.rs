@@ -9,6 +9,7 @@ pub mod acquire;
 pub mod claim;
 pub mod keeper;
 pub mod peers;
+mod refusals;
 
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ use tracing::warn;
 
 pub use self::acquire::{AcquireError, AcquireRequest, Acquired, Renumbering, acquire};
 pub use self::keeper::{Keeper, OwnState};
+use self::peers::Absence;
 pub use self::peers::{PeerChange, PeerSet, Refused};
 use super::lease::LeaseAttrs;
 use super::store::{Listing, Store, WatchEvent};
@@ -267,11 +269,17 @@ impl Manager {
     /// Takes in a complete list that came instead of events. One that lacks most of the
     /// peers is believed for what it has, but not yet for what it lacks: a store that was
     /// wiped fills again when the other hosts notice, and forwarding must not stop until
-    /// then. Our own lease says nothing about that, its keeper may have been faster.
+    /// then. Those that are back are records made anew. Our own lease says nothing, its keeper
+    /// may have been faster.
     fn take_list(&mut self, listing: Listing) -> Vec<PeerChange> {
         let mut peers = self.peers.lock();
-        let (missing, known) = peers.missing_in(&listing);
-        if missing * 2 <= known || self.hold.is_zero() {
+        let Absence {
+            missing,
+            made_anew,
+            known,
+        } = peers.absent_in(&listing);
+        let suspect = missing > 0 && (missing + made_anew) * 2 > known;
+        if !suspect || self.hold.is_zero() {
             self.look_again = None;
             return peers.resync(listing);
         }
@@ -280,7 +288,7 @@ impl Manager {
             missing,
             known,
             seconds = due.saturating_duration_since(Instant::now()).as_secs(),
-            "most leases are missing from the store's list: their peers are kept, and the \
+            "most leases are missing from the store's list, or were made anew: all peers are kept, and the \
              store is read again before they go (--mass-delete-hold)"
         );
         peers.add_all(listing)

@@ -101,6 +101,25 @@ async fn in_a_small_cluster_too_most_peers_are_held() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_store_begun_anew_takes_nobody_who_is_slow() {
+    let mut life = begin().await;
+    // Four of five are back already, as new records.
+    life.store.with(|state| state.records.clear());
+    for host in 20..24 {
+        let name = format!("10.5.{}.0-24", 100 + host);
+        life.store.with(|state| state.revision += 1);
+        let revision = life.store.with(|state| state.revision);
+        let back = record(&name, revision, value(host, host));
+        life.store.with(|state| state.records.insert(name, back));
+    }
+    life.store.compact();
+    tokio::time::sleep(HOLD / 2).await;
+    assert_eq!(peers(&life), 5);
+    assert!(life.running.changes.try_recv().is_err());
+    assert_eq!(life.changes().await.len(), 1, "in the end");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_thousand_changes_a_second_are_taken() {
     const ALL: u32 = 3500;
     let mut life = Life::begin(false).await;
