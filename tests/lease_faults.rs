@@ -9,9 +9,12 @@ use std::time::Duration;
 
 use support::etcd::{Etcd, PREFIX, until_up};
 use support::fleet::{attrs, follow, follow_for, follow_from, key, put_all, value};
+use support::proxy::Proxy;
 use tokio_util::sync::CancellationToken;
 use uvxlan::subnet::manager::{OwnState, PeerChange, Running};
 use uvxlan::subnet::store::Store;
+use uvxlan::subnet::store::etcd::EtcdOptions;
+use uvxlan::subnet::store::etcd_v3::EtcdStore;
 use uvxlan::subnet::validate::Rejection;
 
 const WAIT: Duration = Duration::from_secs(30);
@@ -166,6 +169,54 @@ async fn a_wiped_store_takes_no_peer_while_they_come_back() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(drain(&mut running), [], "nobody went");
     assert_eq!(peers(&running), 5);
+    stop.cancel();
+    running.task.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_store_begun_anew_behind_our_back_has_our_lease_soon() {
+    let Some(mut etcd) = Etcd::start(None).await else {
+        return;
+    };
+    let mut client = etcd.client().await;
+    put_all(&mut client, (1..=2).map(|n| (key(n), value(n, 0)))).await;
+    let proxy = Proxy::start(etcd.port()).await;
+    let options = EtcdOptions {
+        endpoints: vec![proxy.url()],
+        ..etcd.options()
+    };
+    let store = Arc::new(EtcdStore::new(options).unwrap());
+    let stop = CancellationToken::new();
+    let listing = store.list().await.unwrap();
+    // flannel's day: the next sign of life is ten minutes away.
+    let mut running = follow_for(store, listing, Duration::from_secs(86_400), &stop).await;
+    until("2 peers", || {
+        drain(&mut running).is_empty() && peers(&running) == 2
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    proxy.shut();
+    etcd.kill();
+    etcd.wipe();
+    assert!(etcd.run().await);
+    until_up(&etcd.store()).await;
+    let mut client = etcd.client().await;
+    // Others were faster, and the revision is beyond what we saw.
+    put_all(&mut client, [(key(1), value(1, 0))]).await;
+    for round in 0..20 {
+        put_all(&mut client, [(format!("other/{round}"), vec![])]).await;
+    }
+    proxy.open();
+    let deadline = tokio::time::Instant::now() + WAIT;
+    while client.get(key(0), None).await.unwrap().kvs().is_empty() {
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "our lease is not back"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(drain(&mut running), [], "the slow one is kept for a while");
+    assert_eq!(peers(&running), 2);
     stop.cancel();
     running.task.await.unwrap();
 }

@@ -42,6 +42,8 @@ fn request(host: u8, ttl: Duration) -> AcquireRequest {
         attrs,
         previous: None,
         in_use: None,
+        device_mac: None,
+        mixed_lengths: false,
         ttl,
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use support::contract::{self, TTL, next, quiet, written};
 use support::etcd::{Etcd, PREFIX, certificates, free_port, until_up};
+use support::proxy::Proxy;
 use uvxlan::subnet::store::etcd::EtcdOptions;
 use uvxlan::subnet::store::etcd_v3::EtcdStore;
 use uvxlan::subnet::store::{Store, WatchEvent, WriteOutcome};
@@ -336,6 +337,82 @@ async fn a_wiped_store_gives_a_resync() {
 }
 
 #[tokio::test]
+async fn a_store_begun_anew_is_noticed_beyond_our_cursor_too() {
+    let Some(mut etcd) = Etcd::start(None).await else {
+        return;
+    };
+    let proxy = Proxy::start(etcd.port()).await;
+    let options = EtcdOptions {
+        endpoints: vec![proxy.url()],
+        ..etcd.options()
+    };
+    let store = EtcdStore::new(options).unwrap();
+    // Two hosts, and a cursor that stays small however long they live.
+    written(store.create(NAME, value(), TTL).await.unwrap());
+    written(
+        etcd.store()
+            .create("10.5.2.0-24", value(), TTL)
+            .await
+            .unwrap(),
+    );
+    let cursor = store.list().await.unwrap().revision;
+    let mut events = store.watch(cursor);
+    quiet(&mut events, Duration::from_secs(1)).await;
+    proxy.shut();
+    etcd.kill();
+    etcd.wipe();
+    assert!(etcd.run().await);
+    // The other host is back, and more, before our watch is.
+    let direct = etcd.store();
+    until_up(&direct).await;
+    for round in 2..=cursor + 3 {
+        let name = format!("10.5.{round}.0-24");
+        written(direct.create(&name, value(), TTL).await.unwrap());
+    }
+    assert!(direct.list().await.unwrap().revision > cursor);
+    proxy.open();
+    match next(&mut events).await {
+        WatchEvent::Resync(listing) => {
+            assert!(!listing.records.iter().any(|record| record.name == NAME));
+            assert_eq!(listing.records.len(), usize::try_from(cursor + 2).unwrap());
+        }
+        event => panic!("{event:?}"),
+    }
+    quiet(&mut events, Duration::from_millis(500)).await;
+
+    // The same history goes on over a break: no list is read.
+    proxy.shut();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    proxy.open();
+    written(direct.create("10.6.1.0-24", value(), TTL).await.unwrap());
+    match next(&mut events).await {
+        WatchEvent::Put(record) => assert_eq!(record.name, "10.6.1.0-24"),
+        event => panic!("{event:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_member_that_ends_every_stream_is_not_run_down() {
+    let Some(etcd) = Etcd::start(None).await else {
+        return;
+    };
+    let proxy = Proxy::start(etcd.port()).await;
+    let options = EtcdOptions {
+        endpoints: vec![proxy.url()],
+        ..etcd.options()
+    };
+    let store = EtcdStore::new(options).unwrap();
+    let _events = store.watch(store.list().await.unwrap().revision);
+    // Each watch is opened and confirmed, and ends soon after.
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        proxy.cut();
+    }
+    let tries = proxy.tries();
+    assert!((3..12).contains(&tries), "{tries} connections in 8 s");
+}
+
+#[tokio::test]
 async fn the_watch_task_ends_with_its_receiver() {
     let Some(etcd) = Etcd::start(None).await else {
         return;
@@ -408,108 +485,14 @@ async fn a_member_of_another_ca_is_refused_by_name() {
     );
 }
 
-/// Enables auth with `root` and a `node` that has the rights of the module docs.
-async fn enable_auth(client: &etcd_client::Client) {
-    use etcd_client::{Permission, PermissionType};
-    let mut auth = client.auth_client();
-    auth.user_add("root", "rootpass", None).await.unwrap();
-    auth.user_grant_role("root", "root").await.unwrap();
-    auth.user_add("node", "geheim", None).await.unwrap();
-    auth.role_add("flannel").await.unwrap();
-    let config = format!("{PREFIX}/config");
-    auth.role_grant_permission("flannel", Permission::read(config))
-        .await
-        .unwrap();
-    let subnets = Permission::new(PermissionType::Readwrite, format!("{PREFIX}/subnets/"));
-    auth.role_grant_permission("flannel", subnets.with_prefix())
-        .await
-        .unwrap();
-    auth.user_grant_role("node", "flannel").await.unwrap();
-    auth.auth_enable().await.unwrap();
-}
-
-fn as_node(etcd: &Etcd, password: &str) -> EtcdStore {
-    EtcdStore::new(EtcdOptions {
-        username: Some("node".into()),
-        password: Some(password.into()),
-        ..etcd.options()
-    })
-    .unwrap()
-}
-
-#[tokio::test]
-async fn a_user_with_the_documented_rights_can_do_all() {
-    let Some(etcd) = Etcd::start(None).await else {
-        return;
-    };
-    let store = as_node(&etcd, "geheim");
-    let other = as_node(&etcd, "geheim");
-    // Auth is still off: a user that is not needed is no error.
-    assert_eq!(store.config().await.unwrap(), None);
-    let client = etcd.client().await;
-    enable_auth(&client).await;
-    // Now the connections made without a login have to log in.
-    contract::check(&store, &other).await;
-    assert!(store.keep_alive().await.unwrap());
-
-    let nobody = etcd.store().list().await.unwrap_err();
-    assert!(!nobody.transient, "{nobody}");
-}
-
-#[tokio::test]
-async fn a_changed_auth_store_costs_no_call() {
-    let Some(etcd) = Etcd::start(None).await else {
-        return;
-    };
-    let client = etcd.client().await;
-    enable_auth(&client).await;
-    let store = as_node(&etcd, "geheim");
-    written(store.create(NAME, value(), TTL).await.unwrap());
-    let mut events = store.watch(store.list().await.unwrap().revision);
-    let options = etcd_client::ConnectOptions::new().with_user("root", "rootpass");
-    let root = etcd_client::Client::connect([etcd.url()], Some(options))
-        .await
-        .unwrap();
-    for round in 0..3 {
-        // Makes every token stale ("revision of auth store is old").
-        root.auth_client()
-            .user_add(format!("user{round}"), "x", None)
-            .await
-            .unwrap();
-        written(
-            store
-                .create(&format!("10.6.{round}.0-24"), value(), TTL)
-                .await
-                .unwrap(),
-        );
-        assert!(store.keep_alive().await.unwrap());
-        assert!(matches!(next(&mut events).await, WatchEvent::Put(_)));
-    }
-}
-
-#[tokio::test]
-async fn a_wrong_password_is_final_and_not_shown() {
-    let Some(etcd) = Etcd::start(None).await else {
-        return;
-    };
-    enable_auth(&etcd.client().await).await;
-    let store = as_node(&etcd, "verraten");
-    let error = store.list().await.unwrap_err();
-    let text = format!("{error} {error:?} {store:?} {}", store.describe());
-    assert!(!error.transient, "{text}");
-    assert!(text.contains("authentication failed"), "{text}");
-    assert!(!text.contains("verraten"), "{text}");
-}
-
 #[tokio::test]
 async fn a_silent_connection_is_noticed() {
     let Some(etcd) = Etcd::start(None).await else {
         return;
     };
     let proxy = Proxy::start(etcd.port()).await;
-    let url = format!("http://127.0.0.1:{}", proxy.port);
     let options = EtcdOptions {
-        endpoints: vec![url, etcd.url()],
+        endpoints: vec![proxy.url(), etcd.url()],
         ..etcd.options()
     };
     let store = EtcdStore::new(options).unwrap();
@@ -519,63 +502,4 @@ async fn a_silent_connection_is_noticed() {
     written(etcd.store().create(NAME, value(), TTL).await.unwrap());
     let event = tokio::time::timeout(Duration::from_secs(30), events.recv()).await;
     assert!(matches!(event, Ok(Some(WatchEvent::Put(_)))), "{event:?}");
-}
-
-/// A TCP relay that can stop relaying without closing anything, as a lost network does.
-struct Proxy {
-    port: u16,
-    frozen: std::sync::Arc<std::sync::atomic::AtomicBool>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Proxy {
-    async fn start(to: u16) -> Self {
-        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
-            .await
-            .unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let frozen = std::sync::Arc::<std::sync::atomic::AtomicBool>::default();
-        let flag = frozen.clone();
-        let task = tokio::spawn(async move {
-            let mut relays = tokio::task::JoinSet::new();
-            while let Ok((near, _)) = listener.accept().await {
-                let far = tokio::net::TcpStream::connect(("127.0.0.1", to))
-                    .await
-                    .unwrap();
-                let (near_read, near_write) = near.into_split();
-                let (far_read, far_write) = far.into_split();
-                relays.spawn(Self::relay(near_read, far_write, flag.clone()));
-                relays.spawn(Self::relay(far_read, near_write, flag.clone()));
-            }
-        });
-        Self { port, frozen, task }
-    }
-
-    async fn relay(
-        mut from: tokio::net::tcp::OwnedReadHalf,
-        mut to: tokio::net::tcp::OwnedWriteHalf,
-        frozen: std::sync::Arc<std::sync::atomic::AtomicBool>,
-    ) {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let mut buffer = [0; 4096];
-        while let Ok(length) = from.read(&mut buffer).await {
-            if frozen.load(std::sync::atomic::Ordering::Relaxed) {
-                std::future::pending::<()>().await;
-            }
-            if length == 0 || to.write_all(&buffer[..length]).await.is_err() {
-                return;
-            }
-        }
-    }
-
-    fn freeze(&self) {
-        self.frozen
-            .store(true, std::sync::atomic::Ordering::Relaxed);
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use support::contract::{self, TTL, next, quiet, written};
 use support::etcd::{Etcd, PREFIX, certificates, free_port, until_up};
 use support::fleet::{attrs, follow, subnet};
+use support::proxy::Proxy;
 use tokio_util::sync::CancellationToken;
 use uvxlan::subnet::key::SubnetKey;
 use uvxlan::subnet::lease::{LeaseAttrs, LeaseForm};
@@ -176,6 +177,115 @@ async fn a_watch_survives_kill_cleared_history_and_wipe() {
         WatchEvent::Resync(listing) => assert_eq!(listing.records, []),
         event => panic!("{event:?}"),
     }
+}
+
+#[tokio::test]
+async fn a_store_begun_anew_is_noticed_beyond_our_cursor_too() {
+    let Some(mut etcd) = Etcd::start(None).await else {
+        return;
+    };
+    let proxy = Proxy::start(etcd.port()).await;
+    let options = EtcdOptions {
+        endpoints: vec![proxy.url()],
+        ..etcd.options()
+    };
+    let store = EtcdV2Store::new(options).unwrap();
+    written(store.create(NAME, value(), TTL).await.unwrap());
+    let cursor = store.list().await.unwrap().revision;
+    let mut events = store.watch(cursor);
+    quiet(&mut events, Duration::from_secs(1)).await;
+    proxy.shut();
+    etcd.kill();
+    etcd.wipe();
+    assert!(etcd.run().await);
+    let direct = etcd.v2_store();
+    until_up(&direct).await;
+    for round in 0..cursor + 3 {
+        let name = format!("172.20.{round}.0-24");
+        written(direct.create(&name, value(), TTL).await.unwrap());
+    }
+    assert!(direct.list().await.unwrap().revision > cursor);
+    proxy.open();
+    match next(&mut events).await {
+        WatchEvent::Resync(listing) => {
+            assert!(!listing.records.iter().any(|record| record.name == NAME));
+        }
+        event => panic!("{event:?}"),
+    }
+    // The same history goes on over a break: no list is read.
+    proxy.shut();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    proxy.open();
+    written(direct.create("172.21.1.0-24", value(), TTL).await.unwrap());
+    match next(&mut events).await {
+        WatchEvent::Put(record) => assert_eq!(record.name, "172.21.1.0-24"),
+        event => panic!("{event:?}"),
+    }
+}
+
+/// A server that answers every request alike; whether a user came along is told.
+async fn answering(answer: String) -> (u16, tokio::sync::mpsc::UnboundedReceiver<bool>) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (told, asked) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut buffer = vec![0; 8192];
+            let length = stream.read(&mut buffer).await.unwrap_or(0);
+            let text = String::from_utf8_lossy(&buffer[..length]).to_lowercase();
+            let _ = told.send(text.contains("authorization: basic"));
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    (port, asked)
+}
+
+fn redirecting_to(place: &str) -> String {
+    format!(
+        "HTTP/1.1 307 Temporary Redirect\r\nLocation: {place}\r\nContent-Length: 0\r\n\
+         Connection: close\r\n\r\n"
+    )
+}
+
+#[tokio::test]
+async fn a_member_that_points_to_another_is_followed() {
+    let Some(etcd) = Etcd::start(None).await else {
+        return;
+    };
+    let path = format!("{}/v2/keys{PREFIX}/config", etcd.url());
+    let (port, mut asked) = answering(redirecting_to(&path)).await;
+    let of = |port: u16| EtcdOptions {
+        endpoints: vec![format!("http://127.0.0.1:{port}")],
+        username: Some("root".into()),
+        password: Some("geheim".into()),
+        ..etcd.options()
+    };
+    let store = EtcdV2Store::new(of(port)).unwrap();
+    // Method and body go along.
+    store
+        .put_config(Bytes::from_static(CONFIG.as_bytes()))
+        .await
+        .unwrap();
+    assert_eq!(etcd.v2_store().config().await.unwrap().unwrap(), CONFIG);
+    assert_eq!(store.config().await.unwrap().unwrap(), CONFIG);
+    assert_eq!(asked.recv().await, Some(true));
+
+    // Not in circles, and not with the password to another host without TLS.
+    let (port, _asked) = answering(redirecting_to("/v2/keys/again")).await;
+    let error = EtcdV2Store::new(of(port))
+        .unwrap()
+        .config()
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("10 redirections"), "{error}");
+    let (port, _asked) = answering(redirecting_to("http://192.0.2.1:2379/v2/keys/x")).await;
+    let error = EtcdV2Store::new(of(port))
+        .unwrap()
+        .config()
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("without TLS"), "{error}");
 }
 
 #[tokio::test]

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use serde::Serialize;
@@ -205,13 +204,7 @@ async fn reserve(
     let value = format!(r#"{{"PublicIP":"{public_ip}","PublicIPv6":null,"BackendType":"vxlan"}}"#);
     let name = SubnetKey::from(subnet).to_string();
     let value = bytes::Bytes::from(value);
-    // The store writes new records with an end only; the second write takes it away.
-    let minute = Duration::from_secs(60);
-    let mut outcome = store.create(&name, value.clone(), minute).await?;
-    if let WriteOutcome::Written { revision } = outcome {
-        outcome = store.replace(&name, value, revision, None).await?;
-    }
-    match outcome {
+    match store.reserve(&name, value).await? {
         WriteOutcome::Written { .. } => Ok(done(subnet, public_ip)),
         WriteOutcome::Conflict => Err(changed(&name)),
     }

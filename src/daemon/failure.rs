@@ -138,6 +138,7 @@ impl Failure {
             Self::Options(_)
             | Self::Config { .. }
             | Self::AlreadyRunning { .. }
+            | Self::Acquire(AcquireError::AddressInUse { .. } | AcquireError::Renumber { .. })
             | Self::Link(LinkError::NameTaken { .. })
             | Self::Mtu { .. } => 78,
             _ => 1,

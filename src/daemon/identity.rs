@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use super::state_file::State;
+use crate::subnet::lease::NodeId;
 use crate::subnet::validate::PeerRecord;
 use crate::wire::{MacAddr, Vni};
 
@@ -71,6 +72,17 @@ pub fn previous_subnet(
         .filter(|subnet| network.contains(subnet))
 }
 
+/// The subnet that containers of this host may have addresses of: the one of the subnet file,
+/// which lies in `/run` and so was written in this boot, or of a state file of this boot.
+/// After a reboot all containers start anew, with what the subnet file says then.
+#[must_use]
+pub fn subnet_in_use(traces: &Traces<'_>, instance: NodeId) -> Option<Ipv4Net> {
+    let state = traces
+        .state
+        .filter(|state| state.instance == Some(instance));
+    traces.subnet_file.or(state.map(|state| state.subnet))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,6 +98,7 @@ mod tests {
             public_ip: Ipv4Addr::new(192, 0, 2, 1),
             network: "10.3.0.0/16".parse().unwrap(),
             vni: Vni::DEFAULT,
+            instance: Some(NodeId::of_instance("secret", "boot")),
         }
     }
 
@@ -116,6 +129,23 @@ mod tests {
             (true, MacOrigin::New),
             "another network's state"
         );
+    }
+
+    #[test]
+    fn what_was_served_in_this_boot_is_in_use() {
+        let state = state();
+        let file: Ipv4Net = "10.3.9.0/24".parse().unwrap();
+        let in_use = |subnet_file, boot| {
+            let traces = Traces {
+                state: Some(&state),
+                subnet_file,
+                ..Traces::default()
+            };
+            subnet_in_use(&traces, NodeId::of_instance("secret", boot))
+        };
+        assert_eq!(in_use(None, "boot"), Some(state.subnet));
+        assert_eq!(in_use(Some(file), "boot"), Some(file));
+        assert_eq!(in_use(None, "next boot"), None);
     }
 
     #[test]

@@ -201,6 +201,7 @@ async fn start(
         public_ip: external.public_ip,
         network: config.network,
         vni: config.backend.vni,
+        instance: attrs.instance,
     };
     let subject = Subject {
         network: config.network,
@@ -406,6 +407,7 @@ async fn lease(
         tracing::warn!(event = "subnet_file", %error, "cannot read the subnet file {path}");
         Default::default()
     });
+    let instance = instance_id(options);
     let device = netlink.link_by_name(device).await?;
     let kernel_device = device.filter(|link| link.kind.as_deref() == Some("vxlan"));
 
@@ -429,7 +431,7 @@ async fn lease(
         };
         let mut rng: StdRng = rand::make_rng();
         let (mac, origin) = identity::choose_mac(&traces, config.backend.vni, rng.random());
-        let request = request(options, config, external, &traces, mac)?;
+        let request = request(options, config, external, &traces, mac, instance)?;
         match manager::acquire(store, config, &request, &mut rng).await {
             Ok(acquired) => {
                 tracing::info!(
@@ -451,29 +453,44 @@ async fn lease(
     }
 }
 
+/// Which installation this is, in this boot.
+fn instance_id(options: &RunOptions) -> NodeId {
+    let secret = state_file::secret(&options.state_dir).unwrap_or_else(|(made, error)| {
+        let directory = options.state_dir.display();
+        tracing::warn!(event = "state_file", %error, "this node's secret cannot be kept in {directory}");
+        made
+    });
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    NodeId::of_instance(&secret, &boot)
+}
+
 fn request(
     options: &RunOptions,
     config: &NetworkConfig,
     external: &ExternalInterface,
     traces: &Traces<'_>,
     mac: MacAddr,
+    instance: NodeId,
 ) -> Result<AcquireRequest, Failure> {
     let data = VxlanData {
         vni: Some(config.backend.vni),
         vtep_mac: mac,
     };
-    let attrs = LeaseAttrs::vxlan(external.public_ip, data);
+    let attrs = LeaseAttrs::vxlan(external.public_ip, data)
+        .map_err(AcquireError::Encode)?
+        .with_instance(instance);
     let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
     let attrs = match NodeId::of_machine(&machine) {
-        Some(node) => attrs.map(|attrs| attrs.with_node(node)),
+        Some(node) => attrs.with_node(node),
         None => attrs,
     };
-    // The subnet file lies in /run: where it is there, this host was not rebooted since.
-    let in_use = traces.subnet_file.filter(|_| !options.allow_renumber);
+    let in_use = identity::subnet_in_use(traces, instance).filter(|_| !options.allow_renumber);
     Ok(AcquireRequest {
         public_ip: external.public_ip,
-        attrs: attrs.map_err(AcquireError::Encode)?,
+        attrs,
         in_use,
+        device_mac: traces.kernel_device,
+        mixed_lengths: options.mixed_lengths,
         previous: identity::previous_subnet(traces, config.network, external.public_ip),
         ttl: options.lease_ttl,
     })

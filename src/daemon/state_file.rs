@@ -8,9 +8,12 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use super::subnet_env;
+use crate::subnet::lease::NodeId;
 use crate::wire::{MacAddr, Vni};
 
 const NAME: &str = "state.json";
+/// Tells this installation from clones of its machine that do not have the file.
+const SECRET: &str = "instance";
 
 /// Who this node was when the file was written. Fields that are not known are ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +28,9 @@ pub struct State {
     pub network: Ipv4Net,
     /// The VNI.
     pub vni: Vni,
+    /// The installation and boot that wrote the file, as the lease names them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<NodeId>,
 }
 
 /// Why a state file was not read.
@@ -83,6 +89,25 @@ pub fn load(directory: &Path) -> Result<Option<State>, StateError> {
     })
 }
 
+/// The secret of this installation, made where there is none.
+///
+/// # Errors
+/// What the system says, with the secret that was made for this time.
+pub fn secret(directory: &Path) -> Result<String, (String, io::Error)> {
+    let path = directory.join(SECRET);
+    let read = match std::fs::read_to_string(&path) {
+        Ok(text) if !text.trim().is_empty() => return Ok(text),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    };
+    let made = format!("{:032x}\n", rand::random::<u128>());
+    match read.and_then(|()| subnet_env::replace(&path, made.as_bytes(), 0o600)) {
+        Ok(()) => Ok(made),
+        Err(error) => Err((made, error)),
+    }
+}
+
 /// Writes the state, in one step, for root's eyes only.
 ///
 /// # Errors
@@ -104,7 +129,32 @@ mod tests {
             public_ip: Ipv4Addr::new(10, 211, 55, 102),
             network: "172.20.0.0/16".parse().unwrap(),
             vni: Vni::DEFAULT,
+            instance: Some(NodeId::of_instance("secret", "boot")),
         }
+    }
+
+    #[test]
+    fn a_secret_is_made_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let inside = directory.path().join("lib/uvxlan");
+        let made = secret(&inside).unwrap();
+        assert_eq!(made.trim().len(), 32);
+        assert_eq!(secret(&inside).unwrap(), made);
+        let other = secret(directory.path()).unwrap();
+        assert_ne!(other, made);
+        std::fs::write(inside.join(SECRET), "").unwrap();
+        assert_ne!(secret(&inside).unwrap(), made, "an empty file is none");
+        let (_, error) = secret(Path::new("/proc/nowhere")).unwrap_err();
+        assert!(!error.to_string().is_empty());
+    }
+
+    #[test]
+    fn a_state_of_an_older_version_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let old = r#"{"vtep_mac":"02:00:00:00:00:01","subnet":"172.20.28.0/24","public_ip":"10.211.55.102","network":"172.20.0.0/16","vni":1}"#;
+        std::fs::write(path(directory.path()), old).unwrap();
+        let read = load(directory.path()).unwrap().unwrap();
+        assert_eq!((read.subnet, read.instance), (state().subnet, None));
     }
 
     #[test]

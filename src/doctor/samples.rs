@@ -112,6 +112,7 @@ fn state() -> State {
         public_ip: OURS,
         network: "10.5.0.0/16".parse().unwrap(),
         vni: Vni::DEFAULT,
+        instance: None,
     }
 }
 

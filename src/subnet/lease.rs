@@ -48,8 +48,29 @@ pub struct LeaseAttrs {
     )]
     pub backend_v6_data: Option<Box<RawValue>>,
     /// The machine that wrote it, where it was one of ours.
-    #[serde(rename = "Node", default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "Node",
+        default,
+        deserialize_with = "lenient",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub node: Option<NodeId>,
+    /// The installation and boot that wrote it, where it was one of ours.
+    #[serde(
+        rename = "Instance",
+        default,
+        deserialize_with = "lenient",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub instance: Option<NodeId>,
+    /// Somebody asks the holder whether it lives: it answers by writing its value anew.
+    #[serde(
+        rename = "Challenge",
+        default,
+        deserialize_with = "lenient",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub challenge: Option<NodeId>,
 }
 
 /// `BackendData` of the vxlan backend.
@@ -73,8 +94,8 @@ pub enum LeaseForm {
     V011,
 }
 
-/// Which machine wrote a lease: a number behind flannel's own fields, where every flannel
-/// ignores it. Not in `BackendData`, whose text flannel cuts apart to reuse a MAC.
+/// Who wrote a lease: a number behind flannel's own fields, where every flannel ignores it.
+/// Not in `BackendData`, whose text flannel cuts apart to reuse a MAC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct NodeId(u64);
@@ -86,9 +107,34 @@ impl NodeId {
     pub fn of_machine(machine_id: &str) -> Option<Self> {
         let machine_id = machine_id.trim();
         let known = machine_id.len() == 32 && machine_id.bytes().all(|b| b.is_ascii_hexdigit());
-        let digest = Sha256::digest(format!("uvxlan {machine_id}"));
-        let bytes = digest.first_chunk().copied()?;
-        known.then_some(Self(u64::from_be_bytes(bytes) >> 11))
+        known.then(|| Self::digest(&format!("uvxlan {machine_id}")))
+    }
+
+    /// The number of an installation, by a secret that lies in its state directory, in one
+    /// boot of its kernel. A clone of the machine has another boot, one without the state
+    /// directory another secret too.
+    #[must_use]
+    pub fn of_instance(secret: &str, boot_id: &str) -> Self {
+        Self::digest(&format!(
+            "uvxlan instance {} {}",
+            secret.trim(),
+            boot_id.trim()
+        ))
+    }
+
+    /// Any number, good for asking.
+    #[must_use]
+    pub const fn of_bits(bits: u64) -> Self {
+        Self(bits >> 11)
+    }
+
+    fn digest(text: &str) -> Self {
+        let digest = Sha256::digest(text);
+        let mut bytes = [0; 8];
+        for (to, from) in bytes.iter_mut().zip(digest) {
+            *to = from;
+        }
+        Self::of_bits(u64::from_be_bytes(bytes))
     }
 }
 
@@ -118,6 +164,8 @@ impl LeaseAttrs {
             backend_data: Some(serde_json::value::to_raw_value(&data)?),
             backend_v6_data: None,
             node: None,
+            instance: None,
+            challenge: None,
         })
     }
 
@@ -125,6 +173,20 @@ impl LeaseAttrs {
     #[must_use]
     pub const fn with_node(mut self, node: NodeId) -> Self {
         self.node = Some(node);
+        self
+    }
+
+    /// The same, naming the installation that writes it.
+    #[must_use]
+    pub const fn with_instance(mut self, instance: NodeId) -> Self {
+        self.instance = Some(instance);
+        self
+    }
+
+    /// The same, asking its holder whether it lives.
+    #[must_use]
+    pub const fn with_challenge(mut self, challenge: NodeId) -> Self {
+        self.challenge = Some(challenge);
         self
     }
 
@@ -165,11 +227,19 @@ impl LeaseAttrs {
             backend_type: &self.backend_type,
             backend_data,
             node: self.node,
+            instance: self.instance,
+            challenge: self.challenge,
         })
     }
 }
 
-/// [`LeaseForm::V011`], with our field behind.
+/// A number of ours; what somebody else has under its name is not.
+fn lenient<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<NodeId>, D::Error> {
+    let found = serde_json::Value::deserialize(from)?;
+    Ok(found.as_u64().map(NodeId))
+}
+
+/// [`LeaseForm::V011`], with our fields behind.
 #[derive(Serialize)]
 struct V011<'a> {
     #[serde(rename = "PublicIP")]
@@ -180,6 +250,10 @@ struct V011<'a> {
     backend_data: Option<Box<RawValue>>,
     #[serde(rename = "Node", skip_serializing_if = "Option::is_none")]
     node: Option<NodeId>,
+    #[serde(rename = "Instance", skip_serializing_if = "Option::is_none")]
+    instance: Option<NodeId>,
+    #[serde(rename = "Challenge", skip_serializing_if = "Option::is_none")]
+    challenge: Option<NodeId>,
 }
 
 impl VxlanData {
@@ -229,13 +303,44 @@ mod tests {
         assert_ne!(Some(node), id("1123456789abcdef0123456789abcdef"));
         assert_eq!((id(""), id("uninitialized")), (None, None));
         let plain = LeaseAttrs::vxlan(Ipv4Addr::new(192, 168, 64, 3), data).unwrap();
-        assert_eq!(plain.node, None);
+        assert_eq!((plain.node, plain.instance), (None, None));
         let without = String::from_utf8(plain.encode().unwrap()).unwrap();
-        let bytes = plain.with_node(node).encode().unwrap();
+        let bytes = plain.clone().with_node(node).encode().unwrap();
         assert_eq!(LeaseAttrs::decode(&bytes).unwrap().node, Some(node));
         let text = String::from_utf8(bytes).unwrap();
         let rest = text.strip_prefix(&without[..without.len() - 1]).unwrap();
         assert!(rest.starts_with(",\"Node\":"), "{text}");
+        let instance = NodeId::of_instance("secret\n", "boot");
+        assert_eq!(instance, NodeId::of_instance("secret", "boot\n"));
+        for (secret, boot) in [("secret", "other"), ("other", "boot"), ("boot", "secret")] {
+            assert_ne!(instance, NodeId::of_instance(secret, boot));
+        }
+        let all = plain.with_node(node).with_instance(instance);
+        for form in [LeaseForm::Newest, LeaseForm::V011] {
+            let bytes = all.encode_as(form).unwrap();
+            let read = LeaseAttrs::decode(&bytes).unwrap();
+            assert_eq!((read.node, read.instance), (Some(node), Some(instance)));
+        }
+    }
+
+    #[test]
+    fn what_others_have_under_our_fields_names_is_ignored() {
+        for foreign in [
+            "\"a-name\"",
+            "null",
+            "-1",
+            "1.5",
+            "{\"a\":[1]}",
+            "[]",
+            "true",
+        ] {
+            let text = format!(
+                r#"{{"PublicIP":"1.2.3.4","Node":{foreign},"Instance":{foreign},"Challenge":{foreign}}}"#
+            );
+            let attrs = LeaseAttrs::decode(text.as_bytes()).unwrap();
+            let ours = (attrs.node, attrs.instance, attrs.challenge);
+            assert_eq!(ours, (None, None, None), "{foreign}");
+        }
     }
 
     #[test]

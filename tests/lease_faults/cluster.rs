@@ -1,8 +1,6 @@
 //! A cluster of three members that loses one, then its quorum, and gets both back.
 
 use super::*;
-use uvxlan::subnet::store::etcd::EtcdOptions;
-use uvxlan::subnet::store::etcd_v3::EtcdStore;
 
 fn store_of(members: &[Etcd; 3]) -> Arc<EtcdStore> {
     let options = EtcdOptions {

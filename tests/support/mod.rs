@@ -4,3 +4,4 @@
 pub mod contract;
 pub mod etcd;
 pub mod fleet;
+pub mod proxy;

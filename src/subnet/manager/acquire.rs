@@ -11,8 +11,11 @@ use tracing::{info, warn};
 use super::super::allocate::{OutOfSubnets, allocate, compatible};
 use super::super::config::NetworkConfig;
 use super::super::key::SubnetKey;
-use super::super::lease::{Lease, LeaseAttrs, NodeId};
+use super::super::lease::{Lease, LeaseAttrs};
 use super::super::store::{Listing, Record, Store, StoreError, WriteOutcome};
+use super::claim::{self, Asked, Claim};
+use super::peers::SHORTEST_MIXED;
+use crate::wire::MacAddr;
 
 /// Tries after lost races, as flannel's `raceRetries`.
 const TRIES: usize = 10;
@@ -26,9 +29,14 @@ pub struct AcquireRequest {
     pub attrs: LeaseAttrs,
     /// The subnet of the host's earlier life, from its files.
     pub previous: Option<Ipv4Net>,
-    /// The subnet that containers of this host may have addresses of: where another host
-    /// has it now, [`acquire()`] fails instead of taking another one.
+    /// The subnet that containers of this host may have addresses of: where it cannot be
+    /// had, [`acquire()`] fails instead of taking another one.
     pub in_use: Option<Ipv4Net>,
+    /// MAC of flannel's kernel device, if one is on this host: a lease with it is ours.
+    pub device_mac: Option<MacAddr>,
+    /// Whether subnets of other lengths than the config's are believed (`--mixed-lengths`),
+    /// so that they take a place.
+    pub mixed_lengths: bool,
     /// How long the lease outlives the host; flannel's is 24 h.
     pub ttl: Duration,
 }
@@ -52,23 +60,22 @@ pub enum AcquireError {
     /// The store failed.
     #[error("failed to acquire lease: {0}")]
     Store(#[from] StoreError),
-    /// Our subnet belongs to another host.
+    /// Our subnet cannot be had, and another one is not wanted.
     #[error(
-        "our subnet {subnet} belongs to another host now, by record {record}, and containers \
-         here may have its addresses: remove that record (uvxlan lease release {record}), or \
-         start with --allow-renumber to take another subnet and restart the containers"
+        "{subnet} is in use on this host, and containers may have its addresses, but {reason}; or \
+         start with --allow-renumber to take another subnet, and restart the containers"
     )]
     Renumber {
         /// Our subnet.
         subnet: Ipv4Net,
-        /// The record that has it.
-        record: String,
+        /// Why it cannot be had.
+        reason: Renumbering,
     },
-    /// Another machine has a lease with our public address.
+    /// Another host has a lease with our public address.
     #[error(
-        "another machine holds lease {record} with our public IP {public_ip}: give each host \
-         an address of its own (--public-ip, --iface); if that machine is gone, or this one \
-         was installed anew, remove the record (uvxlan lease release {record})"
+        "another host holds lease {record} with our public IP {public_ip}: give each host \
+         an address of its own (--public-ip, --iface); if that host is gone, \
+         remove the record (uvxlan lease release {record})"
     )]
     AddressInUse {
         /// Our public address.
@@ -93,14 +100,39 @@ pub enum AcquireError {
     Encode(#[from] serde_json::Error),
 }
 
+/// Why the subnet in use on this host cannot be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Renumbering {
+    /// Another host's record has it, or a part of it.
+    #[error(
+        "it belongs to another host now, by record {0}: remove that record (uvxlan lease \
+         release {0})"
+    )]
+    Taken(String),
+    /// The lease that has our public address is of another subnet.
+    #[error(
+        "record {0} gives this host's public IP another subnet: remove that record if it is a \
+         former host's (uvxlan lease release {0})"
+    )]
+    Other(String),
+    /// The network config hands out other subnets.
+    #[error("the network config does not hand it out any more: put the former config back")]
+    Unfit,
+}
+
 /// A record whose key is a subnet's.
-struct Known<'a> {
-    subnet: Ipv4Net,
+pub(super) struct Known<'a> {
+    pub(super) subnet: Ipv4Net,
     /// Has an IPv6 subnet too, which this program does not lease.
     dual_stack: bool,
-    record: &'a Record,
-    public_ip: Option<Ipv4Addr>,
-    node: Option<NodeId>,
+    pub(super) record: &'a Record,
+    pub(super) attrs: Option<LeaseAttrs>,
+}
+
+impl Known<'_> {
+    fn is_usable(&self, config: &NetworkConfig) -> bool {
+        !self.dual_stack && compatible(config, self.subnet)
+    }
 }
 
 fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
@@ -112,8 +144,11 @@ fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
 /// any part of it, else a free one. Our own earlier record is written anew even if it is
 /// equal, so that it lives as long as this process and not the earlier one.
 ///
+/// Whether a lease with our public IP is ours, is judged by [`claim`].
+///
 /// # Errors
-/// See [`AcquireError`].
+/// See [`AcquireError`]. After [`AcquireError::Renumber`] and
+/// [`AcquireError::AddressInUse`], the store is as it was.
 pub async fn acquire(
     store: &dyn Store,
     config: &NetworkConfig,
@@ -121,9 +156,10 @@ pub async fn acquire(
     rng: &mut (impl Rng + Send),
 ) -> Result<Acquired, AcquireError> {
     let value = Bytes::from(request.attrs.encode_as(store.lease_form())?);
+    let mut asked = Asked::default();
     for _ in 0..TRIES {
         let listing = store.list().await?;
-        let lease = attempt(store, config, request, &value, &listing, rng).await?;
+        let lease = attempt(store, config, request, &value, &listing, &mut asked, rng).await?;
         if let Some(lease) = lease {
             return Ok(Acquired {
                 lease,
@@ -136,30 +172,52 @@ pub async fn acquire(
     Err(AcquireError::Conflicts { tries: TRIES })
 }
 
-/// One try; `None` when somebody else was faster.
+/// One try; `None` when it is to be begun anew, mostly because somebody else was faster.
 async fn attempt(
     store: &dyn Store,
     config: &NetworkConfig,
     request: &AcquireRequest,
     value: &Bytes,
     listing: &Listing,
+    asked: &mut Asked,
     rng: &mut (impl Rng + Send),
 ) -> Result<Option<Lease>, AcquireError> {
     let (mut ours, others): (Vec<_>, Vec<_>) = known(listing)
         .into_iter()
-        .partition(|lease| lease.public_ip == Some(request.public_ip));
-    refuse_other_machine(request, &ours)?;
-    let usable = |lease: &Known<'_>| !lease.dual_stack && compatible(config, lease.subnet);
-    let earlier = request.previous.map(|subnet| subnet.trunc());
+        .partition(|lease| claim::concerns_us(request, lease));
+    refuse_other_host(request, &ours, asked)?;
+    // A record that peers refuse takes no place either.
+    let taken: Vec<_> = others
+        .iter()
+        .filter(|lease| takes_a_place(config, request, lease.subnet))
+        .collect();
+    let in_use = request.in_use.map(|subnet| subnet.trunc());
+    let earlier = in_use.or(request.previous.map(|subnet| subnet.trunc()));
     ours.sort_by_key(|lease| {
         (
-            !usable(lease),
+            !lease.is_usable(config),
             Some(lease.subnet) != earlier,
             lease.record.created,
         )
     });
-    if let Some(lease) = ours.first().filter(|lease| usable(lease)) {
-        return reuse(store, request, value, lease).await;
+    let best = ours.first().filter(|lease| lease.is_usable(config));
+    refuse_renumbering(config, request, best, &ours, &taken)?;
+    for lease in &ours {
+        if claim::claim(request, lease, asked) != Claim::Unsure {
+            continue;
+        }
+        if claim::ask(store, request, lease, asked, rng).await? {
+            return Err(in_use_by(request, lease));
+        }
+        // The record was written: read again.
+        return Ok(None);
+    }
+    if let Some(lease) = best {
+        let taken = reuse(store, request, value, lease).await?;
+        if taken.is_some() {
+            remove_superseded(store, &ours[1..]).await?;
+        }
+        return Ok(taken);
     }
     for lease in ours {
         let name = &lease.record.name;
@@ -171,14 +229,8 @@ async fn attempt(
             return Ok(None);
         }
     }
-    refuse_renumbering(config, request, &others)?;
-    // A record outside the network is refused as a peer, so it takes no place either.
-    let taken: Vec<_> = others
-        .iter()
-        .map(|lease| lease.subnet)
-        .filter(|subnet| config.network.contains(subnet))
-        .collect();
-    let subnet = match previous(config, request, &taken) {
+    let taken: Vec<_> = taken.iter().map(|lease| lease.subnet).collect();
+    let subnet = match previous(config, earlier, &taken) {
         Some(subnet) => subnet,
         None => allocate(config, &taken, rng)?,
     };
@@ -187,43 +239,92 @@ async fn attempt(
     Ok(lease_of(request, subnet, outcome, false))
 }
 
-/// A lease with our address that another machine of ours wrote is not taken from it.
-/// flannel's leases name no machine; they are taken, as flannel does.
-fn refuse_other_machine(request: &AcquireRequest, ours: &[Known<'_>]) -> Result<(), AcquireError> {
-    let Some(us) = request.attrs.node else {
-        return Ok(());
+/// Whether peers may believe in a lease of this subnet. What they refuse for its key must
+/// not keep anybody from starting; a value may be mended at any time.
+fn takes_a_place(config: &NetworkConfig, request: &AcquireRequest, subnet: Ipv4Net) -> bool {
+    let length = match request.mixed_lengths {
+        true => subnet.prefix_len() >= SHORTEST_MIXED,
+        false => subnet.prefix_len() == config.subnet_len,
     };
-    match ours
-        .iter()
-        .find(|lease| lease.node.is_some_and(|node| node != us))
-    {
-        Some(lease) => Err(AcquireError::AddressInUse {
-            public_ip: request.public_ip,
-            record: lease.record.name.clone(),
-        }),
+    length && config.network.contains(&subnet)
+}
+
+fn in_use_by(request: &AcquireRequest, lease: &Known<'_>) -> AcquireError {
+    AcquireError::AddressInUse {
+        public_ip: request.public_ip,
+        record: lease.record.name.clone(),
+    }
+}
+
+/// A lease with our address that another host of ours wrote is not taken from it.
+fn refuse_other_host(
+    request: &AcquireRequest,
+    ours: &[Known<'_>],
+    asked: &Asked,
+) -> Result<(), AcquireError> {
+    let theirs = |lease: &&Known<'_>| claim::claim(request, lease, asked) == Claim::Theirs;
+    match ours.iter().find(theirs) {
+        Some(lease) => Err(in_use_by(request, lease)),
         None => Ok(()),
     }
 }
 
-/// A subnet under running containers does not change because another host took it.
+/// A subnet under running containers does not change because the store says so. `best` is
+/// the lease of `ours` that would be taken.
 fn refuse_renumbering(
     config: &NetworkConfig,
     request: &AcquireRequest,
-    others: &[Known<'_>],
+    best: Option<&Known<'_>>,
+    ours: &[Known<'_>],
+    taken: &[&Known<'_>],
 ) -> Result<(), AcquireError> {
     let Some(subnet) = request.in_use.map(|subnet| subnet.trunc()) else {
         return Ok(());
     };
-    let rival = others
-        .iter()
-        .find(|other| config.network.contains(&other.subnet) && overlap(other.subnet, subnet));
-    match rival {
-        Some(rival) if compatible(config, subnet) => Err(AcquireError::Renumber {
-            subnet,
-            record: rival.record.name.clone(),
-        }),
-        _ => Ok(()),
+    let name = |lease: &Known<'_>| lease.record.name.clone();
+    let reason = if !compatible(config, subnet) {
+        Some(Renumbering::Unfit)
+    } else if let Some(best) = best {
+        let other = Some(best).filter(|best| best.subnet != subnet);
+        let other = other.or_else(|| hides(request, best, ours));
+        other.map(|other| Renumbering::Other(name(other)))
+    } else {
+        let rival = taken.iter().find(|other| overlap(other.subnet, subnet));
+        rival.map(|rival| Renumbering::Taken(name(rival)))
+    };
+    match reason {
+        Some(reason) => Err(AcquireError::Renumber { subnet, reason }),
+        None => Ok(()),
     }
+}
+
+/// The lease of a former holder of our new address that is older than ours: peers would go on
+/// to believe that one.
+fn hides<'a, 'b>(
+    request: &AcquireRequest,
+    best: &Known<'_>,
+    ours: &'a [Known<'b>],
+) -> Option<&'a Known<'b>> {
+    let moved = |lease: &Known<'_>| {
+        let attrs = lease.attrs.as_ref();
+        attrs.is_some_and(|attrs| attrs.public_ip != request.public_ip)
+    };
+    ours.iter()
+        .filter(|_| moved(best))
+        .find(|lease| !moved(lease) && lease.record.created < best.record.created)
+}
+
+/// Leases of this program with our public address beside the one that was taken: peers
+/// would believe the oldest alone.
+async fn remove_superseded(store: &dyn Store, leases: &[Known<'_>]) -> Result<(), AcquireError> {
+    for Known { record, attrs, .. } in leases {
+        let of_this_program = attrs.as_ref().is_some_and(|attrs| attrs.instance.is_some());
+        if of_this_program && record.expires {
+            info!(name = record.name, "deleting another lease of this host");
+            store.delete(&record.name, record.revision).await?;
+        }
+    }
+    Ok(())
 }
 
 async fn reuse(
@@ -261,10 +362,10 @@ fn lease_of(
 /// earlier flannel took it from whoever had it (flannel issue 1289).
 fn previous(
     config: &NetworkConfig,
-    request: &AcquireRequest,
+    earlier: Option<Ipv4Net>,
     taken: &[Ipv4Net],
 ) -> Option<Ipv4Net> {
-    let subnet = request.previous?.trunc();
+    let subnet = earlier?;
     if !compatible(config, subnet) {
         warn!(%subnet, "our previous subnet does not fit the network config any more");
         return None;
@@ -282,14 +383,11 @@ fn known(listing: &Listing) -> Vec<Known<'_>> {
         .iter()
         .filter_map(|record| {
             let key: SubnetKey = record.name.parse().ok()?;
-            let attrs = LeaseAttrs::decode(&record.value).ok();
-            let node = attrs.as_ref().and_then(|attrs| attrs.node);
             Some(Known {
                 subnet: key.v4,
                 dual_stack: key.v6.is_some(),
                 record,
-                public_ip: attrs.map(|attrs| attrs.public_ip),
-                node,
+                attrs: LeaseAttrs::decode(&record.value).ok(),
             })
         })
         .collect()

@@ -10,9 +10,10 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::super::key::SubnetKey;
-use super::super::lease::{LeaseAttrs, VxlanData};
+use super::super::lease::{LeaseAttrs, NodeId};
 use super::super::store::{Record, Store, StoreError, WatchEvent, WriteOutcome};
 use super::acquire::Acquired;
+use super::claim::mac;
 
 /// A sign of life is cheap, and a lost session should be noticed before the day is over.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(600);
@@ -45,6 +46,8 @@ enum Finding {
     Unchanged,
     /// Not ours to the byte or the revision, but it says the same.
     Equivalent,
+    /// Our value, and somebody asks whether we live.
+    Asked,
     Foreign(OwnState),
 }
 
@@ -112,11 +115,6 @@ impl Keeper {
         self.state.subscribe()
     }
 
-    /// Name of our record.
-    pub(super) fn name(&self) -> &str {
-        &self.name
-    }
-
     /// When [`Self::renew`] is to be called next.
     #[must_use]
     pub fn due(&self) -> Instant {
@@ -176,19 +174,24 @@ impl Keeper {
             let outcome = self.put_back(value.clone()).await?;
             return Ok(self.note(outcome, value));
         };
-        match self.judge(&record) {
+        let finding = self.judge(&record);
+        if !matches!(finding, Finding::Foreign(_)) {
+            // A person may make a reservation of it, or take that back.
+            self.reserved = !record.expires;
+        }
+        match finding {
             Finding::Foreign(state) => Ok(state),
-            // The record stands, but nothing keeps it alive (bind it to a new session), or
-            // it says what is not true any more.
-            Finding::Unchanged | Finding::Equivalent
-                if self.session_lost || self.wanted.is_some() =>
-            {
-                let ttl = (!self.reserved).then_some(self.ttl);
-                let outcome = self
-                    .store
-                    .replace(&self.name, value.clone(), record.revision, ttl)
-                    .await?;
-                Ok(self.note(outcome, value))
+            Finding::Asked => {
+                info!(
+                    name = self.name,
+                    "another host asked for our lease: answering"
+                );
+                self.write_over(&record, value).await
+            }
+            _ if self.wanted.is_some() || (self.session_lost && !self.reserved) => {
+                // It says what is not true any more, or nothing keeps it alive: it has to be
+                // bound to a new session.
+                self.write_over(&record, value).await
             }
             Finding::Unchanged => self.confirm().await,
             // Two daemons with the same MAC (an upgrade) must not write in turns.
@@ -197,6 +200,15 @@ impl Keeper {
                 self.confirm().await
             }
         }
+    }
+
+    async fn write_over(&mut self, record: &Record, value: Bytes) -> Result<OwnState, StoreError> {
+        let ttl = (!self.reserved).then_some(self.ttl);
+        let outcome = self
+            .store
+            .replace(&self.name, value.clone(), record.revision, ttl)
+            .await?;
+        Ok(self.note(outcome, value))
     }
 
     fn value_to_write(&self) -> Result<Bytes, StoreError> {
@@ -218,16 +230,9 @@ impl Keeper {
             name = self.name,
             "our lease has been removed from the store: taking the same subnet again"
         );
-        let outcome = self
-            .store
-            .create(&self.name, value.clone(), self.ttl)
-            .await?;
-        match outcome {
-            // A reservation comes back as one.
-            WriteOutcome::Written { revision } if self.reserved => {
-                self.store.replace(&self.name, value, revision, None).await
-            }
-            other => Ok(other),
+        match self.reserved {
+            true => self.store.reserve(&self.name, value).await,
+            false => self.store.create(&self.name, value, self.ttl).await,
         }
     }
 
@@ -266,12 +271,14 @@ impl Keeper {
         if found.public_ip != self.attrs.public_ip {
             return Finding::Foreign(OwnState::TakenBy(found.public_ip));
         }
-        let other_node = match (found.node, self.attrs.node) {
-            (Some(found), Some(ours)) => found != ours,
-            _ => false,
+        let differ = |found: Option<NodeId>, ours: Option<NodeId>| {
+            found.is_some() && ours.is_some() && found != ours
         };
-        if other_node {
+        if differ(found.node, self.attrs.node) || differ(found.instance, self.attrs.instance) {
             return Finding::Foreign(OwnState::Contended);
+        }
+        if found.challenge.is_some() && found.instance == self.attrs.instance {
+            return Finding::Asked;
         }
         if record.value == self.value || mac(&found) == mac(&self.attrs) {
             return Finding::Equivalent;
@@ -331,11 +338,6 @@ impl Keeper {
     }
 }
 
-/// The VTEP's MAC in a lease of the vxlan backend.
-fn mac(attrs: &LeaseAttrs) -> Option<crate::wire::MacAddr> {
-    let data = attrs.backend_data.as_ref()?;
-    VxlanData::decode(data).ok().map(|data| data.vtep_mac)
-}
 /// Whether a person who read of the old state knows the new one. Another reason why the
 /// lease cannot be renewed is news (the store answers again, and now refuses); another time or
 /// port in it is not.

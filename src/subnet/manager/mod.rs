@@ -6,8 +6,10 @@
 //! stays ours for the rest of the TTL, as with flannel.
 
 pub mod acquire;
+pub mod claim;
 pub mod keeper;
 pub mod peers;
+mod refusals;
 
 #[cfg(test)]
 mod tests;
@@ -22,8 +24,9 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-pub use self::acquire::{AcquireError, AcquireRequest, Acquired, acquire};
+pub use self::acquire::{AcquireError, AcquireRequest, Acquired, Renumbering, acquire};
 pub use self::keeper::{Keeper, OwnState};
+use self::peers::Absence;
 pub use self::peers::{PeerChange, PeerSet, Refused};
 use super::lease::LeaseAttrs;
 use super::store::{Listing, Store, WatchEvent};
@@ -32,8 +35,6 @@ use super::store::{Listing, Store, WatchEvent};
 const LOG_LINES: usize = 10;
 /// See [`LOG_LINES`].
 const LOG_WINDOW: Duration = Duration::from_secs(60);
-/// Fewer missing peers than this are no catastrophe, as long as our own lease is there.
-const FEW: usize = 3;
 /// Between two tries to read the leases again.
 const RETRY: Duration = Duration::from_secs(5);
 /// Events that are taken in a second; the rest waits, and the store's flow control with it.
@@ -129,6 +130,7 @@ pub fn spawn(
         changes,
         hold: settings.mass_delete_hold,
         look_again: None,
+        reread: None,
         heard,
         logged: VecDeque::new(),
         pace: (Instant::now(), 0),
@@ -159,6 +161,8 @@ struct Manager {
     hold: Duration,
     /// When the store is read again because a list lacked most peers.
     look_again: Option<Instant>,
+    /// When the store is read again because records that were refused may be good now.
+    reread: Option<Instant>,
     /// When the store last said something.
     heard: watch::Sender<Instant>,
     /// When the latest lines about refused records were written.
@@ -199,8 +203,13 @@ impl Manager {
                     }
                 },
                 () = at(self.look_again) => {
-                    if let Some(revision) = self.settle_removals().await? {
+                    if let Some(revision) = self.read_again(true).await? {
                         // The old watch may still bring what is older than the list.
+                        events = self.store.watch(revision);
+                    }
+                }
+                () = at(self.reread) => {
+                    if let Some(revision) = self.read_again(false).await? {
                         events = self.store.watch(revision);
                     }
                 }
@@ -210,6 +219,7 @@ impl Manager {
                         self.changes.send(changes).await.map_err(|_| ConsumerGone)?;
                     }
                     self.keeper.republish(attrs).await;
+                    self.reread = Some(Instant::now());
                 }
                 () = sleep_until(self.keeper.due()) => {
                     self.keeper.renew().await;
@@ -252,21 +262,24 @@ impl Manager {
         *events += 1;
         if *events > EVENTS_A_SECOND {
             sleep_until(*since + Duration::from_secs(1)).await;
+            (*since, *events) = (Instant::now(), 1);
         }
     }
 
-    /// Takes in a complete list. One that lacks most of the peers is believed for what it
-    /// has, but not yet for what it lacks: a store that was wiped fills again when the
-    /// other hosts notice, and forwarding must not stop until then.
+    /// Takes in a complete list that came instead of events. One that lacks most of the
+    /// peers is believed for what it has, but not yet for what it lacks: a store that was
+    /// wiped fills again when the other hosts notice, and forwarding must not stop until
+    /// then. Those that are back are records made anew. Our own lease says nothing, its keeper
+    /// may have been faster.
     fn take_list(&mut self, listing: Listing) -> Vec<PeerChange> {
         let mut peers = self.peers.lock();
-        let (missing, known) = peers.missing_in(&listing);
-        let ours_too = !listing
-            .records
-            .iter()
-            .any(|record| record.name == self.keeper.name());
-        let most = missing * 2 > known && (missing >= FEW || ours_too);
-        if !most || self.hold.is_zero() {
+        let Absence {
+            missing,
+            made_anew,
+            known,
+        } = peers.absent_in(&listing);
+        let suspect = missing > 0 && (missing + made_anew) * 2 > known;
+        if !suspect || self.hold.is_zero() {
             self.look_again = None;
             return peers.resync(listing);
         }
@@ -275,35 +288,42 @@ impl Manager {
             missing,
             known,
             seconds = due.saturating_duration_since(Instant::now()).as_secs(),
-            "most leases are missing from the store's list: their peers are kept, and the \
+            "most leases are missing from the store's list, or were made anew: all peers are kept, and the \
              store is read again before they go (--mass-delete-hold)"
         );
         peers.add_all(listing)
     }
 
-    /// The hold is over: reads again, and believes it. The revision of the list, or
-    /// `None` where the store could not be read: then the peers stay.
-    async fn settle_removals(&mut self) -> Result<Option<i64>, ConsumerGone> {
+    /// Reads all leases; where the hold is over (`settle`), believes what is missing too. The
+    /// revision of the list, or `None` where the store could not be read: then the peers stay.
+    async fn read_again(&mut self, settle: bool) -> Result<Option<i64>, ConsumerGone> {
+        let again = match settle {
+            true => &mut self.look_again,
+            false => &mut self.reread,
+        };
         let listing = match self.store.list().await {
             Ok(listing) => listing,
             Err(error) => {
                 warn!(%error, "leases can't be read again: all peers are kept");
-                self.look_again = Some(Instant::now() + RETRY);
+                *again = Some(Instant::now() + RETRY);
                 return Ok(None);
             }
         };
-        self.look_again = None;
+        *again = None;
         let revision = listing.revision;
         let own = self.keeper.concerns(&WatchEvent::Resync(listing.clone()));
-        let changes = self.peers.lock().resync(listing);
-        let removed = changes
-            .iter()
-            .filter(|change| matches!(change, PeerChange::Removed(_)))
-            .count();
-        warn!(
-            removed,
-            "read the leases again: what is still missing is gone"
-        );
+        let changes = match settle {
+            true => self.peers.lock().resync(listing),
+            false => self.take_list(listing),
+        };
+        if settle {
+            let gone = |change: &&PeerChange| matches!(change, PeerChange::Removed(_));
+            let removed = changes.iter().filter(gone).count();
+            warn!(
+                removed,
+                "read the leases again: what is still missing is gone"
+            );
+        }
         self.log_refused();
         if !changes.is_empty() {
             self.changes.send(changes).await.map_err(|_| ConsumerGone)?;

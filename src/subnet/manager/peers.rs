@@ -1,6 +1,7 @@
 //! The set of the other hosts' leases: pure, fed with what the store tells.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 
@@ -9,16 +10,15 @@ use ipnet::Ipv4Net;
 use super::super::key::SubnetKey;
 use super::super::store::{Listing, Record};
 use super::super::validate::{Context, PeerRecord, Rejection, check};
+pub use super::refusals::Refused;
+use super::refusals::{MAX_REMEMBERED, Refusals};
 use crate::wire::MacAddr;
 
-/// Refused and waiting records that are remembered; what goes beyond is only counted, so
-/// that a store full of rubbish does not fill the memory.
-const MAX_REMEMBERED: usize = 4096;
+/// The shortest prefix of a subnet where several lengths are believed.
+pub(super) const SHORTEST_MIXED: u8 = 8;
 
 /// Accepted peers: one network's leases, and a bound on memory.
 const MAX_PEERS: usize = 65_536;
-/// Longest name that is kept of a refused record; a lease's own is never longer.
-const MAX_NAME: usize = 100;
 
 /// A change to the set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,35 +39,41 @@ pub enum PeerChange {
 #[derive(Debug)]
 struct Accepted {
     name: String,
+    created: i64,
+    revision: i64,
     peer: PeerRecord,
 }
 
-/// A record that is not believed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refused {
-    /// Its name.
-    pub name: String,
-    /// Why.
-    pub reason: Rejection,
-    /// The record that it collides with, if it is another host's.
-    pub rival: Option<String>,
-}
-
-/// A good record that collides with an accepted one.
+/// A good record that collides with an older one.
 #[derive(Debug)]
 struct Waiting {
     created: i64,
+    revision: i64,
     peer: PeerRecord,
+}
+
+/// Which of two records wins: the older one, in every node's eyes.
+type Rank<'a> = (i64, &'a str);
+
+/// What a list lacks of the peers that are known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Absence {
+    /// Peers that the list lacks.
+    pub missing: usize,
+    /// Peers whose records were made anew since: in a store that was replaced, all are.
+    pub made_anew: usize,
+    /// Peers that are known.
+    pub known: usize,
 }
 
 /// The peers, by the records they come from.
 ///
-/// Two records with one public address collide likewise; what an earlier content of the
-/// waiting record brought stays in force. A MAC that two records have is only noted.
-///
 /// A record that `check` refuses affects only itself; if its earlier content was good,
-/// that stays in force. Of two records that overlap, the one accepted first wins, in a
-/// list the older one; the other waits until the winner goes.
+/// that stays in force. Of two records that overlap or have one public address, the older
+/// one wins, whichever came first: nodes that began at different times must not disagree. The
+/// other waits until the winner goes. A record in force that is changed to an older one's
+/// address waits with that, and what it said before stays in force. A MAC that two records
+/// have is only noted.
 #[derive(Debug)]
 pub struct PeerSet {
     own_subnet: Ipv4Net,
@@ -84,9 +90,7 @@ pub struct PeerSet {
     lengths: RangeInclusive<u8>,
     protected: Vec<Ipv4Addr>,
     waiting: BTreeMap<String, Waiting>,
-    refused: BTreeMap<String, Refused>,
-    counts: BTreeMap<Rejection, u64>,
-    news: Vec<Refused>,
+    refusals: Refusals,
 }
 
 impl PeerSet {
@@ -106,9 +110,7 @@ impl PeerSet {
             lengths: 1..=31,
             protected: Vec::new(),
             waiting: BTreeMap::new(),
-            refused: BTreeMap::new(),
-            counts: BTreeMap::new(),
-            news: Vec::new(),
+            refusals: Refusals::default(),
         }
     }
 
@@ -129,7 +131,7 @@ impl PeerSet {
     /// Takes subnets of any sensible prefix length: /8 and longer.
     #[must_use]
     pub fn with_mixed_lengths(mut self) -> Self {
-        self.lengths = 8..=31;
+        self.lengths = SHORTEST_MIXED..=31;
         self
     }
 
@@ -152,7 +154,7 @@ impl PeerSet {
         let mut changes = Vec::new();
         let claimed = self.by_address.get(&own_ip).cloned();
         if let Some(name) = claimed {
-            self.refuse(name.clone(), Rejection::OwnAddress, None);
+            self.refusals.refuse(&name, 0, Rejection::OwnAddress, None);
             if self.remove(&name, &mut changes) {
                 self.reconsider(&mut changes);
             }
@@ -167,20 +169,20 @@ impl PeerSet {
 
     /// Records that are refused now, with the reason; no more than some thousand.
     pub fn refused(&self) -> impl Iterator<Item = &Refused> {
-        self.refused.values()
+        self.refusals.all()
     }
 
     /// How often a record was refused since the start.
     #[must_use]
     pub fn refused_total(&self) -> u64 {
-        self.counts.values().sum()
+        self.refusals.counts().values().sum()
     }
 
     /// How often a record was refused since the start, by reason; reasons that never
     /// occurred are absent.
     #[must_use]
     pub fn refused_by_reason(&self) -> &BTreeMap<Rejection, u64> {
-        &self.counts
+        self.refusals.counts()
     }
 
     /// Records in force whose VTEP MAC another one has too: flannel's kernel hosts send
@@ -190,16 +192,27 @@ impl PeerSet {
         shared.map(|(mac, names)| (*mac, names))
     }
 
-    /// How many peers a complete list would remove, and of how many. Removals are what
-    /// cannot be taken back, so the caller may want to look twice.
+    /// What a complete list would remove. Removals are what cannot be taken back, so the
+    /// caller may want to look twice.
     #[must_use]
-    pub fn missing_in(&self, listing: &Listing) -> (usize, usize) {
-        let present = names(listing);
-        let missing = self
-            .by_name
-            .keys()
-            .filter(|name| !present.contains(name.as_str()));
-        (missing.count(), self.by_name.len())
+    pub fn absent_in(&self, listing: &Listing) -> Absence {
+        let records = listing.records.iter();
+        let created: HashMap<&str, i64> = records
+            .map(|record| (record.name.as_str(), record.created))
+            .collect();
+        let mut absence = Absence {
+            missing: 0,
+            made_anew: 0,
+            known: self.by_network.len(),
+        };
+        for accepted in self.by_network.values() {
+            match created.get(accepted.name.as_str()) {
+                None => absence.missing += 1,
+                Some(created) if *created != accepted.created => absence.made_anew += 1,
+                Some(_) => {}
+            }
+        }
+        absence
     }
 
     /// Takes in a list without removing what it lacks.
@@ -211,7 +224,7 @@ impl PeerSet {
 
     /// Refusals since the last call, for the log.
     pub fn take_news(&mut self) -> Vec<Refused> {
-        std::mem::take(&mut self.news)
+        self.refusals.take_news()
     }
 
     /// A record was written.
@@ -244,7 +257,7 @@ impl PeerSet {
             .cloned()
             .collect();
         self.waiting.clear();
-        self.refused.clear();
+        self.refusals.forget_all();
         for name in gone {
             self.remove(&name, &mut changes);
         }
@@ -272,13 +285,14 @@ impl PeerSet {
         }
     }
 
-    /// Checks one record and accepts it if nothing stands against it; `true` if an
-    /// accepted peer gave up its place.
+    /// Checks one record and accepts it if nothing older stands against it; `true` if a
+    /// place or an address may have become free.
     fn consider(&mut self, record: Record, changes: &mut Vec<PeerChange>) -> bool {
         let Record {
             name,
             value,
             created,
+            revision,
             ..
         } = record;
         self.forget(&name);
@@ -288,32 +302,78 @@ impl PeerSet {
         let checked = check(&name, &value, &self.context).and_then(|peer| self.not_us(peer));
         let room = self.by_name.len() < MAX_PEERS || self.by_name.contains_key(&name);
         let checked = checked.and_then(|peer| room.then_some(peer).ok_or(Rejection::TooMany));
-        let peer = match checked {
-            Ok(peer) => peer,
+        match checked {
+            Ok(peer) => self.place(
+                name,
+                Waiting {
+                    created,
+                    revision,
+                    peer,
+                },
+                changes,
+            ),
             Err(reason) => {
-                self.refuse(name, reason, None);
-                return false;
+                self.refusals.refuse(&name, revision, reason, None);
+                false
             }
+        }
+    }
+
+    /// Accepts a good record in the place of younger ones, or lets it wait for an older one;
+    /// `true` if a place or an address may have become free.
+    fn place(&mut self, name: String, record: Waiting, changes: &mut Vec<PeerChange>) -> bool {
+        let rank = (record.created, name.as_str());
+        let mut rivals = self.rivals(&name, &record.peer);
+        if let Some((rival, reason)) = rivals.iter().find(|(rival, _)| self.rank(rival) < rank) {
+            let revision = record.revision;
+            self.refusals
+                .refuse(&name, revision, *reason, Some(rival.clone()));
+            let freed = match reason {
+                Rejection::Overlap => self.remove(&name, changes),
+                _ => self.release_address(&name),
+            };
+            if self.waiting.len() < MAX_REMEMBERED {
+                self.waiting.insert(name, record);
+            }
+            return freed;
+        }
+        let freed = !rivals.is_empty();
+        for (rival, reason) in rivals.drain(..) {
+            self.displace(&rival, reason, &name, changes);
+        }
+        self.accept(name, &record, changes) || freed
+    }
+
+    fn rank<'a>(&self, name: &'a str) -> Rank<'a> {
+        let place = self.by_name.get(name);
+        let accepted = place.and_then(|place| self.by_network.get(place));
+        (accepted.map_or(i64::MAX, |accepted| accepted.created), name)
+    }
+
+    /// A record in force that an older one collides with.
+    fn displace(
+        &mut self,
+        name: &str,
+        reason: Rejection,
+        winner: &str,
+        changes: &mut Vec<PeerChange>,
+    ) {
+        let place = self.by_name.get(name);
+        let Some(accepted) = place.and_then(|place| self.by_network.get(place)) else {
+            return;
         };
-        if let Some(rival) = self.rival(&name, peer.subnet).map(str::to_owned) {
-            // Only a name that can stand for several subnets gets here with a peer.
-            let freed = self.remove(&name, changes);
-            if self.waiting.len() < MAX_REMEMBERED {
-                self.waiting.insert(name.clone(), Waiting { created, peer });
-            }
-            self.refuse(name, Rejection::Overlap, Some(rival));
-            return freed;
+        let waiting = Waiting {
+            created: accepted.created,
+            revision: accepted.revision,
+            peer: accepted.peer,
+        };
+        self.refusals
+            .refuse(name, waiting.revision, reason, Some(winner.to_owned()));
+        // What it says by now may wait already.
+        if self.waiting.len() < MAX_REMEMBERED {
+            self.waiting.entry(name.to_owned()).or_insert(waiting);
         }
-        let holder = self.by_address.get(&peer.public_ip);
-        if let Some(holder) = holder.filter(|holder| **holder != name).cloned() {
-            let freed = self.release_address(&name);
-            if self.waiting.len() < MAX_REMEMBERED {
-                self.waiting.insert(name.clone(), Waiting { created, peer });
-            }
-            self.refuse(name, Rejection::DuplicateAddress, Some(holder));
-            return freed;
-        }
-        self.accept(name, peer, changes)
+        self.remove(name, changes);
     }
 
     /// A record that has another address now no longer holds the one in force.
@@ -344,12 +404,7 @@ impl PeerSet {
         let names = self.by_mac.entry(peer.vxlan.vtep_mac).or_default();
         let rival = names.iter().find(|other| *other != name).cloned();
         if names.insert(name.to_owned()) && rival.is_some() {
-            self.count(Rejection::DuplicateMac);
-            self.tell(Refused {
-                name: name.to_owned(),
-                reason: Rejection::DuplicateMac,
-                rival,
-            });
+            self.refusals.note(name, Rejection::DuplicateMac, rival);
         }
     }
 
@@ -377,47 +432,79 @@ impl PeerSet {
         Ok(peer)
     }
 
-    /// The accepted record, other than `name` itself, that overlaps `subnet`.
-    fn rival(&self, name: &str, subnet: Ipv4Net) -> Option<&str> {
-        let last = subnet.broadcast();
+    /// The accepted records other than `name` itself that overlap its subnet or have its
+    /// address.
+    fn rivals(&self, name: &str, peer: &PeerRecord) -> Vec<(String, Rejection)> {
+        let subnet = peer.subnet;
         // Those that begin inside, and the one that begins before and may reach in.
         let before = self.by_network.range(..subnet.network()).next_back();
-        self.by_network
-            .range(subnet.network()..=last)
+        let overlapping = self
+            .by_network
+            .range(subnet.network()..=subnet.broadcast())
             .chain(before)
             .map(|(_, accepted)| accepted)
-            .find(|accepted| {
+            .filter(|accepted| {
                 let other = accepted.peer.subnet;
                 accepted.name != name && (other.contains(&subnet) || subnet.contains(&other))
-            })
-            .map(|accepted| accepted.name.as_str())
+            });
+        let mut rivals: Vec<_> = overlapping
+            .map(|accepted| (accepted.name.clone(), Rejection::Overlap))
+            .collect();
+        let holder = self.by_address.get(&peer.public_ip);
+        if let Some(holder) = holder.filter(|holder| **holder != name)
+            && !rivals.iter().any(|(rival, _)| rival == holder)
+        {
+            rivals.push((holder.clone(), Rejection::DuplicateAddress));
+        }
+        rivals
     }
 
-    fn accept(&mut self, name: String, peer: PeerRecord, changes: &mut Vec<PeerChange>) -> bool {
+    fn accept(&mut self, name: String, record: &Waiting, changes: &mut Vec<PeerChange>) -> bool {
+        let Waiting {
+            created,
+            revision,
+            peer,
+        } = *record;
         let network = peer.subnet.network();
         let place = self.by_name.get(&name);
-        let old = place.and_then(|place| Some(self.by_network.get(place)?.peer));
-        if let Some(old) = old.filter(|old| old.subnet == peer.subnet) {
+        let old = place.and_then(|place| self.by_network.get_mut(place));
+        if let Some(accepted) = old.filter(|old| old.peer.subnet == peer.subnet) {
+            let old = accepted.peer;
+            // One that became younger may stand in the way of an older one.
+            let mut freed = created > accepted.created;
+            accepted.created = created;
+            accepted.revision = revision;
             if old == peer {
                 self.claim(&name, &peer);
-                return false;
+                return freed;
             }
-            let mut freed = false;
             if old.public_ip != peer.public_ip {
-                freed = self.release_address(&name);
+                freed |= self.release_address(&name);
             }
             if old.vxlan.vtep_mac != peer.vxlan.vtep_mac {
                 self.release_mac(&name, old.vxlan.vtep_mac);
             }
             self.claim(&name, &peer);
-            self.by_network.insert(network, Accepted { name, peer });
+            let accepted = Accepted {
+                name,
+                created,
+                revision,
+                peer,
+            };
+            self.by_network.insert(network, accepted);
             changes.push(PeerChange::Updated { old, new: peer });
             return freed;
         }
         let freed = self.remove(&name, changes);
         self.claim(&name, &peer);
         self.by_name.insert(name.clone(), network);
-        self.by_network.insert(network, Accepted { name, peer });
+        let accepted = Accepted {
+            name,
+            created,
+            revision,
+            peer,
+        };
+        self.by_network.insert(network, accepted);
         changes.push(PeerChange::Added(peer));
         freed
     }
@@ -436,53 +523,33 @@ impl PeerSet {
 
     fn forget(&mut self, name: &str) {
         self.waiting.remove(name);
-        self.refused.remove(shortened(name));
+        self.refusals.forget(name);
     }
 
-    fn count(&mut self, reason: Rejection) {
-        *self.counts.entry(reason).or_default() += 1;
-    }
-
-    fn tell(&mut self, refused: Refused) {
-        if self.news.len() < MAX_REMEMBERED {
-            self.news.push(refused);
-        }
-    }
-
-    fn refuse(&mut self, name: String, reason: Rejection, rival: Option<String>) {
-        self.count(reason);
-        let name = shortened(&name).to_owned();
-        let refused = Refused {
-            name: name.clone(),
-            reason,
-            rival,
-        };
-        self.tell(refused.clone());
-        if self.refused.len() < MAX_REMEMBERED {
-            self.refused.insert(name, refused);
-        }
-    }
-
-    /// A place became free: the oldest of those that wait for it takes it.
+    /// A place became free: those that wait are looked at, the oldest first; who is displaced
+    /// by one of them waits with them, and is younger.
     fn reconsider(&mut self, changes: &mut Vec<PeerChange>) {
-        let mut order: Vec<_> = self
-            .waiting
-            .iter()
-            .map(|(name, waiting)| (waiting.created, name.clone()))
+        let waiting = self.waiting.iter();
+        let mut queue: BinaryHeap<_> = waiting
+            .map(|(name, waiting)| Reverse((waiting.created, name.clone())))
             .collect();
-        order.sort();
-        for (_, name) in order {
-            let free = self.waiting.get(&name).is_some_and(|waiting| {
-                let holder = self.by_address.get(&waiting.peer.public_ip);
-                self.rival(&name, waiting.peer.subnet).is_none()
-                    && holder.is_none_or(|holder| *holder == name)
-            });
-            if !free {
+        while let Some(Reverse((created, name))) = queue.pop() {
+            let Some(waiting) = self.waiting.get(&name) else {
+                continue;
+            };
+            let rivals = self.rivals(&name, &waiting.peer);
+            let older = |(rival, _): &(String, _)| self.rank(rival) < (created, &name);
+            if rivals.iter().any(older) {
                 continue;
             }
             if let Some(waiting) = self.waiting.remove(&name) {
-                self.refused.remove(&name);
-                self.accept(name, waiting.peer, changes);
+                self.refusals.forget(&name);
+                self.place(name, waiting, changes);
+            }
+            for (rival, _) in rivals {
+                if let Some(waiting) = self.waiting.get(&rival) {
+                    queue.push(Reverse((waiting.created, rival)));
+                }
             }
         }
     }
@@ -491,12 +558,4 @@ impl PeerSet {
 fn names(listing: &Listing) -> BTreeSet<&str> {
     let names = listing.records.iter().map(|record| record.name.as_str());
     names.collect()
-}
-
-/// As much of a name as is kept and shown.
-fn shortened(name: &str) -> &str {
-    let end = (0..=MAX_NAME.min(name.len()))
-        .rev()
-        .find(|end| name.is_char_boundary(*end));
-    &name[..end.unwrap_or(0)]
 }

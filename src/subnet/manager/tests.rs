@@ -1,6 +1,7 @@
 //! The manager on a store in memory, with a clock that the test moves.
 
 mod guard;
+mod identity;
 mod memory;
 mod records;
 
@@ -18,8 +19,7 @@ use self::memory::Memory;
 use super::keeper::interval;
 use super::*;
 use crate::subnet::config::NetworkConfig;
-use crate::subnet::key::SubnetKey;
-use crate::subnet::lease::{LeaseAttrs, NodeId, VxlanData};
+use crate::subnet::lease::{LeaseAttrs, VxlanData};
 use crate::subnet::store::{Listing, Record};
 use crate::subnet::validate::{Context, PeerRecord, Rejection};
 use crate::wire::Vni;
@@ -68,6 +68,8 @@ fn request(previous: Option<&str>) -> AcquireRequest {
         attrs,
         previous: previous.map(net),
         in_use: None,
+        device_mac: None,
+        mixed_lengths: false,
         ttl: DAY,
     }
 }
@@ -75,6 +77,11 @@ fn request(previous: Option<&str>) -> AcquireRequest {
 async fn take(store: &Memory, previous: Option<&str>) -> Result<Acquired, AcquireError> {
     let mut rng = StdRng::seed_from_u64(7);
     acquire(store, &config(), &request(previous), &mut rng).await
+}
+
+async fn acquire_as(store: &Memory, request: &AcquireRequest) -> Result<Acquired, AcquireError> {
+    let mut rng = StdRng::seed_from_u64(7);
+    acquire(store, &config(), request, &mut rng).await
 }
 
 #[tokio::test]
@@ -137,67 +144,22 @@ async fn the_previous_subnet_is_taken_only_if_nobody_has_it() {
     let free = take(&store, Some("10.5.8.1/24")).await.unwrap();
     assert_eq!(free.lease.subnet, net("10.5.8.0/24"));
 
-    for other in ["10.5.8.0-24", "10.5.0.0-20", "10.5.8.128-25"] {
+    for (other, mixed_lengths) in [
+        ("10.5.8.0-24", false),
+        ("10.5.8.0-24", true),
+        ("10.5.0.0-20", true),
+        ("10.5.8.128-25", true),
+    ] {
         let store = Memory::new();
         store.put(other, value(2, 2), true);
-        let acquired = take(&store, Some("10.5.8.1/24")).await.unwrap();
+        let wish = AcquireRequest {
+            mixed_lengths,
+            ..request(Some("10.5.8.1/24"))
+        };
+        let acquired = acquire_as(&store, &wish).await.unwrap();
         assert_ne!(acquired.lease.subnet, net("10.5.8.0/24"), "{other}");
         assert_eq!(store.value_of(other).unwrap(), value(2, 2));
     }
-}
-
-#[tokio::test]
-async fn the_second_host_with_our_address_is_refused() {
-    let store = Memory::new();
-    let node = |digit: &str| NodeId::of_machine(&digit.repeat(32)).unwrap();
-    let mut first = request(None);
-    first.attrs = first.attrs.with_node(node("a"));
-    let mut rng = StdRng::seed_from_u64(7);
-    let held = acquire(&*store, &config(), &first, &mut rng).await.unwrap();
-    let mut second = request(None);
-    second.attrs = second.attrs.with_node(node("b"));
-    let before = store.with(|state| state.writes);
-    let error = acquire(&*store, &config(), &second, &mut rng)
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(error, AcquireError::AddressInUse { .. }),
-        "{error}"
-    );
-    assert_eq!(
-        store.with(|state| state.writes),
-        before,
-        "the first is untouched"
-    );
-    // The same machine with its state lost, and flannel's own record, are taken.
-    second.attrs = second.attrs.with_node(node("a"));
-    let again = acquire(&*store, &config(), &second, &mut rng)
-        .await
-        .unwrap();
-    assert_eq!(again.lease.subnet, held.lease.subnet);
-    let key = SubnetKey::from(held.lease.subnet).to_string();
-    store.put(&key, value(1, 9), true);
-    assert!(acquire(&*store, &config(), &second, &mut rng).await.is_ok());
-}
-
-#[tokio::test]
-async fn a_subnet_under_containers_is_not_given_up() {
-    let store = Memory::new();
-    store.put("10.5.7.0-24", value(2, 2), true);
-    let mut wish = request(Some("10.5.7.1/24"));
-    wish.in_use = wish.previous;
-    let mut rng = StdRng::seed_from_u64(7);
-    let error = acquire(&*store, &config(), &wish, &mut rng)
-        .await
-        .unwrap_err();
-    assert!(matches!(error, AcquireError::Renumber { .. }), "{error}");
-    let text = error.to_string();
-    assert!(text.contains("lease release 10.5.7.0-24") && text.contains("--allow-renumber"));
-    assert_eq!(store.with(|state| state.writes), 0);
-    // Nobody has it: the same again.
-    store.remove("10.5.7.0-24");
-    let acquired = acquire(&*store, &config(), &wish, &mut rng).await.unwrap();
-    assert_eq!(acquired.lease.subnet, net("10.5.7.0/24"));
 }
 
 #[tokio::test]
@@ -219,12 +181,36 @@ async fn lost_races_are_tried_again_ten_times() {
 #[tokio::test]
 async fn a_full_network_is_said_and_rubbish_does_not_fill_it() {
     let store = Memory::new();
-    store.put("0.0.0.0-1", value(66, 66), true);
-    store.put("10.5.0.0-8", value(66, 66), true);
-    take(&store, None).await.unwrap();
+    // What peers refuse for its key: wide, long, elsewhere.
+    for rubbish in [
+        "0.0.0.0-1",
+        "10.5.0.0-8",
+        "10.5.0.0-16",
+        "10.5.0.0-17",
+        "10.5.128.0-17",
+    ] {
+        store.put(rubbish, value(66, 66), true);
+    }
+    let mut wish = request(Some("10.5.8.0/24"));
+    wish.in_use = wish.previous;
+    let acquired = acquire_as(&store, &wish).await.unwrap();
+    assert_eq!(acquired.lease.subnet, net("10.5.8.0/24"));
 
+    let mixed = AcquireRequest {
+        mixed_lengths: true,
+        ..request(None)
+    };
     let store = Memory::new();
     store.put("10.5.0.0-16", value(2, 2), true);
+    let error = acquire_as(&store, &mixed).await.unwrap_err().to_string();
+    assert!(error.contains("out of subnets"), "{error}");
+
+    // A valid key takes its place, whatever its value is.
+    let store = Memory::new();
+    for third in 1..=255 {
+        let name = format!("10.5.{third}.0-24");
+        store.put(&name, Bytes::from_static(b"rubbish"), true);
+    }
     let error = take(&store, None).await.unwrap_err().to_string();
     assert!(error.contains("out of subnets"), "{error}");
 }
@@ -321,6 +307,25 @@ async fn a_deleted_lease_is_taken_again_in_place() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_person_may_make_a_reservation_of_it_and_take_that_back() {
+    let life = Life::begin(false).await;
+    for expires in [false, true, false] {
+        life.store.put(&life.name, value(1, 1), expires);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        // The session ends, and the record is taken away by mistake.
+        life.store.with(|state| state.session = false);
+        tokio::time::sleep(HOUR).await;
+        let now = life.store.with(|state| state.records[&life.name].clone());
+        assert_eq!(now.expires, expires);
+        life.store.remove(&life.name);
+        tokio::time::sleep(HOUR).await;
+        let now = life.store.with(|state| state.records[&life.name].clone());
+        assert_eq!((now.expires, now.value), (expires, value(1, 1)));
+        assert_eq!(life.state(), OwnState::Held);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lost_session_is_begun_anew() {
     let life = Life::begin(false).await;
     // The session went, its records with it, and the watch missed it.
@@ -389,6 +394,36 @@ async fn another_daemon_with_our_address_is_reported() {
         revision,
         "no write"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_address_lets_in_who_has_the_old_one() {
+    let mut life = Life::begin(false).await;
+    life.store.put("10.5.2.0-24", value(1, 2), true);
+    life.store.put("10.5.3.0-24", value(9, 3), true);
+    assert_eq!(
+        life.changes().await,
+        [PeerChange::Added(peer("10.5.3.0/24", 9, 3))]
+    );
+    life.store.with(|state| state.down = true);
+    // We move to the address of the second, who is out, and the first one is in.
+    life.running.republish.send(attrs(9, 1)).await.unwrap();
+    assert_eq!(
+        life.changes().await,
+        [PeerChange::Removed(peer("10.5.3.0/24", 9, 3))]
+    );
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    life.store.with(|state| state.down = false);
+    assert_eq!(
+        life.changes().await,
+        [PeerChange::Added(peer("10.5.2.0/24", 1, 2))]
+    );
+    life.until(|state| *state == OwnState::Held).await;
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(life.store.value_of(&life.name).unwrap(), value(9, 1));
+    // The watch goes on.
+    life.store.put("10.5.4.0-24", value(4, 4), true);
+    assert_eq!(life.changes().await.len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -507,16 +542,13 @@ fn the_older_of_two_that_overlap_wins_and_the_other_follows() {
     assert_eq!(refused.len(), 1);
     assert_eq!(refused[0].rival.as_deref(), Some("10.5.17.0-24"));
 
-    assert_eq!(
-        set.delete("10.5.17.0-24"),
-        [PeerChange::Removed(two)],
-        "one still stands"
-    );
+    // The next in age, as a node that begins now sees it.
     let wide = peer("10.5.16.0/20", 3, 3);
-    assert_eq!(
-        set.delete("10.5.18.0-24"),
-        [PeerChange::Removed(four), PeerChange::Added(wide)]
-    );
+    let gone = [two, four].map(PeerChange::Removed);
+    let added = [PeerChange::Added(wide)];
+    assert_eq!(set.delete("10.5.17.0-24"), [&gone[..], &added].concat());
+    assert_eq!(set.refused().count(), 1);
+    assert_eq!(set.delete("10.5.18.0-24"), []);
     assert_eq!(set.refused().count(), 0);
     assert_eq!(
         set.put(record("10.5.31.0-24", 7, value(5, 5))),

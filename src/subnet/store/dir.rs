@@ -254,6 +254,10 @@ impl Store for DirStore {
         value: Bytes,
         _ttl: Duration,
     ) -> Result<WriteOutcome, StoreError> {
+        self.reserve(name, value).await
+    }
+
+    async fn reserve(&self, name: &str, value: Bytes) -> Result<WriteOutcome, StoreError> {
         let operation = "creating a lease";
         self.check_name(operation, name)?;
         let outcome = self

@@ -204,6 +204,10 @@ impl Store for EtcdAutoStore {
         self.store().await?.create(name, value, ttl).await
     }
 
+    async fn reserve(&self, name: &str, value: Bytes) -> Result<WriteOutcome, StoreError> {
+        self.store().await?.reserve(name, value).await
+    }
+
     async fn replace(
         &self,
         name: &str,

@@ -66,6 +66,10 @@ impl Session {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn own_name(&self) -> Option<String> {
+        self.kept().keys().next().cloned()
+    }
+
     /// The record under the index that its keeper knows: renewals are no news to it.
     fn renumbered(&self, mut record: Record) -> Record {
         if let Some(kept) = self.kept().get(&record.name)
@@ -390,6 +394,13 @@ impl Store for EtcdV2Store {
         let operation = "creating a lease";
         self.inner
             .write(operation, name, value, "prevExist=false", Some(ttl))
+            .await
+    }
+
+    async fn reserve(&self, name: &str, value: Bytes) -> Result<WriteOutcome, StoreError> {
+        let operation = "creating a lease";
+        self.inner
+            .write(operation, name, value, "prevExist=false", None)
             .await
     }
 

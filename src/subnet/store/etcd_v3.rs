@@ -14,14 +14,14 @@
 mod connection;
 mod watch;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{
-    Compare, CompareOp, Error as EtcdError, GetOptions, KeyValue, PutOptions, Txn, TxnOp,
-    TxnOpResponse, TxnResponse,
+    Compare, CompareOp, Error as EtcdError, GetOptions, KeyValue, PutOptions, SortOrder,
+    SortTarget, Txn, TxnOp, TxnOpResponse, TxnResponse,
 };
 use tokio::sync::{Mutex, mpsc};
 
@@ -45,6 +45,28 @@ struct Inner {
     /// The etcd lease of this process. A lease whose record lost a race stays here for the
     /// next record; it is never left behind.
     session: Mutex<Option<i64>>,
+    /// The key that was written last.
+    own: std::sync::Mutex<Option<String>>,
+}
+
+/// A key at one moment of one store's history: the etcd lease's number is random.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Anchor {
+    key: Vec<u8>,
+    created: i64,
+    revision: i64,
+    lease: i64,
+}
+
+impl Anchor {
+    fn of(kv: &KeyValue) -> Self {
+        Self {
+            key: kv.key().to_vec(),
+            created: kv.create_revision(),
+            revision: kv.mod_revision(),
+            lease: kv.lease(),
+        }
+    }
 }
 
 impl EtcdStore {
@@ -62,10 +84,23 @@ impl EtcdStore {
             records: format!("{}/", etcd::join(&prefix, "subnets")),
             prefix,
             session: Mutex::new(None),
+            own: std::sync::Mutex::default(),
         };
         Ok(Self {
             inner: Arc::new(inner),
         })
+    }
+
+    async fn create_with(
+        &self,
+        name: &str,
+        value: Bytes,
+        ttl: Option<Duration>,
+    ) -> Result<WriteOutcome, StoreError> {
+        let operation = "creating a lease";
+        let key = self.inner.key(operation, name)?;
+        let absent = Compare::version(key.as_str(), CompareOp::Equal, 0);
+        self.inner.put_if(operation, &key, value, absent, ttl).await
     }
 }
 
@@ -111,6 +146,54 @@ impl Inner {
             })
             .await
             .map_err(CallError::into)
+    }
+
+    fn own(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        // No panic can leave it half changed.
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this is the key of our record.
+    fn is_own(&self, key: &[u8]) -> bool {
+        self.own().as_ref().is_some_and(|own| own.as_bytes() == key)
+    }
+
+    /// Our record, or the one that was left alone longest.
+    async fn anchor(&self) -> Result<Option<Anchor>, StoreError> {
+        let own = self.own().clone();
+        if let Some(own) = own
+            && let Some(found) = self.read_anchor(own.as_bytes()).await?
+        {
+            return Ok(Some(found));
+        }
+        let options = GetOptions::new()
+            .with_prefix()
+            .with_sort(SortTarget::Mod, SortOrder::Ascend)
+            .with_limit(1)
+            .with_keys_only();
+        self.first_anchor(self.records.as_bytes(), options).await
+    }
+
+    async fn read_anchor(&self, key: &[u8]) -> Result<Option<Anchor>, StoreError> {
+        let options = GetOptions::new().with_keys_only();
+        self.first_anchor(key, options).await
+    }
+
+    async fn first_anchor(
+        &self,
+        key: &[u8],
+        options: GetOptions,
+    ) -> Result<Option<Anchor>, StoreError> {
+        let (key, options) = (&key, &options);
+        let operation = "looking whether etcd is the one that was watched";
+        let found = self
+            .connection
+            .call(operation, &self.records, |client, _| async move {
+                let answer = client.kv_client().get(*key, Some(options.clone())).await?;
+                Ok(answer.kvs().first().map(Anchor::of))
+            })
+            .await?;
+        Ok(found)
     }
 
     /// The session's lease, granted when there is none. The lock is held while granting,
@@ -179,6 +262,10 @@ impl Inner {
                 Err(error) if error.is_lease_gone() && !renewed => {
                     renewed = true;
                     self.forget(lease).await;
+                }
+                Ok(WriteOutcome::Written { revision }) => {
+                    *self.own() = Some(key.to_owned());
+                    return Ok(WriteOutcome::Written { revision });
                 }
                 other => return other.map_err(CallError::into),
             }
@@ -278,12 +365,11 @@ impl Store for EtcdStore {
         value: Bytes,
         ttl: Duration,
     ) -> Result<WriteOutcome, StoreError> {
-        let operation = "creating a lease";
-        let key = self.inner.key(operation, name)?;
-        let absent = Compare::version(key.as_str(), CompareOp::Equal, 0);
-        self.inner
-            .put_if(operation, &key, value, absent, Some(ttl))
-            .await
+        self.create_with(name, value, Some(ttl)).await
+    }
+
+    async fn reserve(&self, name: &str, value: Bytes) -> Result<WriteOutcome, StoreError> {
+        self.create_with(name, value, None).await
     }
 
     async fn replace(

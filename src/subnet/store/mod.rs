@@ -161,6 +161,12 @@ pub trait Store: Send + Sync + 'static {
         ttl: Duration,
     ) -> Result<WriteOutcome, StoreError>;
 
+    /// Writes a record only if it is absent, without time to live: a reservation.
+    ///
+    /// # Errors
+    /// When the store could not be asked, or did not answer whether it wrote.
+    async fn reserve(&self, name: &str, value: Bytes) -> Result<WriteOutcome, StoreError>;
+
     /// Replaces a record only if its revision is still `expected`. `ttl` `None` keeps it
     /// without time to live (a reservation).
     ///

@@ -73,6 +73,73 @@ async fn a_few_missing_peers_go_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn in_a_small_cluster_too_most_peers_are_held() {
+    for all in 1..=2_u8 {
+        let mut life = Life::begin(false).await;
+        for host in 0..all {
+            let name = format!("10.5.{}.0-24", 120 + host);
+            life.store.put(&name, value(20 + host, 20 + host), true);
+            assert_eq!(life.changes().await.len(), 1);
+        }
+        // The store was wiped; our own lease is back before the list is read.
+        lose(&life, 20..20 + all);
+        let own = life.name.clone();
+        assert!(life.store.value_of(&own).is_some());
+        tokio::time::sleep(HOLD / 2).await;
+        assert_eq!(peers(&life), usize::from(all));
+        assert_eq!(life.changes().await.len(), usize::from(all), "in the end");
+        // An ordinary event is believed at once.
+        life.store.put("10.5.120.0-24", value(20, 20), true);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        life.store.put("10.5.120.0-24", value(20, 20), true);
+        assert_eq!(life.changes().await.len(), 1);
+        life.store.remove("10.5.120.0-24");
+        let before = tokio::time::Instant::now();
+        assert_eq!(life.changes().await.len(), 1);
+        assert!(before.elapsed() < Duration::from_secs(1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_begun_anew_takes_nobody_who_is_slow() {
+    let mut life = begin().await;
+    // Four of five are back already, as new records.
+    life.store.with(|state| state.records.clear());
+    for host in 20..24 {
+        let name = format!("10.5.{}.0-24", 100 + host);
+        life.store.with(|state| state.revision += 1);
+        let revision = life.store.with(|state| state.revision);
+        let back = record(&name, revision, value(host, host));
+        life.store.with(|state| state.records.insert(name, back));
+    }
+    life.store.compact();
+    tokio::time::sleep(HOLD / 2).await;
+    assert_eq!(peers(&life), 5);
+    assert!(life.running.changes.try_recv().is_err());
+    assert_eq!(life.changes().await.len(), 1, "in the end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_changes_a_second_are_taken() {
+    const ALL: u32 = 3500;
+    let mut life = Life::begin(false).await;
+    let before = tokio::time::Instant::now();
+    for number in 0..ALL {
+        let mac = u8::try_from(number % 100).unwrap();
+        life.store.put("10.5.120.0-24", value(20, mac), true);
+    }
+    for number in 1..=ALL {
+        assert_eq!(life.changes().await.len(), 1);
+        // The first second began a moment before.
+        let took = (before.elapsed() + Duration::from_millis(10)).as_secs();
+        assert_eq!(took, u64::from((number - 1) / 1000), "{number}");
+    }
+    // Who waits for that loses nothing, and our own lease is kept meanwhile.
+    assert_eq!(peers(&life), 1);
+    assert_eq!(life.state(), OwnState::Held);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_store_without_our_own_lease_is_held_however_few_we_are() {
     let mut life = begin().await;
     for host in 20..24 {

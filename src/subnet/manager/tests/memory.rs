@@ -32,7 +32,7 @@ impl Memory {
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::default(),
-            events: broadcast::Sender::new(64),
+            events: broadcast::Sender::new(10_000),
         })
     }
 
@@ -155,6 +155,10 @@ impl Store for Memory {
 
     async fn create(&self, n: &str, v: Bytes, ttl: Duration) -> Result<WriteOutcome, StoreError> {
         self.write(n, Some(v), None, Some(ttl))
+    }
+
+    async fn reserve(&self, name: &str, value: Bytes) -> Result<WriteOutcome, StoreError> {
+        self.write(name, Some(value), None, None)
     }
 
     async fn replace(

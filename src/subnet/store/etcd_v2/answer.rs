@@ -39,6 +39,7 @@ struct Node {
     modified_index: i64,
     created_index: i64,
     ttl: Option<i64>,
+    expiration: Option<String>,
 }
 
 /// What an answer says.
@@ -65,6 +66,8 @@ pub struct Key {
     pub record: Record,
     /// Seconds until it expires.
     pub ttl: Option<i64>,
+    /// When it expires, by etcd's clock, to the nanosecond.
+    pub expiration: Option<String>,
     /// `set`, `delete`, `expire`, …
     pub action: String,
     /// Whether it is a directory, or lies elsewhere than directly below the base.
@@ -146,6 +149,7 @@ fn found(action: String, node: Node, base: &str) -> Answer {
     let elsewhere = node.dir || !is_below(&node.key, base);
     Answer::Key(Key {
         ttl: node.ttl,
+        expiration: node.expiration.clone(),
         record: record(node, base),
         action,
         elsewhere,

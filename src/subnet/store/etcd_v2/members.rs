@@ -3,14 +3,15 @@
 
 use std::error::Error as StdError;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use base64::Engine;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
-use hyper::{Method, Request, Response, Uri};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION};
+use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -23,12 +24,16 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tracing::debug;
 
 use super::super::StoreError;
-use super::super::etcd::{CONNECT_TIMEOUT, EtcdOptions, EtcdOptionsError, MAX_ANSWER, TlsFiles};
+use super::super::etcd::{
+    CONNECT_TIMEOUT, EtcdOptions, EtcdOptionsError, MAX_ANSWER, RefusedLogin, TlsFiles, is_loopback,
+};
 
 /// Longest time for one try at one member.
 const ATTEMPT: Duration = Duration::from_secs(7);
 /// All members failed: time to wait before asking all of them once more.
 const SECOND_ROUND: Duration = Duration::from_millis(250);
+/// Redirections followed for one request: flannel's number.
+const MAX_REDIRECTS: usize = 10;
 /// A connection that is silent this long is probed by TCP.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(10);
 
@@ -72,6 +77,9 @@ pub(super) struct Members {
     options: EtcdOptions,
     authorization: Option<HeaderValue>,
     pinned: Mutex<Pinned>,
+    /// Whether the latest answer was no refused login.
+    let_in: AtomicBool,
+    first_login: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -80,6 +88,8 @@ struct Pinned {
     /// Counts clients, so that a failure seen late does not end the next client.
     generation: u64,
     client: Option<HttpClient>,
+    /// The latest refused login.
+    refused: Option<RefusedLogin>,
 }
 
 struct Lent {
@@ -104,6 +114,8 @@ impl Members {
             options,
             authorization,
             pinned: Mutex::default(),
+            let_in: AtomicBool::new(false),
+            first_login: Mutex::default(),
         })
     }
 
@@ -134,6 +146,14 @@ impl Members {
         let members = self.options.endpoints.len();
         let mut failures: Vec<(usize, String)> = Vec::new();
         let mut unsure = false;
+        if let Some(words) = self.still_refused().await {
+            return Err(StoreError {
+                operation,
+                location: self.location(key),
+                transient: false,
+                source: words.into(),
+            });
+        }
         for tries in 1..=2 * members {
             let until = deadline.min(Instant::now() + ATTEMPT);
             let lent = self.client().await;
@@ -281,17 +301,81 @@ impl Members {
             .build(https)
     }
 
+    /// Sends a request; follows where a member points to another one, as flannel does.
     async fn send(&self, lent: &Lent, ask: &Ask) -> Result<Response<Incoming>, Cause> {
-        let uri: Uri = format!("{}{}", self.url(lent.endpoint), ask.path).parse()?;
-        let mut request = Request::builder().method(ask.method.clone()).uri(uri);
+        // One at a time, as long as nobody has been let in.
+        let proven = self.authorization.is_none() || self.let_in.load(Ordering::Relaxed);
+        let _first = match proven {
+            true => None,
+            false => Some(self.first_login.lock().await),
+        };
+        if let Some(words) = self.still_refused().await {
+            return Err(words.into());
+        }
+        let mut uri: Uri = format!("{}{}", self.url(lent.endpoint), ask.path).parse()?;
+        for _ in 0..=MAX_REDIRECTS {
+            let response = lent.client.request(self.request(&uri, ask)?).await?;
+            self.note_login(response.status()).await;
+            if !response.status().is_redirection() {
+                return Ok(response);
+            }
+            uri = self.redirected(&uri, response.headers().get(LOCATION))?;
+        }
+        Err(format!("more than {MAX_REDIRECTS} redirections, the last to {uri}").into())
+    }
+
+    fn request(&self, uri: &Uri, ask: &Ask) -> Result<Request<Full<Bytes>>, Cause> {
+        let mut request = Request::builder()
+            .method(ask.method.clone())
+            .uri(uri.clone());
         if let Some(value) = &self.authorization {
             request = request.header(AUTHORIZATION, value);
         }
         if !ask.form.is_empty() {
             request = request.header(CONTENT_TYPE, "application/x-www-form-urlencoded");
         }
-        let request = request.body(Full::new(Bytes::from(ask.form.clone())))?;
-        Ok(lent.client.request(request).await?)
+        Ok(request.body(Full::new(Bytes::from(ask.form.clone())))?)
+    }
+
+    /// Where a redirection leads. Neither TLS nor the password may be lost on the way.
+    fn redirected(&self, from: &Uri, location: Option<&HeaderValue>) -> Result<Uri, Cause> {
+        let Some(location) = location else {
+            return Err("a redirection without a place".into());
+        };
+        let mut to = location.to_str()?.parse::<Uri>()?.into_parts();
+        if to.scheme.is_none() {
+            to.scheme = from.scheme().cloned();
+            to.authority = from.authority().cloned();
+        }
+        let to = Uri::from_parts(to)?;
+        let is_tls = |uri: &Uri| uri.scheme_str() == Some("https");
+        let endpoint = |uri: &Uri| {
+            let (scheme, authority) = (uri.scheme_str()?, uri.authority()?);
+            Some(format!("{scheme}://{authority}"))
+        };
+        let exposes = !is_tls(&to)
+            && self.authorization.is_some()
+            && !self.options.insecure_password
+            && !endpoint(&to).is_some_and(|endpoint| is_loopback(&endpoint));
+        if (is_tls(from) && !is_tls(&to)) || exposes {
+            return Err(format!("it redirects to {to}, without TLS").into());
+        }
+        Ok(to)
+    }
+
+    async fn still_refused(&self) -> Option<String> {
+        let pinned = self.pinned.lock().await;
+        pinned.refused.as_ref().and_then(RefusedLogin::still)
+    }
+
+    async fn note_login(&self, status: StatusCode) {
+        if self.authorization.is_none() {
+            return;
+        }
+        let words = "etcd refuses user or password, or the user's rights (HTTP 401)";
+        let refused = status == StatusCode::UNAUTHORIZED;
+        self.let_in.store(!refused, Ordering::Relaxed);
+        self.pinned.lock().await.refused = refused.then(|| RefusedLogin::now(words.into()));
     }
 }
 

@@ -10,7 +10,7 @@ use tracing::{debug, info, warn};
 
 use super::super::WatchEvent;
 use super::Inner;
-use super::answer::{self, Answer};
+use super::answer::{self, Answer, Key};
 
 /// First and longest wait between tries.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -31,6 +31,27 @@ enum Outcome {
     ReceiverGone,
 }
 
+/// A record at one moment of one store's history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Anchor {
+    name: String,
+    created: i64,
+    revision: i64,
+    /// As good as a random number.
+    expiration: Option<String>,
+}
+
+impl Anchor {
+    fn of(key: &Key) -> Self {
+        Self {
+            name: key.record.name.clone(),
+            created: key.record.created,
+            revision: key.record.revision,
+            expiration: key.expiration.clone(),
+        }
+    }
+}
+
 struct Watcher {
     store: Arc<Inner>,
     /// Last index seen.
@@ -38,6 +59,8 @@ struct Watcher {
     events: mpsc::Sender<WatchEvent>,
     /// Tries since the last good answer.
     failures: u32,
+    /// Our own record, by which the store is known again after a break.
+    anchor: Option<Anchor>,
 }
 
 /// Starts the task; it ends when the receiver is dropped.
@@ -48,6 +71,7 @@ pub(super) fn spawn(store: Arc<Inner>, revision: i64) -> mpsc::Receiver<WatchEve
         cursor: revision,
         events,
         failures: 0,
+        anchor: None,
     };
     tokio::spawn(async move {
         let closed = watcher.events.clone();
@@ -100,6 +124,16 @@ impl Watcher {
                 Err(error) => return Outcome::Failed(error.to_string()),
             }
         }
+        match self.check_anchor().await {
+            Ok(true) => {}
+            Ok(false) => {
+                return Outcome::List(
+                    "our record is not what it was: it changed meanwhile, or the store was replaced"
+                        .into(),
+                );
+            }
+            Err(reason) => return Outcome::Failed(reason),
+        }
         let reply = match self.store.members.finish(pending, POLL).await {
             Ok(Some(reply)) if !reply.body.is_empty() => reply,
             // Nothing below our directory up to the index that the head named.
@@ -112,6 +146,7 @@ impl Watcher {
         match answer::read(reply.status, &reply.body, &self.store.base) {
             Ok(Answer::Key(key)) => {
                 let revision = key.record.revision;
+                self.follow_anchor(&key);
                 let Some(event) = answer::event(key) else {
                     return Outcome::List("a directory was removed".into());
                 };
@@ -131,12 +166,51 @@ impl Watcher {
         }
     }
 
+    /// Whether this is still the store that we watched until the break, if there was one. Its
+    /// index cannot tell: one begun anew may soon be beyond our cursor.
+    async fn check_anchor(&mut self) -> Result<bool, String> {
+        let name = match &self.anchor {
+            Some(known) if self.failures > 0 => known.name.clone(),
+            Some(_) => return Ok(true),
+            None => match self.store.session.own_name() {
+                Some(own) => own,
+                None => return Ok(true),
+            },
+        };
+        let operation = "looking whether etcd is the one that was watched";
+        let found = self.store.read(operation, &name).await;
+        let found = found.map_err(|error| error.to_string())?;
+        let found = found.as_ref().map(Anchor::of);
+        if self.anchor.is_some() {
+            return Ok(found == self.anchor);
+        }
+        // A younger one comes as an event.
+        self.anchor = found.filter(|found| found.revision <= self.cursor);
+        Ok(true)
+    }
+
+    fn follow_anchor(&mut self, key: &Key) {
+        let name = &key.record.name;
+        let known = self
+            .anchor
+            .as_ref()
+            .is_some_and(|known| known.name == *name);
+        if !key.elsewhere && (known || self.store.session.kept().contains_key(name)) {
+            let gone = matches!(
+                key.action.as_str(),
+                "delete" | "expire" | "compareAndDelete"
+            );
+            self.anchor = (!gone).then(|| Anchor::of(key));
+        }
+    }
+
     /// Lists until it works, and hands the list on; `false` when nobody listens.
     async fn resync(&mut self) -> bool {
         loop {
             match self.store.list().await {
                 Ok(listing) => {
                     self.cursor = listing.revision;
+                    self.anchor = None;
                     return self.events.send(WatchEvent::Resync(listing)).await.is_ok();
                 }
                 Err(error) => self.pause(&error.to_string()).await,

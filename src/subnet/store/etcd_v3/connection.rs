@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
 
 use super::super::StoreError;
-use super::super::etcd::{CONNECT_TIMEOUT, EtcdOptions, EtcdOptionsError};
+use super::super::etcd::{CONNECT_TIMEOUT, EtcdOptions, EtcdOptionsError, RefusedLogin};
 
 /// Longest time for one try at one member: etcd itself gives up a request after some 5 s.
 const ATTEMPT: Duration = Duration::from_secs(7);
@@ -39,6 +39,8 @@ struct Pinned {
     /// Counts clients, so that a failure seen late does not end the next client.
     generation: u64,
     client: Option<Client>,
+    /// The latest refused login.
+    refused: Option<RefusedLogin>,
 }
 
 /// A client and where it comes from.
@@ -240,9 +242,18 @@ impl Connection {
     pub(super) async fn client(&self) -> Result<Lent, EtcdError> {
         let mut pinned = self.pinned.lock().await;
         if pinned.client.is_none() {
-            let client = self.connect(self.url(pinned.endpoint)).await?;
+            if let Some(words) = pinned.refused.as_ref().and_then(RefusedLogin::still) {
+                return Err(EtcdError::Internal(words));
+            }
+            let connected = self.connect(self.url(pinned.endpoint)).await;
+            pinned.refused = match &connected {
+                Err(error) if is_refused_login(&message(error)) => {
+                    Some(RefusedLogin::now(message(error)))
+                }
+                _ => None,
+            };
+            pinned.client = Some(connected?);
             pinned.generation += 1;
-            pinned.client = Some(client);
         }
         let (endpoint, generation) = (pinned.endpoint, pinned.generation);
         match &pinned.client {
@@ -331,12 +342,14 @@ fn connect_options(
 fn message(error: &EtcdError) -> String {
     match error {
         EtcdError::GRpcStatus(status) => status.message().to_owned(),
+        // Ours, of a login that was not tried again.
+        EtcdError::Internal(words) => words.clone(),
         other => other.to_string(),
     }
 }
 
 /// Whether a text of etcd's says that user or password are wrong.
-pub(super) fn is_refused_login(text: &str) -> bool {
+fn is_refused_login(text: &str) -> bool {
     text.contains("authentication failed")
 }
 
@@ -374,6 +387,7 @@ fn verdict(error: &EtcdError) -> Verdict {
     let Some(code) = code(error) else {
         return match error {
             EtcdError::InvalidArgs(_) | EtcdError::InvalidUri(_) => Verdict::Final,
+            EtcdError::Internal(words) if is_refused_login(words) => Verdict::Final,
             _ => Verdict::NextEndpoint,
         };
     };

@@ -3,20 +3,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{WatchOptions, WatchResponse, WatchStream};
+use etcd_client::{KeyValue, WatchOptions, WatchResponse, WatchStream};
 use tokio::sync::mpsc;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
 use super::super::WatchEvent;
 use super::super::etcd::MAX_ANSWER;
-use super::Inner;
-use super::connection::{Lent, explain, is_refused_login, is_stale_login};
+use super::connection::{Lent, explain, is_stale_login};
+use super::{Anchor, Inner};
 
 /// First and longest wait between tries, as flannel's.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// A wrong password does not get right by trying, and each try costs etcd a bcrypt.
-const REFUSED_LOGIN: Duration = Duration::from_secs(30);
+/// A stream that lived so long has shown that the member serves us: the next wait is short
+/// again. One that ends sooner has not, however often it opens.
+const STEADY: Duration = Duration::from_secs(5);
 /// A watch must be confirmed by the server within this time.
 const CONFIRMATION: Duration = Duration::from_secs(10);
 /// Events that may wait for the receiver; then the stream's flow control holds etcd back.
@@ -37,8 +38,10 @@ struct Watcher {
     /// Last revision seen.
     cursor: i64,
     events: mpsc::Sender<WatchEvent>,
-    /// Tries since the last good answer.
+    /// Tries since the last stream that lived.
     failures: u32,
+    /// By what the store is known again after a break.
+    anchor: Option<Anchor>,
 }
 
 /// Starts the task; it ends when the receiver is dropped.
@@ -49,6 +52,7 @@ pub(super) fn spawn(store: Arc<Inner>, revision: i64) -> mpsc::Receiver<WatchEve
         cursor: revision,
         events,
         failures: 0,
+        anchor: None,
     };
     tokio::spawn(watcher.run());
     receiver
@@ -68,6 +72,12 @@ impl Watcher {
             match self.follow().await {
                 End::ReceiverGone => return,
                 End::HistoryGone(reason) => {
+                    // The first list comes at once; a store that loses its history again and
+                    // again is not asked faster than one that does not answer.
+                    if self.failures > 0 {
+                        self.pause(&reason).await;
+                    }
+                    self.failures = self.failures.saturating_add(1);
                     warn!(
                         cursor = self.cursor,
                         reason, "etcd watch lost history: listing all leases"
@@ -96,15 +106,11 @@ impl Watcher {
                 "etcd watch still interrupted"
             );
         }
-        let wait = if is_refused_login(reason) {
-            REFUSED_LOGIN
-        } else {
-            let doubled = BACKOFF.0.saturating_mul(1 << self.failures.min(10));
-            // Jitter: a thousand hosts that lost one etcd must not come back as one.
-            doubled
-                .min(BACKOFF.1)
-                .mul_f64(rand::random_range(0.5..=1.0))
-        };
+        let doubled = BACKOFF.0.saturating_mul(1 << self.failures.min(10));
+        // Jitter: a thousand hosts that lost one etcd must not come back as one.
+        let wait = doubled
+            .min(BACKOFF.1)
+            .mul_f64(rand::random_range(0.5..=1.0));
         self.failures = self.failures.saturating_add(1);
         sleep(wait).await;
     }
@@ -126,6 +132,7 @@ impl Watcher {
             match self.store.list().await {
                 Ok(listing) => {
                     self.cursor = listing.revision;
+                    self.anchor = None;
                     return self.events.send(WatchEvent::Resync(listing)).await.is_ok();
                 }
                 Err(error) => self.pause(&error.to_string()).await,
@@ -181,13 +188,23 @@ impl Watcher {
         if let Some(end) = self.check_not_wiped(&first).await {
             return end;
         }
-        self.recovered();
+        if let Some(end) = self.check_anchor(&url).await {
+            return end;
+        }
         self.receive(&mut stream, &url).await
     }
 
     async fn receive(&mut self, stream: &mut WatchStream, url: &str) -> End {
+        let steady = Instant::now() + STEADY;
         loop {
-            let answer = match stream.message().await {
+            let answer = tokio::select! {
+                answer = stream.message() => answer,
+                () = sleep_until(steady), if self.failures > 0 => {
+                    self.recovered();
+                    continue;
+                }
+            };
+            let answer = match answer {
                 Ok(Some(answer)) => answer,
                 Ok(None) => return End::Failed(format!("{url}: the stream ended")),
                 Err(error) => return End::Failed(format!("{url}: {}", explain(&error))),
@@ -217,6 +234,7 @@ impl Watcher {
                 debug!(url, "etcd watch event without a key skipped");
                 continue;
             };
+            self.follow_anchor(kv);
             let record = self.store.record(kv);
             let revision = record.revision;
             // Only a deleted key has version 0. The event's type is not asked: the library
@@ -261,6 +279,45 @@ impl Watcher {
             ))),
             Ok(_) => None,
             Err(error) => Some(End::Failed(error.to_string())),
+        }
+    }
+
+    /// Whether this is the store that we watched until the break. Its revision cannot tell: a
+    /// lease that is kept alive makes none, so our cursor may be small, and a store begun anew
+    /// soon beyond it. One record tells, as it was at the cursor: its etcd lease has a random
+    /// number. It may also have changed rightly since the break; then a list too many is read.
+    async fn check_anchor(&mut self, url: &str) -> Option<End> {
+        let Some(known) = self.anchor.take() else {
+            match self.store.anchor().await {
+                // A younger one comes as an event.
+                Ok(found) => self.anchor = found.filter(|found| found.revision <= self.cursor),
+                Err(error) => return Some(End::Failed(error.to_string())),
+            }
+            return None;
+        };
+        match self.store.read_anchor(&known.key).await {
+            Ok(Some(found)) if found == known => {
+                self.anchor = Some(known);
+                None
+            }
+            Ok(_) => {
+                let key = String::from_utf8_lossy(&known.key).into_owned();
+                Some(End::HistoryGone(format!(
+                    "{url}: {key} is not what it was: it changed meanwhile, or the store was replaced"
+                )))
+            }
+            Err(error) => {
+                self.anchor = Some(known);
+                Some(End::Failed(error.to_string()))
+            }
+        }
+    }
+
+    /// Our own record is the best anchor: nobody else changes it.
+    fn follow_anchor(&mut self, kv: &KeyValue) {
+        let known = self.anchor.as_ref();
+        if self.store.is_own(kv.key()) || known.is_some_and(|known| known.key == kv.key()) {
+            self.anchor = (kv.version() != 0).then(|| Anchor::of(kv));
         }
     }
 }
