@@ -75,7 +75,7 @@ impl Serving {
             (refused, total)
         });
         Status {
-            phase: "serving".into(),
+            phase: self.phase(),
             node: Some(self.node()),
             datastore: self.datastore(),
             packet_loop: self.packet_loop(),

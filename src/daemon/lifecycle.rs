@@ -28,7 +28,7 @@ use super::options::{ReceiveOn, RunOptions, StoreChoice};
 use super::overlay::{Overlay, Plan};
 use super::preflight::{self, Needs};
 use super::probes::Probes;
-use super::serving::Serving;
+use super::serving::{Due, Serving};
 use super::state_file::{self, State};
 use super::{confine, instance, rules, subnet_env};
 use crate::control::{Ask, Reply};
@@ -214,7 +214,7 @@ async fn start(
     follow::warn_of_larger_bridges(netlink, own, mtu).await;
     notify::ready(&format!("serving {own}, {} peers", overlay.peers()));
     tracing::info!(event = "ready", subnet = %own, peers = overlay.peers(), "Running backend.");
-    let changes = Changes::listen().inspect_err(|error| {
+    let changes = Changes::listen(netlink).inspect_err(|error| {
         tracing::warn!(event = "no_netlink_events", %error, "the host is looked at every two seconds only");
     });
     let serving = Serving {
@@ -236,6 +236,9 @@ async fn start(
         mtu,
         watchdog: Watchdog::of_environment(),
         captures,
+        due: Due::default(),
+        unpublished: None,
+        repair: None,
         _rules: rules,
         _lock: lock,
     };
@@ -311,7 +314,7 @@ async fn store_error(
 
 /// Pauses that grow, and a log line for each pause until they have grown, then every
 /// sixth: one a minute.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Patience(usize);
 
 impl Patience {
@@ -319,15 +322,22 @@ impl Patience {
         self.0 == 0
     }
 
-    pub(super) async fn wait(&mut self, log: impl FnOnce()) {
-        if self.0 < RETRY_SECONDS.len() || self.0.is_multiple_of(6) {
+    async fn wait(&mut self, log: impl FnOnce()) {
+        let (is_told, pause) = self.step();
+        if is_told {
             log();
         }
-        let seconds = RETRY_SECONDS[self.0.min(RETRY_SECONDS.len() - 1)];
         // A service manager must not take waiting for hanging.
-        notify::extend_start(Duration::from_secs(seconds) + STEP);
-        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        notify::extend_start(pause + STEP);
+        tokio::time::sleep(pause).await;
+    }
+
+    /// One try more has failed: whether to say so, and how long to wait.
+    pub(super) fn step(&mut self) -> (bool, Duration) {
+        let is_told = self.0 < RETRY_SECONDS.len() || self.0.is_multiple_of(6);
+        let seconds = RETRY_SECONDS[self.0.min(RETRY_SECONDS.len() - 1)];
         self.0 += 1;
+        (is_told, Duration::from_secs(seconds))
     }
 }
 

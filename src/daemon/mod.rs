@@ -24,3 +24,4 @@ pub mod rules;
 pub mod serving;
 pub mod state_file;
 pub mod subnet_env;
+pub mod ways;
