@@ -105,6 +105,15 @@ fn metrics(node: &NodeUnderTest) -> String {
     page
 }
 
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.folder.path().join("host-a/log");
+            eprintln!("log:\n{}", fs::read_to_string(log).unwrap_or_default());
+        }
+    }
+}
+
 #[test]
 fn a_device_that_cannot_be_made_costs_neither_answers_nor_the_watchdog_nor_the_stop() {
     need!(possible(&["ip"]));
