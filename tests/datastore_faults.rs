@@ -6,6 +6,8 @@
 mod auth;
 #[path = "datastore_faults/lab.rs"]
 mod lab;
+#[path = "datastore_faults/memory.rs"]
+mod memory;
 #[path = "support/nodes.rs"]
 mod nodes;
 #[path = "datastore_faults/proxy.rs"]

@@ -230,6 +230,11 @@ fn summary(out: &mut String, status: &Status, paint: Paint) {
         .unwrap_or_default();
     let _ = writeln!(out, "  datastore    {}", store.place);
     let _ = writeln!(out, "               {lease}{heard}");
+    if let Some(age) = store.memory_seconds {
+        let age = duration(age);
+        let text = format!("config, subnet and peers are from memory, {age} old");
+        let _ = writeln!(out, "               {}", paint.doubtful(&text));
+    }
     if let Some(packets) = &status.packet_loop {
         let _ = writeln!(
             out,

@@ -15,9 +15,10 @@ use super::failure::Failure;
 use super::files::Files;
 use super::follow::Underlay;
 use super::instance::InstanceLock;
-use super::lifecycle::Patience;
+use super::memory::Memory;
 use super::notify::{self, Watchdog};
 use super::overlay::Overlay;
+use super::patience::Patience;
 use super::probes::Probes;
 use super::rules::RulesKept;
 use super::state_file::State;
@@ -28,6 +29,7 @@ use crate::subnet::config::NetworkConfig;
 use crate::subnet::lease::LeaseAttrs;
 use crate::subnet::manager::{self, PeerChange};
 use crate::subnet::store::Store;
+use crate::subnet::validate::PeerRecord;
 
 /// Pause between two looks at device, address, routes and underlay.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -67,6 +69,7 @@ pub struct Serving {
     pub(super) seen: BTreeMap<Ipv4Net, Seen>,
     pub(super) watchdog: Watchdog,
     pub(super) captures: Captures,
+    pub(super) memory: Memory,
     pub(super) due: Due,
     /// What our lease is to say, until the manager has taken it.
     pub(super) unpublished: Option<LeaseAttrs>,
@@ -164,6 +167,14 @@ impl Serving {
                     self.due.look_soon(Instant::now());
                 }
                 () = at(self.due.look) => self.look().await,
+                () = at(self.memory.due()) => {
+                    let (heard, peers) = (self.heard(), self.records());
+                    self.memory.write(self.state.public_ip, heard, peers);
+                }
+                Ok(()) = self.manager.heard.changed(), if self.memory.age_in_use().is_some() => {
+                    self.memory.confirmed(&self.store);
+                    self.due.tell.get_or_insert(Instant::now());
+                }
                 () = at(self.due.tell) => {
                     self.due.tell = None;
                     self.tell_probes();
@@ -201,6 +212,17 @@ impl Serving {
             self.due.look_soon(now);
         }
         self.due.tell.get_or_insert(now + TELL_AFTER);
+        self.memory.changed(now);
+    }
+
+    /// How long ago the store last said something, as far as we lived then.
+    pub(super) fn heard(&self) -> Duration {
+        self.manager.heard.borrow().elapsed()
+    }
+
+    fn records(&self) -> Vec<PeerRecord> {
+        let peers = self.overlay.peer_totals().into_iter();
+        peers.map(|(peer, _)| peer).collect()
     }
 
     /// `serving`, or what is in the way of it.
@@ -217,6 +239,12 @@ impl Serving {
             return self.phase();
         }
         let (subnet, peers) = (self.state.subnet, self.overlay.peers());
+        if let Some(age) = self.memory.age_in_use() {
+            let seconds = age.as_secs();
+            return format!(
+                "serving {subnet}, {peers} peers as of {seconds} s ago; the datastore does not answer"
+            );
+        }
         match &*self.manager.own.borrow() {
             manager::OwnState::Held => format!("serving {subnet}, {peers} peers"),
             _ => {
@@ -305,6 +333,7 @@ impl Serving {
             self.attrs.public_ip = now.public_ip;
             self.state.public_ip = now.public_ip;
             self.unpublished = Some(self.attrs.clone());
+            self.memory.changed(Instant::now());
             if let Err(error) = self.files.save_state(&self.state) {
                 tracing::error!(event = "state_file", %error, "the next start will not know our address");
             }
@@ -368,7 +397,9 @@ impl Serving {
         if let Some(totals) = self.overlay.totals() {
             tracing::info!(event = "stop", counters = %totals, "stopping; the lease stays ours until it expires");
         }
+        let (heard, peers) = (self.heard(), self.records());
         self.overlay.stop();
+        self.memory.close(self.state.public_ip, heard, peers).await;
         let _ = self.manager.task.await;
         tracing::info!(event = "stopped", "Exiting cleanly...");
     }

@@ -71,6 +71,16 @@ impl Member {
         self.kill();
         self.start();
     }
+
+    /// Removes all that it has stored; it must not run.
+    pub fn wipe(&self) {
+        assert!(self.child.is_none(), "kill first");
+        std::fs::remove_dir_all(self.folder.join("data")).unwrap();
+    }
+
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
 }
 
 impl Drop for Member {
@@ -162,7 +172,7 @@ impl Lab {
         host.namespace().command(command).output().unwrap()
     }
 
-    fn try_ctl(&self, arguments: &[&str]) -> Option<String> {
+    pub fn try_ctl(&self, arguments: &[&str]) -> Option<String> {
         let output = self.run_ctl(arguments);
         let text = String::from_utf8(output.stdout).unwrap();
         output.status.success().then_some(text)
@@ -217,6 +227,17 @@ impl Lab {
         let keys = text.lines().filter(|line| !line.is_empty());
         keys.map(str::to_owned).collect()
     }
+}
+
+/// What the node's daemon says of itself.
+pub fn status(node: &NodeUnderTest) -> serde_json::Value {
+    let mut command = Command::new(nodes::PROGRAM);
+    command
+        .args(["status", "--json", "--control-socket"])
+        .arg(node.folder.join("control"));
+    let output = node.host.namespace().command(command).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 impl Drop for Lab {
