@@ -3,12 +3,10 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use uvxlan::testbed::traffic::{PingRequest, ping};
 use uvxlan::testbed::{Host, Topology};
 
+pub use super::nodes::losing_nothing;
 use super::nodes::{self, NodeUnderTest, PREFIX, eventually};
 
 /// A subnet that no daemon leases: `SubnetMax` is below.
@@ -250,42 +248,4 @@ impl Drop for Lab {
             }
         }
     }
-}
-
-/// Carries out `phase` while the containers ping each other, and asserts that nothing was
-/// lost.
-pub fn losing_nothing<T>(nodes: &[NodeUnderTest; 2], phase: impl FnOnce() -> T) -> T {
-    let over = AtomicBool::new(false);
-    let request = PingRequest {
-        count: 20,
-        interval: Duration::from_millis(20),
-        ..PingRequest::new(nodes[1].container().address())
-    };
-    let namespace = nodes[0].container().namespace();
-    std::thread::scope(|scope| {
-        let pinging = scope.spawn(|| {
-            let mut rounds = 0;
-            loop {
-                let report = ping(namespace, request).unwrap();
-                assert!(report.is_complete(), "round {rounds}: {report:?}");
-                rounds += 1;
-                if over.load(Ordering::Relaxed) {
-                    return rounds;
-                }
-            }
-        });
-        // Also after a panic of the phase, or the scope would wait for ever.
-        struct Over<'a>(&'a AtomicBool);
-        impl Drop for Over<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-            }
-        }
-        let ending = Over(&over);
-        let outcome = phase();
-        drop(ending);
-        let rounds = pinging.join().unwrap();
-        assert!(rounds > 0);
-        outcome
-    })
 }
