@@ -4,6 +4,8 @@
 
 #[path = "datastore_faults/auth.rs"]
 mod auth;
+#[path = "datastore_faults/contents.rs"]
+mod contents;
 #[path = "datastore_faults/lab.rs"]
 mod lab;
 #[path = "datastore_faults/memory.rs"]
@@ -16,5 +18,6 @@ mod proxy;
 mod quorum;
 #[path = "datastore_faults/sleep.rs"]
 mod sleep;
+mod support;
 #[path = "datastore_faults/tls.rs"]
 mod tls;

@@ -34,6 +34,7 @@ use super::probes::Probes;
 use super::remembered::{self, Place, Remembered};
 use super::serving::{Due, Serving};
 use super::state_file::{self, State};
+use super::suspended::Suspended;
 use super::{confine, instance, rules, subnet_env};
 use crate::control::{Ask, Reply};
 use crate::dataplane::checks::Vtep;
@@ -271,6 +272,7 @@ async fn start(
         watchdog: Watchdog::of_environment(),
         captures,
         memory: Memory::new(options.state_dir.clone(), remembered, from_memory),
+        suspended: Suspended::default(),
         due: Due::default(),
         unpublished: None,
         repair: None,

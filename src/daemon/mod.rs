@@ -27,4 +27,5 @@ pub mod rules;
 pub mod serving;
 pub mod state_file;
 pub mod subnet_env;
+pub mod suspended;
 pub mod ways;

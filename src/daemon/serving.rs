@@ -22,6 +22,7 @@ use super::patience::Patience;
 use super::probes::Probes;
 use super::rules::RulesKept;
 use super::state_file::State;
+use super::suspended::Suspended;
 use crate::dataplane::DeviceGone;
 use crate::host::interface::ExternalInterface;
 use crate::host::netlink::{Changes, Netlink};
@@ -70,6 +71,7 @@ pub struct Serving {
     pub(super) watchdog: Watchdog,
     pub(super) captures: Captures,
     pub(super) memory: Memory,
+    pub(super) suspended: Suspended,
     pub(super) due: Due,
     /// What our lease is to say, until the manager has taken it.
     pub(super) unpublished: Option<LeaseAttrs>,
@@ -256,6 +258,12 @@ impl Serving {
     /// Compares the host with what it should be, and mends it.
     async fn look(&mut self) {
         self.due.look = None;
+        if let Some(slept) = self.suspended.look() {
+            let seconds = slept.as_secs();
+            tracing::warn!(event = "suspended", seconds, "this machine slept: renewing the lease");
+            // Its time went on without us.
+            self.unpublished = Some(self.attrs.clone());
+        }
         if self.repair.is_none()
             && let Err(error) = self.overlay.reconcile().await
         {

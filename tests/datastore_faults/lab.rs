@@ -76,9 +76,6 @@ impl Member {
         std::fs::remove_dir_all(self.folder.join("data")).unwrap();
     }
 
-    pub fn host(&self) -> &Host {
-        &self.host
-    }
 }
 
 impl Drop for Member {
@@ -212,6 +209,22 @@ impl Lab {
         eventually("a new peer is routed", || !routed().is_empty());
         change(&["del", &key]);
         eventually("its route goes with it", || routed().is_empty());
+    }
+
+    /// Something with a client of the first member.
+    pub fn with_client(&self, work: impl AsyncFnOnce(etcd_client::Client) + Send) {
+        let url = self.members[0].url();
+        let ran = self.members[0].host.namespace().run(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let client = etcd_client::Client::connect([url], None).await.unwrap();
+                work(client).await;
+            });
+        });
+        ran.unwrap();
     }
 
     /// The leases, by key.
