@@ -28,10 +28,16 @@ fn thousands_of_leases_that_come_go_and_change_are_followed_and_no_packet_is_los
     for node in &nodes {
         scale.routes_are_the_stores(node);
     }
-    assert!(churn.delays.len() as u32 > churn.events / 2, "routes were seen to change");
+    assert!(
+        churn.delays.len() as u32 > churn.events / 2,
+        "routes were seen to change"
+    );
     // Two daemons; what they ask for does not grow with the events.
     let (requests, events) = (churn.requests, churn.events);
-    assert!(requests * 20 <= u64::from(events), "{requests} requests for {events} events");
+    assert!(
+        requests * 20 <= u64::from(events),
+        "{requests} requests for {events} events"
+    );
     let (_, most) = memory(nodes[0].daemon.as_ref().unwrap().pid());
     assert!((1..64 * 1024).contains(&most), "{most} KiB");
     // What it did itself was no reason to look at everything again and again: no change of

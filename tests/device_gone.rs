@@ -71,7 +71,11 @@ impl Lab {
 /// Puts something else in the place of the node's device.
 fn occupy(node: &NodeUnderTest) {
     let script = node.folder.join("occupy");
-    fs::write(&script, "link del flannel.1\nlink add flannel.1 type bridge\n").unwrap();
+    fs::write(
+        &script,
+        "link del flannel.1\nlink add flannel.1 type bridge\n",
+    )
+    .unwrap();
     // The daemon may be faster than the second line.
     eventually("a bridge has the device's name", || {
         node.output("ip", &["-batch", &script.display().to_string()]);
@@ -126,7 +130,9 @@ fn a_device_that_cannot_be_made_costs_neither_answers_nor_the_watchdog_nor_the_s
     assert_eq!(status(&a)["phase"], "serving");
 
     occupy(&a);
-    eventually("it says that it cannot", || a.log().contains("restore_failed"));
+    eventually("it says that it cannot", || {
+        a.log().contains("restore_failed")
+    });
     lab.told();
     // Longer than two looks, and than the first pauses between two tries.
     for _ in 0..10 {
@@ -162,6 +168,10 @@ fn a_device_that_cannot_be_made_costs_neither_answers_nor_the_watchdog_nor_the_s
     // While it waits for the next try.
     let asked = Instant::now();
     let log = a.stop_daemon();
-    assert!(asked.elapsed() < PROMPTLY, "stopped after {:?}", asked.elapsed());
+    assert!(
+        asked.elapsed() < PROMPTLY,
+        "stopped after {:?}",
+        asked.elapsed()
+    );
     assert!(log.contains("Exiting cleanly"), "{log}");
 }

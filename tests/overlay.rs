@@ -6,7 +6,7 @@ mod nodes;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use nodes::{CONFIG, EtcdOnHost, NodeUnderTest, PREFIX, eventually, need, possible};
+use nodes::{CONFIG, EtcdOnHost, NodeUnderTest, PREFIX, eventually, need, possible, soon};
 use uvxlan::subnet::validate::Rejection;
 use uvxlan::testbed::Topology;
 use uvxlan::testbed::traffic::{PingPongRequest, PingRequest, ping, udp_echo, udp_ping_pong};
@@ -320,7 +320,7 @@ fn what_somebody_changes_on_the_host_is_mended() {
     };
     let mended = |change: &[&str]| {
         a.change(change);
-        eventually(&format!("ip {change:?} is mended"), || {
+        soon(&format!("ip {change:?} is mended"), || {
             is_whole() && !a.output("ip", &["addr"]).contains("10.5.9.9")
         });
     };
@@ -336,7 +336,7 @@ fn what_somebody_changes_on_the_host_is_mended() {
         "others' routes stay: {routes}"
     );
     a.change(&["link", "set", "flannel.1", "down"]);
-    eventually("the device is up and the route is back", is_whole);
+    soon("the device is up and the route is back", is_whole);
     eventually("traffic flows", || a.reaches(&b) && b.reaches(&a));
     assert!(a.log().contains("routes_mended"), "and the log says so");
 }

@@ -185,9 +185,7 @@ fn text(status: &Status, paint: Paint) -> String {
     let mut out = String::new();
     let since = duration(status.uptime_seconds);
     let phase = match &status.node {
-        Some(node) if status.phase == "serving" => {
-            paint.good(&format!("serving {}", node.subnet))
-        }
+        Some(node) if status.phase == "serving" => paint.good(&format!("serving {}", node.subnet)),
         Some(_) => paint.bad(&status.phase),
         None => paint.doubtful(&status.phase),
     };

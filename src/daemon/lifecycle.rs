@@ -23,10 +23,10 @@ use super::files::Files;
 use super::follow::{self, Underlay};
 use super::health::{self, Readiness};
 use super::identity::{self, Traces};
+use super::memory::{self, Memory};
 use super::metrics;
 use super::notify::{self, Watchdog};
 use super::options::{ReceiveOn, RunOptions, StoreChoice};
-use super::memory::{self, Memory};
 use super::overlay::{Overlay, Plan};
 use super::patience::Patience;
 use super::preflight::{self, Needs};
@@ -136,7 +136,9 @@ async fn start(
     preflight::check(Needs {
         address: receive_address(options, &external),
         port: config.backend.port,
-        takes_over: occupant.as_ref().is_some_and(|link| link.kind.as_deref() == Some("vxlan")),
+        takes_over: occupant
+            .as_ref()
+            .is_some_and(|link| link.kind.as_deref() == Some("vxlan")),
     })?;
 
     let kernel_device = occupant

@@ -96,7 +96,10 @@ pub fn lease(
          following it as soon as it answers"
     );
     if origin == MacOrigin::New {
-        tracing::warn!(event = "from_memory", "our MAC is new: peers know another one until the datastore is back");
+        tracing::warn!(
+            event = "from_memory",
+            "our MAC is new: peers know another one until the datastore is back"
+        );
     }
     let lease = Lease {
         subnet: memory.subnet,
@@ -150,7 +153,10 @@ impl Memory {
     /// config by now, which is compared in the background.
     pub fn confirmed(&mut self, store: &Arc<dyn Store>) {
         if std::mem::replace(&mut self.in_use, false) {
-            tracing::info!(event = "store_is_back", "the datastore answers: following it");
+            tracing::info!(
+                event = "store_is_back",
+                "the datastore answers: following it"
+            );
             self.changed(Instant::now());
             let (store, config) = (Arc::clone(store), self.what.config.clone());
             tokio::spawn(compare(store, config));
@@ -178,7 +184,11 @@ impl Memory {
     /// Writes in the background what the store said `heard` ago.
     pub fn write(&mut self, public_ip: Ipv4Addr, heard: Duration, peers: Vec<PeerRecord>) {
         let now = Instant::now();
-        if self.writing.as_ref().is_some_and(|task| !task.is_finished()) {
+        if self
+            .writing
+            .as_ref()
+            .is_some_and(|task| !task.is_finished())
+        {
             self.due = Some(now + PAUSE.0);
             return;
         }
@@ -225,7 +235,10 @@ async fn compare(store: Arc<dyn Store>, used: String) {
                 return;
             }
             Ok(None) => {
-                tracing::warn!(event = "config_gone", "the datastore has no network config any more");
+                tracing::warn!(
+                    event = "config_gone",
+                    "the datastore has no network config any more"
+                );
                 return;
             }
             Err(_) => tokio::time::sleep(LOOK_AGAIN).await,

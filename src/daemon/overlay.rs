@@ -271,7 +271,10 @@ impl Overlay {
         if self.ways.should_compare(&changes) {
             self.reconcile_routes().await?;
         } else {
-            let followed = self.ways.follow(&self.netlink, self.realm(), &changes).await;
+            let followed = self
+                .ways
+                .follow(&self.netlink, self.realm(), &changes)
+                .await;
             // A route is in the way, say. Whoever makes that happen again and again must not
             // make us read all routes each time.
             self.doubtful |= !followed;
@@ -317,7 +320,11 @@ impl Overlay {
         Realm {
             network: self.plan.network,
             device: self.ifindex,
-            blackhole: if self.plan.blackhole { Some(subnet) } else { None },
+            blackhole: if self.plan.blackhole {
+                Some(subnet)
+            } else {
+                None
+            },
         }
     }
 

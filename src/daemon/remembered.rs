@@ -107,7 +107,13 @@ fn now() -> u64 {
 impl Remembered {
     /// What is to be remembered, as of now.
     #[must_use]
-    pub fn new(place: Place, config: String, state: &State, reserved: bool, form: LeaseForm) -> Self {
+    pub fn new(
+        place: Place,
+        config: String,
+        state: &State,
+        reserved: bool,
+        form: LeaseForm,
+    ) -> Self {
         Self {
             place,
             confirmed: now(),
@@ -129,9 +135,13 @@ impl Remembered {
     ) {
         let peers = peers.into_iter().take(MAX_PEERS);
         self.peers = peers
-            .map(|PeerRecord { subnet, public_ip, vxlan }| {
-                (subnet, public_ip, vxlan.vtep_mac, vxlan.vni)
-            })
+            .map(
+                |PeerRecord {
+                     subnet,
+                     public_ip,
+                     vxlan,
+                 }| { (subnet, public_ip, vxlan.vtep_mac, vxlan.vni) },
+            )
             .collect();
         self.public_ip = public_ip;
         self.confirmed = now().saturating_sub(ago.as_secs());
@@ -161,20 +171,23 @@ impl Remembered {
     /// The peers as a list of the store, from which a set of peers can begin.
     #[must_use]
     pub fn listing(&self) -> Listing {
-        let records = self.peers.iter().filter_map(|(subnet, public_ip, vtep_mac, vni)| {
-            let data = VxlanData {
-                vni: *vni,
-                vtep_mac: *vtep_mac,
-            };
-            let attrs = LeaseAttrs::vxlan(*public_ip, data).ok()?;
-            Some(Record {
-                name: SubnetKey::from(*subnet).to_string(),
-                value: Bytes::from(attrs.encode().ok()?),
-                revision: 0,
-                created: 0,
-                expires: true,
-            })
-        });
+        let records = self
+            .peers
+            .iter()
+            .filter_map(|(subnet, public_ip, vtep_mac, vni)| {
+                let data = VxlanData {
+                    vni: *vni,
+                    vtep_mac: *vtep_mac,
+                };
+                let attrs = LeaseAttrs::vxlan(*public_ip, data).ok()?;
+                Some(Record {
+                    name: SubnetKey::from(*subnet).to_string(),
+                    value: Bytes::from(attrs.encode().ok()?),
+                    revision: 0,
+                    created: 0,
+                    expires: true,
+                })
+            });
         Listing {
             records: records.collect(),
             revision: 0,
@@ -227,7 +240,11 @@ pub fn find(options: &RunOptions, state: Option<&State>) -> Option<Remembered> {
     let rebooted = !options.subnet_file.exists();
     match found.unfit(options, state, rebooted) {
         Some(reason) => {
-            tracing::info!(event = "not_remembered", reason, "a start needs the datastore");
+            tracing::info!(
+                event = "not_remembered",
+                reason,
+                "a start needs the datastore"
+            );
             None
         }
         None => Some(found),
@@ -243,7 +260,10 @@ fn read(path: &Path) -> io::Result<Option<Remembered>> {
     let mut text = Vec::new();
     file.take(MAX_BYTES + 1).read_to_end(&mut text)?;
     if text.len() as u64 > MAX_BYTES {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is too large"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it is too large",
+        ));
     }
     let found: Remembered = serde_json::from_slice(&text)?;
     Ok((found.peers.len() <= MAX_PEERS).then_some(found))
@@ -339,8 +359,12 @@ mod tests {
             find(&options, Some(&state())).is_some()
         };
         assert!(found(&|_| {}));
-        assert!(found(&|it| it.etcd_endpoints[0] = "http://192.0.2.9:2379".into()));
-        assert!(!found(&|it| it.etcd_endpoints = vec!["http://192.0.2.9:2379".into()]));
+        assert!(found(
+            &|it| it.etcd_endpoints[0] = "http://192.0.2.9:2379".into()
+        ));
+        assert!(!found(
+            &|it| it.etcd_endpoints = vec!["http://192.0.2.9:2379".into()]
+        ));
         assert!(!found(&|it| it.etcd_prefix = "/other".into()));
         assert!(!found(&|it| it.store = StoreChoice::Directory("/x".into())));
         assert!(!found(&|it| it.fail_fast = true));
@@ -364,7 +388,10 @@ mod tests {
         assert!(find(&options, Some(&state())).is_none());
         old.reserved = true;
         save(folder.path(), &old).unwrap();
-        assert!(find(&options, Some(&state())).is_some(), "reserved for ever");
+        assert!(
+            find(&options, Some(&state())).is_some(),
+            "reserved for ever"
+        );
         save(folder.path(), &remembered(&options, 3)).unwrap();
         assert!(find(&options, Some(&state())).is_some(), "just now");
     }

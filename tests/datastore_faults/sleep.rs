@@ -13,8 +13,7 @@ fn signal(node: &NodeUnderTest, signal: Signal) {
     kill_process(pid, signal).unwrap();
 }
 
-#[test]
-fn a_daemon_that_slept_past_its_lease_takes_the_same_subnet_again() {
+pub fn a_daemon_that_slept_past_its_lease_takes_the_same_subnet_again() {
     need!(possible(&["etcd", "etcdctl"]));
     let lab = Lab::with_config(1);
     let nodes = lab.nodes(&[lab.endpoints(), "--lease-ttl=5".into()]);
@@ -36,8 +35,7 @@ fn a_daemon_that_slept_past_its_lease_takes_the_same_subnet_again() {
     assert_eq!(lab.leases(), before, "the new lease is kept alive");
 }
 
-#[test]
-fn of_two_hosts_with_one_address_the_first_stays() {
+pub fn of_two_hosts_with_one_address_the_first_stays() {
     need!(possible(&["etcd", "etcdctl"]));
     let lab = Lab::with_config(1);
     let flags = [lab.endpoints(), "--lease-ttl=5".into()];
@@ -94,9 +92,7 @@ fn of_two_hosts_with_one_address_the_first_stays() {
         let (sender, receiver) = std::sync::mpsc::channel();
         let pid = child.id();
         std::thread::spawn(move || sender.send(child.wait_with_output()));
-        let output = losing_nothing(&nodes, || {
-            receiver.recv_timeout(Duration::from_secs(10))
-        });
+        let output = losing_nothing(&nodes, || receiver.recv_timeout(Duration::from_secs(10)));
         if output.is_err() {
             let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
             let _ = kill_process(pid, Signal::KILL);

@@ -48,6 +48,14 @@ pub fn eventually(what: &str, mut check: impl FnMut() -> bool) {
     }
 }
 
+/// The same for what is promised within three seconds; two more are the test machine's.
+pub fn soon(what: &str, check: impl FnMut() -> bool) {
+    let start = Instant::now();
+    eventually(what, check);
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(5), "only after {took:?}: {what}");
+}
+
 /// An etcd of one member on a host, on the usual ports. Killed when dropped.
 pub struct EtcdOnHost {
     host: Host,
@@ -289,4 +297,24 @@ pub fn losing_nothing<T>(nodes: &[NodeUnderTest; 2], phase: impl FnOnce() -> T) 
         assert!(rounds > 0);
         outcome
     })
+}
+
+/// Runs tests at the same time, each on a thread of its name; `UVXLAN_ONLY` picks those whose
+/// name contains it.
+pub fn together(tests: &[(&str, fn())]) {
+    let only = std::env::var("UVXLAN_ONLY").unwrap_or_default();
+    let failed: Vec<_> = std::thread::scope(|scope| {
+        let wanted = tests.iter().filter(|(name, _)| name.contains(&only));
+        let running = wanted.map(|(name, test)| {
+            let thread = std::thread::Builder::new().name((*name).to_owned());
+            (*name, thread.spawn_scoped(scope, test).unwrap())
+        });
+        let running: Vec<_> = running.collect();
+        let ended = running.into_iter().filter_map(|(name, thread)| {
+            let failed = thread.join().is_err();
+            failed.then_some(name)
+        });
+        ended.collect()
+    });
+    assert!(failed.is_empty(), "failed: {failed:?}");
 }

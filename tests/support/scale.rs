@@ -161,7 +161,11 @@ impl Scale {
                 let mut client = client.clone();
                 writes.spawn(async move {
                     match put {
-                        true => drop(client.put(key(number), value(number, generation), None).await?),
+                        true => drop(
+                            client
+                                .put(key(number), value(number, generation), None)
+                                .await?,
+                        ),
                         false => drop(client.delete(key(number), None).await?),
                     }
                     Ok::<_, etcd_client::Error>(())
@@ -200,10 +204,7 @@ pub fn memory(pid: u32) -> (u64, u64) {
         let line = status.lines().find(|line| line.starts_with(key))?;
         line.split_whitespace().nth(1)?.parse().ok()
     };
-    (
-        value("VmRSS:").unwrap_or(0),
-        value("VmHWM:").unwrap_or(0),
-    )
+    (value("VmRSS:").unwrap_or(0), value("VmHWM:").unwrap_or(0))
 }
 
 /// Processor time of a process so far. The kernel counts hundredths of a second.
