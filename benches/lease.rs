@@ -1,8 +1,9 @@
 //! Leases in number, from a real etcd: time to load 5,000, delay from a change to the
-//! consumer at 500 changes a second, memory; and a route table of 65,536.
+//! consumer at 500 changes a second, memory, first for the manager alone, then for a whole
+//! daemon and its kernel's routes; and a set of peers and a route table of 65,536.
 //!
 //! Prints figures; the load on etcd and the clock are this machine's. With `--test` it
-//! runs once, small.
+//! runs once, small. An argument without dashes (`daemon`, `manager`, `table`) runs that alone.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -14,43 +15,124 @@ use tokio_util::sync::CancellationToken;
 use uvxlan::route::peer::{Peer, PeerId};
 use uvxlan::route::publish::Routes;
 use uvxlan::route::table::RouteTable;
-use uvxlan::subnet::manager::{PeerChange, Running};
-use uvxlan::wire::MacAddr;
+use uvxlan::subnet::key::SubnetKey;
+use uvxlan::subnet::manager::{PeerChange, PeerSet, Running};
+use uvxlan::subnet::store::{Listing, Record};
+use uvxlan::subnet::validate::Context;
+use uvxlan::wire::{MacAddr, Vni};
 
+#[path = "../tests/support/nodes.rs"]
+mod nodes;
+#[path = "../tests/support/scale.rs"]
+mod scale;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+use nodes::{NodeUnderTest, losing_nothing, need, possible};
+use scale::{Scale, memory};
 use support::etcd::Etcd;
-use support::fleet::{follow, key, put_all, resident, subnet, value};
+use support::fleet::{attrs, follow, key, put_all, resident, subnet, value};
 
 const RATE: u32 = 500;
 
 struct Size {
     leases: u32,
     seconds: u32,
+    minute: u32,
     table: u32,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
     let smoke = std::env::args().any(|argument| argument == "--test");
+    let wanted: Vec<_> = std::env::args()
+        .skip(1)
+        .filter(|argument| !argument.starts_with('-'))
+        .collect();
+    let is_wanted = |part: &str| wanted.is_empty() || wanted.iter().any(|it| it == part);
     let size = match smoke {
         true => Size {
             leases: 200,
             seconds: 1,
+            minute: 1,
             table: 2048,
         },
         false => Size {
             leases: 5000,
             seconds: 20,
+            minute: 60,
             table: 65_536,
         },
     };
-    simulate(size.table);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
-    runtime.block_on(with_etcd(&size))
+    if is_wanted("table") {
+        simulate_peers(size.table);
+        simulate(size.table);
+    }
+    if is_wanted("daemon") {
+        with_daemons(&size);
+    }
+    if is_wanted("manager") {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()?;
+        runtime.block_on(with_etcd(&size))?;
+    }
+    Ok(())
+}
+
+/// A daemon in a network of many, beside another one and a ping between their containers.
+fn with_daemons(size: &Size) {
+    need!(possible(&["etcd", "etcdctl"]));
+    let scale = Scale::new(size.leases);
+    let nodes = [scale.start(0), scale.start(1)];
+    scale.routes_are_the_stores(&nodes[0]);
+    let pid = nodes[0].daemon.as_ref().map_or(0, |daemon| daemon.pid());
+    println!(
+        "lease/daemon/load: {} leases in {:?} from the store's answer to READY (config, lease, \
+         device, peers, routes, rules), memory {} KiB, at most {} KiB",
+        size.leases,
+        to_ready(&nodes[0]),
+        memory(pid).0,
+        memory(pid).1,
+    );
+    nodes::eventually("the containers reach each other", || {
+        nodes[0].reaches(&nodes[1]) && nodes[1].reaches(&nodes[0])
+    });
+    let churn = losing_nothing(&nodes, || scale.churn(&nodes[0], RATE, size.minute));
+    scale.routes_are_the_stores(&nodes[0]);
+    let at = |percent: usize| churn.delays[(churn.delays.len() - 1) * percent / 100];
+    println!(
+        "lease/daemon/change: {} changes in {:.1?}; {} of them change routes, from before the \
+         write to etcd to the kernel's route: p50 {:?} p99 {:?} max {:?}; {} requests of two \
+         daemons to etcd; CPU {:.2} s of one daemon; memory {} KiB, at most {} KiB; the ping lost \
+         nothing",
+        churn.events,
+        churn.took,
+        churn.delays.len(),
+        at(50),
+        at(99),
+        at(100),
+        churn.requests,
+        churn.cpu.as_secs_f64(),
+        memory(pid).0,
+        memory(pid).1,
+    );
+}
+
+/// How long the node's daemon took from the network config to READY, by its log.
+fn to_ready(node: &NodeUnderTest) -> Duration {
+    let log = node.log();
+    // `2026-11-25T22:34:06.567199Z`: seconds of the day are enough here.
+    let at = |event: &str| {
+        let line = log.lines().find(|line| line.contains(event))?;
+        let clock = line.get(11..26)?;
+        let mut parts = clock.split(':').filter_map(|part| part.parse::<f64>().ok());
+        Some(parts.next()? * 3600.0 + parts.next()? * 60.0 + parts.next()?)
+    };
+    let span = at("event=\"ready\"")
+        .zip(at("event=\"config\""))
+        .map(|(ready, config)| (ready - config).max(0.0));
+    Duration::from_secs_f64(span.unwrap_or_default())
 }
 
 async fn with_etcd(size: &Size) -> Result<(), Box<dyn Error>> {
@@ -137,11 +219,60 @@ async fn churn(
     Ok(delays)
 }
 
+/// Public addresses that come in no order, as those of real hosts do.
+fn scattered(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(0xac10_0000 + (number.reverse_bits() >> 16))
+}
+
+/// The set of peers beyond what one etcd and one machine can show.
+fn simulate_peers(leases: u32) {
+    let record = |number: u32, generation: u8| {
+        let mut attrs = attrs(number, generation);
+        attrs.public_ip = scattered(number);
+        Record {
+            name: SubnetKey::from(subnet(number)).to_string(),
+            value: attrs.encode().expect("JSON").into(),
+            revision: i64::from(number) + 1,
+            created: i64::from(number) + 1,
+            expires: true,
+        }
+    };
+    let listing = Listing {
+        records: (1..leases).map(|number| record(number, 0)).collect(),
+        revision: i64::from(leases),
+    };
+    let context = Context {
+        network: "10.0.0.0/8".parse().expect("a network"),
+        vni: Vni::DEFAULT,
+    };
+    let own = Ipv4Addr::new(192, 0, 2, 1);
+    let mut set = PeerSet::new(subnet(0), own, context).with_subnet_len(24);
+    let again = listing.clone();
+    let (before, start) = (resident(), Instant::now());
+    let added = set.resync(listing).len();
+    let built = start.elapsed();
+    let memory = resident().saturating_sub(before);
+    assert_eq!(added, leases as usize - 1, "all are peers");
+    const CHANGES: u32 = 1000;
+    let start = Instant::now();
+    for number in 1..=CHANGES {
+        assert_eq!(set.put(record(number, 1)).len(), 1, "a change");
+    }
+    let one = start.elapsed() / CHANGES;
+    let start = Instant::now();
+    assert_eq!(set.resync(again).len(), CHANGES as usize, "changed back");
+    println!(
+        "lease/peers: {added} peers taken in in {built:?}, {memory} KiB more, one change {one:?}, \
+         compared with a whole list in {:?}",
+        start.elapsed()
+    );
+}
+
 /// The route table beyond what one etcd and one machine can show.
 fn simulate(leases: u32) {
     let peer = |number: u32, mac: u8| {
         let [_, _, a, b] = number.to_be_bytes();
-        let address = Ipv4Addr::from_bits(0xac10_0000 + number);
+        let address = scattered(number);
         let mac = MacAddr([2, mac, 0, 0, a, b]);
         Peer::new(SocketAddrV4::new(address, 8472), mac, PeerId(number))
     };

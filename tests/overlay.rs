@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nodes::{
-    CONFIG, EtcdOnHost, NodeUnderTest, PREFIX, eventually, need, possible, without_writer,
+    CONFIG, EtcdOnHost, NodeUnderTest, PREFIX, eventually, need, possible, soon, without_writer,
 };
 use uvxlan::subnet::validate::Rejection;
 use uvxlan::testbed::Topology;
@@ -327,7 +327,7 @@ fn what_somebody_changes_on_the_host_is_mended() {
     };
     let mended = |change: &[&str]| {
         a.change(change);
-        eventually(&format!("ip {change:?} is mended"), || {
+        soon(&format!("ip {change:?} is mended"), || {
             is_whole() && !a.output("ip", &["addr"]).contains("10.5.9.9")
         });
     };
@@ -343,7 +343,7 @@ fn what_somebody_changes_on_the_host_is_mended() {
         "others' routes stay: {routes}"
     );
     a.change(&["link", "set", "flannel.1", "down"]);
-    eventually("the device is up and the route is back", is_whole);
+    soon("the device is up and the route is back", is_whole);
     eventually("traffic flows", || a.reaches(&b) && b.reaches(&a));
     assert!(a.log().contains("routes_mended"), "and the log says so");
 }

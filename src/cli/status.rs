@@ -185,7 +185,8 @@ fn text(status: &Status, paint: Paint) -> String {
     let mut out = String::new();
     let since = duration(status.uptime_seconds);
     let phase = match &status.node {
-        Some(node) => paint.good(&format!("serving {}", node.subnet)),
+        Some(node) if status.phase == "serving" => paint.good(&format!("serving {}", node.subnet)),
+        Some(_) => paint.bad(&status.phase),
         None => paint.doubtful(&status.phase),
     };
     let _ = writeln!(
@@ -227,6 +228,11 @@ fn summary(out: &mut String, status: &Status, paint: Paint) {
         .unwrap_or_default();
     let _ = writeln!(out, "  datastore    {}", store.place);
     let _ = writeln!(out, "               {lease}{heard}");
+    if let Some(age) = store.memory_seconds {
+        let age = duration(age);
+        let text = format!("config, subnet and peers are from memory, {age} old");
+        let _ = writeln!(out, "               {}", paint.doubtful(&text));
+    }
     if let Some(packets) = &status.packet_loop {
         let _ = writeln!(
             out,

@@ -146,8 +146,12 @@ pub struct DatastoreStatus {
     pub lease: String,
     /// More about that, for a person.
     pub detail: Option<String>,
-    /// Seconds since the store last said something.
+    /// Seconds since the store last said something; none where it did not since the start.
     pub heard_seconds_ago: Option<u64>,
+    /// Where the store has said nothing since the start: the age of the memory that the daemon
+    /// goes on from, in seconds.
+    #[serde(default)]
+    pub memory_seconds: Option<u64>,
 }
 
 /// The packet loop.
@@ -175,7 +179,7 @@ pub struct PeerStatus {
     /// `tunnel`, `direct`, or why nothing is sent to it.
     pub way: String,
     /// `ok`, `silent` (probes go unanswered), `unknown` (not probed yet), `blocked` (nothing
-    /// is sent to it).
+    /// is sent to it), `stale` (known from memory, and nothing came from it yet).
     pub state: String,
     /// Last round trip of a probe, in microseconds.
     pub rtt_us: Option<u64>,

@@ -75,7 +75,7 @@ impl Serving {
             (refused, total)
         });
         Status {
-            phase: "serving".into(),
+            phase: self.phase(),
             node: Some(self.node()),
             datastore: self.datastore(),
             packet_loop: self.packet_loop(),
@@ -115,12 +115,13 @@ impl Serving {
             ),
             OwnState::Unreadable => ("unreadable", Some("somebody overwrote it".into())),
         };
-        let heard = self.manager.heard.borrow().elapsed();
+        let memory = self.memory.age_in_use().map(|age| age.as_secs());
         DatastoreStatus {
             place: self.store.describe(),
             lease: lease.into(),
             detail,
-            heard_seconds_ago: Some(heard.as_secs()),
+            heard_seconds_ago: memory.is_none().then(|| self.heard().as_secs()),
+            memory_seconds: memory,
         }
     }
 
@@ -163,6 +164,7 @@ impl Serving {
                 Some(health) if health.rtt.is_some() && !health.is_silent() => "ok",
                 Some(health) if health.is_silent() && seen.is_none_or(|ago| ago > 10) => "silent",
                 _ if seen.is_some_and(|ago| ago <= 60) => "ok",
+                _ if self.memory.age_in_use().is_some() => "stale",
                 _ => "unknown",
             };
             PeerStatus {

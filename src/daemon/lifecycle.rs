@@ -2,12 +2,13 @@
 //!
 //! Order of a start, as flannel's where somebody can see it: network config, interface,
 //! identity, lease, device, packet loop, peers and routes, rules, state file, subnet file,
-//! READY=1. Until there is a lease nothing on the host is changed.
+//! READY=1. Until there is a lease nothing on the host is changed. Where the store does not
+//! answer, config, lease and peers of an earlier life stand in for it ([`super::memory`]).
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -22,14 +23,18 @@ use super::files::Files;
 use super::follow::{self, Underlay};
 use super::health::{self, Readiness};
 use super::identity::{self, Traces};
+use super::memory::{self, Memory};
 use super::metrics;
 use super::notify::{self, Watchdog};
 use super::options::{ReceiveOn, RunOptions, StoreChoice};
 use super::overlay::{Overlay, Plan};
+use super::patience::Patience;
 use super::preflight::{self, Needs};
 use super::probes::Probes;
-use super::serving::Serving;
+use super::remembered::{self, Place, Remembered};
+use super::serving::{Due, Serving};
 use super::state_file::{self, State};
+use super::suspended::Suspended;
 use super::{confine, instance, rules, subnet_env};
 use crate::control::{Ask, Reply};
 use crate::dataplane::checks::Vtep;
@@ -38,7 +43,7 @@ use crate::firewall::rules::Subject;
 use crate::host::interface::{self, ExternalInterface, Selection};
 use crate::host::link;
 use crate::host::netlink::{Changes, Netlink};
-use crate::subnet::config::NetworkConfig;
+use crate::subnet::config::{ConfigError, NetworkConfig};
 use crate::subnet::lease::{LeaseAttrs, NodeId, VxlanData};
 use crate::subnet::manager::{self, AcquireError, AcquireRequest, Acquired, PeerSet};
 use crate::subnet::store::dir::DirStore;
@@ -46,12 +51,6 @@ use crate::subnet::store::etcd_auto::EtcdAutoStore;
 use crate::subnet::store::{Store, StoreError};
 use crate::subnet::validate::{self, Context};
 use crate::wire::MacAddr;
-
-/// Pauses between two tries while the store does not answer or has no config: flannel's
-/// second at first, then longer.
-const RETRY_SECONDS: [u64; 5] = [1, 1, 2, 5, 10];
-/// Longest time that one step between two waits may take.
-const STEP: Duration = Duration::from_secs(30);
 
 /// Runs until `stop` is cancelled, or something ends it.
 ///
@@ -110,8 +109,26 @@ async fn start(
     started: Instant,
     captures: Captures,
 ) -> Result<Serving, Failure> {
-    let config = network_config(options, store.as_ref()).await?;
+    let state = state_file::load(&options.state_dir).unwrap_or_else(|error| {
+        tracing::warn!(event = "state_file", %error);
+        None
+    });
+    let memory = remembered::find(options, state.as_ref()).and_then(|memory| {
+        let config = parse(options, memory.config.as_bytes()).ok()?;
+        Some((memory, config))
+    });
+    let asking = network_config(options, store.as_ref());
+    let found = memory::unless_remembered(memory.is_some(), asking).await?;
     let (selection, external) = external_interface(options, netlink).await?;
+    let memory = memory.filter(|(memory, config)| memory::fits(memory, config, &external));
+    let is_away = found.is_none() && memory.is_some();
+    let (config, config_text) = match (found, &memory) {
+        (Some(found), _) => found,
+        (None, Some((memory, config))) => (config.clone(), memory.config.clone()),
+        (None, None) => network_config(options, store.as_ref()).await?,
+    };
+    // The store may have another config by now.
+    let memory = memory.filter(|(memory, _)| memory::fits(memory, &config, &external));
     let mtu = follow::device_mtu(&config, &external)?;
     let device = format!("flannel.{}", config.backend.vni);
     let lock = instance::claim(&device)?;
@@ -119,19 +136,52 @@ async fn start(
     preflight::check(Needs {
         address: receive_address(options, &external),
         port: config.backend.port,
-        takes_over: occupant.is_some_and(|link| link.kind.as_deref() == Some("vxlan")),
+        takes_over: occupant
+            .as_ref()
+            .is_some_and(|link| link.kind.as_deref() == Some("vxlan")),
     })?;
 
-    let acquired = lease(
-        options,
-        store.as_ref(),
-        netlink,
-        &config,
-        &external,
-        &device,
-    )
-    .await?;
-    let (vtep, acquired) = acquired;
+    let kernel_device = occupant
+        .filter(|link| link.kind.as_deref() == Some("vxlan"))
+        .and_then(|link| link.mac);
+    let traces = Traces {
+        state: state.as_ref(),
+        kernel_device,
+        ..Traces::default()
+    };
+    let instance = instance_id(options);
+    let leased = if is_away {
+        None
+    } else {
+        let leasing = lease(
+            options,
+            store.as_ref(),
+            &config,
+            &external,
+            traces.clone(),
+            instance,
+        );
+        memory::unless_remembered(memory.is_some(), leasing).await?
+    };
+    let (vtep, acquired) = match (leased, &memory) {
+        (Some(leased), _) => leased,
+        (None, Some((memory, _))) => memory::lease(options, &config, memory, &traces, |mac| {
+            Ok(request(options, &config, &external, &traces, mac, instance)?.attrs)
+        })?,
+        (None, None) => {
+            lease(
+                options,
+                store.as_ref(),
+                &config,
+                &external,
+                traces,
+                instance,
+            )
+            .await?
+        }
+    };
+    let from_memory = acquired.is_remembered();
+    let reserved = acquired.lease.reserved;
     let own = acquired.lease.subnet;
     let attrs = acquired.lease.attrs.clone();
 
@@ -212,10 +262,15 @@ async fn start(
     let rules = rules::establish(options, &config, subject, previous).await;
     let files = Files::new(options);
     files.write(&state, mtu)?;
+    let form = store.lease_form();
+    let remembered = match memory {
+        Some((memory, _)) if from_memory => memory,
+        _ => Remembered::new(Place::of(options), config_text, &state, reserved, form),
+    };
     follow::warn_of_larger_bridges(netlink, own, mtu).await;
     notify::ready(&format!("serving {own}, {} peers", overlay.peers()));
     tracing::info!(event = "ready", subnet = %own, peers = overlay.peers(), "Running backend.");
-    let changes = Changes::listen().inspect_err(|error| {
+    let changes = Changes::listen(netlink).inspect_err(|error| {
         tracing::warn!(event = "no_netlink_events", %error, "the host is looked at every two seconds only");
     });
     let serving = Serving {
@@ -237,6 +292,11 @@ async fn start(
         mtu,
         watchdog: Watchdog::of_environment(),
         captures,
+        memory: Memory::new(options.state_dir.clone(), remembered, from_memory),
+        suspended: Suspended::default(),
+        due: Due::default(),
+        unpublished: None,
+        repair: None,
         _rules: rules,
         _lock: lock,
     };
@@ -246,16 +306,18 @@ async fn start(
 
 /// The network config, waited for as flannel does; only a config that cannot be used ends
 /// the wait.
-async fn network_config(options: &RunOptions, store: &dyn Store) -> Result<NetworkConfig, Failure> {
+async fn network_config(
+    options: &RunOptions,
+    store: &dyn Store,
+) -> Result<(NetworkConfig, String), Failure> {
     let mut patience = Patience::default();
     loop {
         match store.config().await {
             Ok(Some(text)) => {
-                let config = NetworkConfig::parse(&text, options.backend_default.as_deref())
-                    .map_err(|source| Failure::Config {
-                        place: store.describe(),
-                        source,
-                    })?;
+                let config = parse(options, &text).map_err(|source| Failure::Config {
+                    place: store.describe(),
+                    source,
+                })?;
                 tracing::info!(
                     event = "config", network = %config.network, subnet_len = config.subnet_len,
                     vni = %config.backend.vni, port = config.backend.port,
@@ -264,7 +326,7 @@ async fn network_config(options: &RunOptions, store: &dyn Store) -> Result<Netwo
                 for key in config.without_effect() {
                     tracing::warn!(event = "config", key, "accepted, has no effect yet");
                 }
-                return Ok(config);
+                return Ok((config, String::from_utf8_lossy(&text).into_owned()));
             }
             Ok(None) => {
                 let elsewhere = match patience.is_fresh() {
@@ -289,6 +351,10 @@ async fn network_config(options: &RunOptions, store: &dyn Store) -> Result<Netwo
     }
 }
 
+fn parse(options: &RunOptions, text: &[u8]) -> Result<NetworkConfig, ConfigError> {
+    NetworkConfig::parse(text, options.backend_default.as_deref())
+}
+
 /// Waits, or ends where waiting cannot help or was not wanted.
 async fn store_error(
     options: &RunOptions,
@@ -308,28 +374,6 @@ async fn store_error(
         })
         .await;
     Ok(())
-}
-
-/// Pauses that grow, and a log line for each pause until they have grown, then every
-/// sixth: one a minute.
-#[derive(Default)]
-pub(super) struct Patience(usize);
-
-impl Patience {
-    fn is_fresh(&self) -> bool {
-        self.0 == 0
-    }
-
-    pub(super) async fn wait(&mut self, log: impl FnOnce()) {
-        if self.0 < RETRY_SECONDS.len() || self.0.is_multiple_of(6) {
-            log();
-        }
-        let seconds = RETRY_SECONDS[self.0.min(RETRY_SECONDS.len() - 1)];
-        // A service manager must not take waiting for hanging.
-        notify::extend_start(Duration::from_secs(seconds) + STEP);
-        tokio::time::sleep(Duration::from_secs(seconds)).await;
-        self.0 += 1;
-    }
 }
 
 async fn external_interface(
@@ -389,27 +433,20 @@ async fn protected(
 async fn lease(
     options: &RunOptions,
     store: &dyn Store,
-    netlink: &Netlink,
     config: &NetworkConfig,
     external: &ExternalInterface,
-    device: &str,
+    known: Traces<'_>,
+    instance: NodeId,
 ) -> Result<(Vtep, Acquired), Failure> {
     let context = Context {
         network: config.network,
         vni: config.backend.vni,
     };
-    let state = state_file::load(&options.state_dir).unwrap_or_else(|error| {
-        tracing::warn!(event = "state_file", %error);
-        None
-    });
     let subnet_file = subnet_env::read(&options.subnet_file).unwrap_or_else(|error| {
         let path = options.subnet_file.display();
         tracing::warn!(event = "subnet_file", %error, "cannot read the subnet file {path}");
         Default::default()
     });
-    let instance = instance_id(options);
-    let device = netlink.link_by_name(device).await?;
-    let kernel_device = device.filter(|link| link.kind.as_deref() == Some("vxlan"));
 
     let mut patience = Patience::default();
     loop {
@@ -424,10 +461,9 @@ async fn lease(
             }
         };
         let traces = Traces {
-            state: state.as_ref(),
-            kernel_device: kernel_device.as_ref().and_then(|link| link.mac),
             own_lease: own_lease.as_ref(),
             subnet_file: subnet_file.subnet,
+            ..known.clone()
         };
         let mut rng: StdRng = rand::make_rng();
         let (mac, origin) = identity::choose_mac(&traces, config.backend.vni, rng.random());

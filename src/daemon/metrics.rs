@@ -287,7 +287,7 @@ fn packets(page: &mut Page, status: &Status) {
 
 fn peers(page: &mut Page, peers: &[PeerStatus]) {
     let states = page.gauges("peers", "Peers by state");
-    for state in ["ok", "silent", "unknown", "blocked"] {
+    for state in ["ok", "silent", "unknown", "stale", "blocked"] {
         let count = peers.iter().filter(|peer| peer.state == state).count();
         let labels = vec![("state", state.to_owned())];
         states.get_or_create(&labels).set(count as f64);

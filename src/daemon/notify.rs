@@ -1,11 +1,19 @@
 //! What systemd is told (`sd_notify(3)`); nothing happens where nobody listens.
 
+use std::ffi::OsStr;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 
 static LAST_STATUS: Mutex<String> = Mutex::new(String::new());
+/// READY could not be said, and is to be said with whatever comes next.
+static READY_IS_OWED: AtomicBool = AtomicBool::new(false);
 
 /// Everything is in place: lease, device, routes and subnet file.
 pub fn ready(status: &str) {
@@ -37,10 +45,38 @@ pub fn stopping() {
     send(&[NotifyState::Stopping]);
 }
 
+/// Says so, without waiting: a service manager that does not read must not stop who feeds the
+/// routes. What is left out is said anew by the next status or sign of life; READY goes with it.
 fn send(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(event = "notify_failed", %error, "cannot tell the service manager");
+    let Some(to) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    let mut text: Vec<_> = state.iter().map(ToString::to_string).collect();
+    let mut is_ready = matches!(state, [NotifyState::Ready, ..]);
+    if READY_IS_OWED.swap(false, Ordering::Relaxed) && !is_ready {
+        is_ready = true;
+        text.push(NotifyState::Ready.to_string());
     }
+    match send_to(&to, &text.join("\n")) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            READY_IS_OWED.store(is_ready, Ordering::Relaxed);
+            tracing::warn!(event = "notify_failed", "the service manager does not read");
+        }
+        Err(error) => {
+            tracing::warn!(event = "notify_failed", %error, "cannot tell the service manager");
+        }
+        Ok(_) => {}
+    }
+}
+
+fn send_to(to: &OsStr, text: &str) -> io::Result<usize> {
+    let address = match to.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        _ => SocketAddr::from_pathname(to)?,
+    };
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    socket.send_to_addr(text.as_bytes(), &address)
 }
 
 /// Tells the service manager's watchdog that packets are still being moved: by the workers'
@@ -108,6 +144,25 @@ impl Watchdog {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_does_not_read_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let manager = UnixDatagram::bind(&path).unwrap();
+        let full = (0..10_000).map(|_| send_to(path.as_os_str(), "WATCHDOG=1"));
+        let error = full.filter_map(Result::err).next().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        let mut buffer = [0; 64];
+        let length = manager.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], b"WATCHDOG=1");
+        let name = format!("uvxlan test {}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let manager = UnixDatagram::bind_addr(&address).unwrap();
+        send_to(OsStr::new(&format!("@{name}")), "READY=1").unwrap();
+        let length = manager.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], b"READY=1");
+    }
 
     #[test]
     fn one_stuck_worker_is_enough() {

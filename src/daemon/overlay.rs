@@ -1,7 +1,7 @@
 //! The overlay on this host: device, packet loop, and a route for each peer. It can be
 //! put together again when somebody deletes the device.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use super::failure::Failure;
 use super::peers::{Peers, Place};
+use super::ways::Ways;
 use crate::dataplane::checks::Vtep;
 use crate::dataplane::counters::Totals;
 use crate::dataplane::guard::Guard;
@@ -19,9 +20,9 @@ use crate::dataplane::offloads::Offloads;
 use crate::dataplane::peer_counters::PeerTotals;
 use crate::dataplane::tap::Taps;
 use crate::dataplane::{Dataplane, DeviceGone, Options};
-use crate::host::link::{self, DeviceSettings};
+use crate::host::link::{self, DeviceSettings, LinkError};
 use crate::host::netlink::Netlink;
-use crate::host::routes::{self, Outcome, Realm, Way};
+use crate::host::routes::{Outcome, Realm, Way, WayChange};
 use crate::host::way::{self, Loop};
 use crate::route::peer::Peer;
 use crate::route::publish::Routes;
@@ -87,9 +88,9 @@ pub struct Overlay {
     routes: Routes,
     peers: Peers,
     /// How the kernel must send to each of them.
-    desired: BTreeMap<Ipv4Net, Way>,
-    /// Those of them for which there is no route now.
-    unrouted: BTreeSet<Ipv4Net>,
+    ways: Ways,
+    /// Whether the kernel's routes should be looked at soon.
+    doubtful: bool,
     ifindex: u32,
     dataplane: Option<Dataplane>,
     ended: mpsc::UnboundedSender<DeviceGone>,
@@ -109,12 +110,12 @@ impl Overlay {
         let subnet_len = plan.subnet.prefix_len();
         let routes = Routes::new(RouteTable::empty(plan.network, subnet_len));
         let mut this = Self {
+            ways: Ways::new(plan.direct_routing),
             plan,
             netlink,
             routes,
             peers: Peers::default(),
-            desired: BTreeMap::new(),
-            unrouted: BTreeSet::new(),
+            doubtful: false,
             ifindex: 0,
             dataplane: None,
             ended,
@@ -198,25 +199,36 @@ impl Overlay {
         }
         self.peers.forget_counts();
         self.open().await?;
-        self.reconcile_routes().await?;
+        if let Err(error) = self.reconcile_routes().await {
+            tracing::warn!(event = "routes_failed", %error, "looking again soon");
+            self.doubtful = true;
+        }
         Ok(())
     }
 
     /// Looks whether device, address and routes are still what they should be, and mends
-    /// them. Routes that are not ours are never touched.
+    /// what can be mended. Routes that are not ours are never touched.
     ///
     /// # Errors
-    /// When the device is gone, which its workers report as well, or the kernel refuses.
+    /// When the device is gone, which its workers report as well, or the kernel refuses
+    /// something; all else is mended nonetheless.
     pub async fn reconcile(&mut self) -> Result<(), Failure> {
         let settings = self.plan.device_settings();
-        if link::configure(&self.netlink, self.ifindex, settings).await? {
-            tracing::warn!(
-                event = "device_mended",
-                device = self.plan.device,
-                "the device had been changed; set it up again"
-            );
-        }
-        self.look_for_loops().await?;
+        let device = match link::configure(&self.netlink, self.ifindex, settings).await {
+            // Nothing can lead there.
+            Err(LinkError::Netlink(error)) if error.is_missing() => return Err(error.into()),
+            Ok(true) => {
+                tracing::warn!(
+                    event = "device_mended",
+                    device = self.plan.device,
+                    "the device had been changed; set it up again"
+                );
+                Ok(())
+            }
+            other => other.map(|_| ()),
+        };
+        self.look_for_loops().await;
+        self.doubtful = false;
         let outcome = self.reconcile_routes().await?;
         if outcome.added + outcome.replaced + outcome.removed > 0 {
             tracing::warn!(
@@ -227,7 +239,7 @@ impl Overlay {
                 "routes to peers had been changed; put them back"
             );
         }
-        Ok(())
+        Ok(device?)
     }
 
     /// Takes in what changed among the peers: first who may send, then the route table, then
@@ -240,37 +252,58 @@ impl Overlay {
         let found = way::loops(&self.netlink, self.plan.source, addresses, self.ifindex).await;
         let mut found = found.into_iter();
         let mut table_changes = Vec::with_capacity(changes.len());
+        let mut touched = BTreeSet::new();
         for change in changes {
             log_change(change);
             let found = address(change).and_then(|_| found.next().flatten());
             let dataplane = self.dataplane.as_ref();
             let counted = |id| dataplane.map(|it| it.peer_totals(id)).unwrap_or_default();
             let place = self.peers.apply(change, found, counted);
+            touched.insert(place.0);
             table_changes.push(route(place, port));
         }
         self.publish(table_changes);
-        self.reconcile_routes().await?;
+        let changes = self.decide(touched).await;
+        if self.dataplane.is_none() {
+            // All of them are set when the device is back.
+            return Ok(());
+        }
+        if self.ways.should_compare(&changes) {
+            self.reconcile_routes().await?;
+        } else {
+            let followed = self
+                .ways
+                .follow(&self.netlink, self.realm(), &changes)
+                .await;
+            // A route is in the way, say. Whoever makes that happen again and again must not
+            // make us read all routes each time.
+            self.doubtful |= !followed;
+        }
         Ok(())
     }
 
+    async fn decide(&mut self, subnets: BTreeSet<Ipv4Net>) -> Vec<WayChange> {
+        let peers = &self.peers;
+        let subnets = subnets
+            .into_iter()
+            .map(|subnet| (subnet, peers.reached_at(subnet)));
+        self.ways.decide(&self.netlink, self.ifindex, subnets).await
+    }
+
     /// Looks whether the kernel's routes now send some peers' datagrams back to this host.
-    async fn look_for_loops(&mut self) -> Result<(), Failure> {
+    async fn look_for_loops(&mut self) {
         let peers = self.peers.next(LOOKS);
         let addresses = peers.iter().map(|peer| peer.public_ip);
         let found = way::loops(&self.netlink, self.plan.source, addresses, self.ifindex).await;
         let changes = self.peers.look(peers.into_iter().zip(found));
         if changes.is_empty() {
-            return Ok(());
+            return;
         }
+        let touched = changes.iter().map(|(subnet, _)| *subnet).collect();
         let port = self.plan.receive.port();
-        self.publish(
-            changes
-                .into_iter()
-                .map(|place| route(place, port))
-                .collect(),
-        );
-        self.reconcile_routes().await?;
-        Ok(())
+        let changes = changes.into_iter().map(|place| route(place, port));
+        self.publish(changes.collect());
+        self.decide(touched).await;
     }
 
     /// First who may send, then where to send.
@@ -282,48 +315,23 @@ impl Overlay {
         self.routes.publish(table);
     }
 
-    async fn reconcile_routes(&mut self) -> Result<Outcome, Failure> {
-        self.find_ways().await?;
-        let realm = Realm {
+    const fn realm(&self) -> Realm {
+        let subnet = self.plan.subnet;
+        Realm {
             network: self.plan.network,
             device: self.ifindex,
-            blackhole: self.plan.blackhole.then_some(self.plan.subnet),
-        };
-        let outcome = routes::reconcile(&self.netlink, &self.desired, realm).await?;
-        for (subnet, error) in &outcome.failed {
-            if !self.unrouted.contains(subnet) {
-                tracing::error!(event = "route_failed", %subnet, %error, "no route to a peer's subnet");
-            }
+            blackhole: if self.plan.blackhole {
+                Some(subnet)
+            } else {
+                None
+            },
         }
-        self.unrouted = outcome.failed.iter().map(|(subnet, _)| *subnet).collect();
-        Ok(outcome)
     }
 
-    /// Decides for each peer whether it is reached through the tunnel. flannel asks the
-    /// kernel too (`pkg/ip/iface.go: DirectRouting`): a route without gateway leads to a
-    /// host on the same link.
-    async fn find_ways(&mut self) -> Result<(), Failure> {
-        let mut ways = BTreeMap::new();
-        for (subnet, public_ip) in self.peers.reached_at() {
-            let mut way = Way::Tunnel;
-            if self.plan.direct_routing
-                && let Some(found) = self.netlink.route_get(public_ip).await?
-                && found.gateway.is_none()
-                && found.ifindex != self.ifindex
-            {
-                way = Way::Direct {
-                    gateway: public_ip,
-                    ifindex: found.ifindex,
-                };
-            }
-            if self.plan.direct_routing && self.desired.get(&subnet) != Some(&way) {
-                let direct = way != Way::Tunnel;
-                tracing::info!(event = "direct_routing", %subnet, %public_ip, direct, "how a peer is reached");
-            }
-            ways.insert(subnet, way);
-        }
-        self.desired = ways;
-        Ok(())
+    async fn reconcile_routes(&mut self) -> Result<Outcome, Failure> {
+        let realm = self.realm();
+        let address = |subnet| self.peers.reached_at(subnet);
+        Ok(self.ways.reconcile(&self.netlink, realm, address).await?)
     }
 
     /// Another MTU for the device, from now on.
@@ -331,9 +339,13 @@ impl Overlay {
     /// # Errors
     /// When the kernel refuses.
     pub async fn set_mtu(&mut self, mtu: u16) -> Result<(), Failure> {
-        self.plan.mtu = mtu;
-        let settings = self.plan.device_settings();
+        let settings = DeviceSettings {
+            mtu: u32::from(mtu),
+            ..self.plan.device_settings()
+        };
         link::configure(&self.netlink, self.ifindex, settings).await?;
+        // From here on every look sees to it.
+        self.plan.mtu = mtu;
         if let Some(dataplane) = &self.dataplane {
             dataplane.set_mtu(mtu);
         }
@@ -387,7 +399,13 @@ impl Overlay {
     /// How the kernel sends to a peer's subnet.
     #[must_use]
     pub fn way(&self, subnet: Ipv4Net) -> Option<Way> {
-        self.desired.get(&subnet).copied()
+        self.ways.get(subnet)
+    }
+
+    /// Whether the kernel's routes should be looked at soon.
+    #[must_use]
+    pub const fn is_doubtful(&self) -> bool {
+        self.doubtful
     }
 
     /// Turns of each worker so far.

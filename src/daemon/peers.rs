@@ -171,12 +171,12 @@ impl Peers {
         &self.reached
     }
 
-    /// The same with the public address behind each.
-    pub fn reached_at(&self) -> impl Iterator<Item = (Ipv4Net, Ipv4Addr)> {
-        self.reached.iter().filter_map(|subnet| {
-            let peer = self.accepted.get(subnet)?;
-            Some((*subnet, peer.record.public_ip))
-        })
+    /// The public address behind a subnet that packets are sent to.
+    #[must_use]
+    pub fn reached_at(&self, subnet: Ipv4Net) -> Option<Ipv4Addr> {
+        let peer = self.accepted.get(&subnet)?;
+        let reached = self.reached.contains(&subnet);
+        reached.then_some(peer.record.public_ip)
     }
 
     /// All accepted peers, and what passed between each and us, where `counted` says what was

@@ -86,10 +86,11 @@ pub struct Ledger {
 impl Ledger {
     /// From now on these peers, by the network addresses of their subnets.
     pub fn set_peers(&mut self, peers: &[Ipv4Addr]) {
-        self.peers.retain(|address, _| peers.contains(address));
-        for address in peers {
-            self.peers.entry(*address).or_default();
-        }
+        let mut before = std::mem::take(&mut self.peers);
+        self.peers = peers
+            .iter()
+            .map(|address| (*address, before.remove(address).unwrap_or_default()))
+            .collect();
     }
 
     /// Whom to ask next, in turn, with which packet, where the device takes packets of `mtu`

@@ -11,29 +11,41 @@ use tokio_util::sync::CancellationToken;
 
 use super::capture::Captures;
 use super::control::Question;
+use super::failure::Failure;
 use super::files::Files;
 use super::follow::Underlay;
 use super::instance::InstanceLock;
-use super::lifecycle::Patience;
+use super::memory::Memory;
 use super::notify::{self, Watchdog};
 use super::overlay::Overlay;
+use super::patience::Patience;
 use super::probes::Probes;
 use super::rules::RulesKept;
 use super::state_file::State;
+use super::suspended::Suspended;
 use crate::dataplane::DeviceGone;
 use crate::host::interface::ExternalInterface;
 use crate::host::netlink::{Changes, Netlink};
 use crate::subnet::config::NetworkConfig;
 use crate::subnet::lease::LeaseAttrs;
-use crate::subnet::manager;
+use crate::subnet::manager::{self, PeerChange};
 use crate::subnet::store::Store;
+use crate::subnet::validate::PeerRecord;
 
 /// Pause between two looks at device, address, routes and underlay.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// After a change on the host, so long until the look at it: changes come in bursts, and our
-/// own are among them.
+/// After a change on the host, so long until the look at it: changes come in bursts.
 const SETTLE: Duration = Duration::from_millis(250);
+
+/// Whatever changes on the host, between two looks is so much time: they read all routes.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
+
+/// After a change among the peers, so long until probes and the service manager hear of it.
+const TELL_AFTER: Duration = Duration::from_millis(250);
+
+/// Changes that are taken in at once.
+const AT_ONCE: usize = 1024;
 
 /// Everything that runs.
 pub struct Serving {
@@ -58,8 +70,66 @@ pub struct Serving {
     pub(super) seen: BTreeMap<Ipv4Net, Seen>,
     pub(super) watchdog: Watchdog,
     pub(super) captures: Captures,
+    pub(super) memory: Memory,
+    pub(super) suspended: Suspended,
+    pub(super) due: Due,
+    /// What our lease is to say, until the manager has taken it.
+    pub(super) unpublished: Option<LeaseAttrs>,
+    pub(super) repair: Option<Repair>,
     pub(super) _rules: RulesKept,
     pub(super) _lock: InstanceLock,
+}
+
+/// When the loop turns to what can wait a little.
+#[derive(Debug, Default)]
+pub struct Due {
+    look: Option<Instant>,
+    looked: Option<Instant>,
+    tell: Option<Instant>,
+}
+
+impl Due {
+    /// Something on the host has changed.
+    fn look_soon(&mut self, now: Instant) {
+        let earliest = self.looked.map_or(now, |looked| looked + LOOK_PAUSE);
+        self.look.get_or_insert(earliest.max(now + SETTLE));
+    }
+}
+
+/// A device that is gone, and the tries to have it back.
+#[derive(Debug)]
+pub struct Repair {
+    due: Instant,
+    patience: Patience,
+    /// Why the last try failed.
+    error: String,
+}
+
+impl Repair {
+    fn new(error: String) -> Self {
+        Self {
+            due: Instant::now(),
+            patience: Patience::default(),
+            error,
+        }
+    }
+}
+
+/// Waits until then; for ever where there is no time.
+async fn at(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Hands over what our lease is to say, as soon as there is room for it.
+async fn publish(to: &mpsc::Sender<LeaseAttrs>, attrs: Option<LeaseAttrs>) {
+    match attrs {
+        // The manager ends only with us.
+        Some(attrs) => to.send(attrs).await.unwrap_or_default(),
+        None => std::future::pending().await,
+    }
 }
 
 async fn something_changed(changes: Option<&Changes>) {
@@ -88,14 +158,7 @@ impl Serving {
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
-                Some(changes) = self.manager.changes.recv() => {
-                    let port = self.config.backend.port;
-                    if let Err(error) = self.overlay.apply(&changes, port).await {
-                        tracing::error!(event = "routes_failed", %error, "cannot set the kernel's routes");
-                    }
-                    self.tell_probes();
-                    notify::status(&self.in_short());
-                }
+                Some(changes) = self.manager.changes.recv() => self.take(changes).await,
                 Some(question) = questions.recv() => {
                     // Who asked may have gone.
                     let _ = question.reply.send(self.answer(question.ask).await);
@@ -103,26 +166,87 @@ impl Serving {
                 () = self.captures.changed() => self.overlay.follow_captures(),
                 _ = look.tick() => self.look().await,
                 () = something_changed(self.changes.as_ref()) => {
-                    tokio::select! {
-                        () = stop.cancelled() => break,
-                        () = tokio::time::sleep(SETTLE) => self.look().await,
-                    }
+                    self.due.look_soon(Instant::now());
+                }
+                () = at(self.due.look) => self.look().await,
+                () = at(self.memory.due()) => {
+                    let (heard, peers) = (self.heard(), self.records());
+                    self.memory.write(self.state.public_ip, heard, peers);
+                }
+                Ok(()) = self.manager.heard.changed(), if self.memory.age_in_use().is_some() => {
+                    self.memory.confirmed(&self.store);
+                    self.due.tell.get_or_insert(Instant::now());
+                }
+                () = at(self.due.tell) => {
+                    self.due.tell = None;
+                    self.tell_probes();
+                    notify::status(&self.in_short());
                 }
                 Some(gone) = self.device_gone.recv() => {
-                    tracing::error!(event = "device_gone", error = %gone, "making the device anew");
-                    tokio::select! {
-                        () = stop.cancelled() => break,
-                        () = self.restore() => {}
+                    if self.repair.is_none() {
+                        tracing::error!(event = "device_gone", error = %gone, "making the device anew");
+                        self.repair = Some(Repair::new(gone.to_string()));
                     }
+                }
+                () = at(self.repair.as_ref().map(|repair| repair.due)) => self.restore().await,
+                // The manager may be waiting for the store, or for us to take its changes.
+                () = publish(&self.manager.republish, self.unpublished.clone()) => {
+                    self.unpublished = None;
                 }
             }
         }
         self.stop().await;
     }
 
+    /// Takes in what changed among the peers: all that is waiting, at once.
+    async fn take(&mut self, mut changes: Vec<PeerChange>) {
+        while changes.len() < AT_ONCE
+            && let Ok(more) = self.manager.changes.try_recv()
+        {
+            changes.extend(more);
+        }
+        let port = self.config.backend.port;
+        if let Err(error) = self.overlay.apply(&changes, port).await {
+            tracing::error!(event = "routes_failed", %error, "cannot set the kernel's routes");
+        }
+        let now = Instant::now();
+        if self.overlay.is_doubtful() {
+            self.due.look_soon(now);
+        }
+        self.due.tell.get_or_insert(now + TELL_AFTER);
+        self.memory.changed(now);
+    }
+
+    /// How long ago the store last said something, as far as we lived then.
+    pub(super) fn heard(&self) -> Duration {
+        self.manager.heard.borrow().elapsed()
+    }
+
+    fn records(&self) -> Vec<PeerRecord> {
+        let peers = self.overlay.peer_totals().into_iter();
+        peers.map(|(peer, _)| peer).collect()
+    }
+
+    /// `serving`, or what is in the way of it.
+    pub(super) fn phase(&self) -> String {
+        match &self.repair {
+            Some(repair) => format!("making the device anew: {}", repair.error),
+            None => "serving".into(),
+        }
+    }
+
     /// One line for `systemctl status`.
     fn in_short(&self) -> String {
+        if self.repair.is_some() {
+            return self.phase();
+        }
         let (subnet, peers) = (self.state.subnet, self.overlay.peers());
+        if let Some(age) = self.memory.age_in_use() {
+            let seconds = age.as_secs();
+            return format!(
+                "serving {subnet}, {peers} peers as of {seconds} s ago; the datastore does not answer"
+            );
+        }
         match &*self.manager.own.borrow() {
             manager::OwnState::Held => format!("serving {subnet}, {peers} peers"),
             _ => {
@@ -133,16 +257,32 @@ impl Serving {
 
     /// Compares the host with what it should be, and mends it.
     async fn look(&mut self) {
-        if let Err(error) = self.overlay.reconcile().await {
-            tracing::debug!(event = "reconcile_failed", %error, "looking again soon");
+        self.due.look = None;
+        if let Some(slept) = self.suspended.look() {
+            let seconds = slept.as_secs();
+            tracing::warn!(
+                event = "suspended",
+                seconds,
+                "this machine slept: renewing the lease"
+            );
+            // Its time went on without us.
+            self.unpublished = Some(self.attrs.clone());
+        }
+        if self.repair.is_none()
+            && let Err(error) = self.overlay.reconcile().await
+        {
+            tracing::warn!(event = "reconcile_failed", %error, "looking again soon");
         }
         match self.underlay.look(&self.netlink).await {
-            Ok(Some(before)) => self.follow(before).await,
-            Ok(None) => {}
-            Err(error) => tracing::debug!(event = "underlay_unseen", %error, "looking again soon"),
+            Ok(before) => self.follow(before).await,
+            Err(error) => {
+                tracing::warn!(event = "underlay_unseen", %error, "looking again soon");
+            }
         }
         self.note_seen();
-        self.watchdog.feed(&self.overlay.progress(), Instant::now());
+        let now = Instant::now();
+        self.due.looked = Some(now);
+        self.watchdog.feed(&self.overlay.progress(), now);
         if self.manager.own.has_changed().unwrap_or(false) {
             self.manager.own.mark_unchanged();
             notify::status(&self.in_short());
@@ -150,16 +290,15 @@ impl Serving {
     }
 
     fn note_seen(&mut self) {
-        let totals = self.overlay.peer_totals();
-        self.seen
-            .retain(|subnet, _| totals.iter().any(|(peer, _)| peer.subnet == *subnet));
+        let mut before = std::mem::take(&mut self.seen);
         let now = Instant::now();
-        for (peer, counted) in totals {
-            let seen = self.seen.entry(peer.subnet).or_default();
+        for (peer, counted) in self.overlay.peer_totals() {
+            let mut seen = before.remove(&peer.subnet).unwrap_or_default();
             if counted.in_packets != seen.packets {
                 seen.packets = counted.in_packets;
                 seen.last = (counted.in_packets > 0).then_some(now);
             }
+            self.seen.insert(peer.subnet, seen);
         }
     }
 
@@ -170,19 +309,24 @@ impl Serving {
             .set_peers(peers.into_iter().map(|(peer, _)| peer.subnet));
     }
 
-    /// The interface to the other hosts is not what it was.
-    async fn follow(&mut self, before: ExternalInterface) {
+    /// Follows the interface to the other hosts; `before` is what it was, where it is
+    /// something else now.
+    async fn follow(&mut self, before: Option<ExternalInterface>) {
         let now = self.underlay.current().clone();
-        if (now.address, now.public_ip) != (before.address, before.public_ip) {
+        let is_new = before.is_some();
+        if let Some(before) = before
+            && (now.address, now.public_ip) != (before.address, before.public_ip)
+        {
             self.move_to(&before, &now).await;
         }
         match super::follow::device_mtu(&self.config, &now) {
-            Ok(mtu) if mtu != self.mtu => self.change_mtu(mtu, &now).await,
-            Ok(_) => {}
-            Err(error) => {
+            // Also where the last try failed.
+            Ok(mtu) if mtu != self.mtu && self.repair.is_none() => self.change_mtu(mtu, &now).await,
+            Err(error) if is_new => {
                 let device_mtu = self.mtu;
                 tracing::error!(event = "mtu", %error, device_mtu, "the device keeps its MTU");
             }
+            _ => {}
         }
     }
 
@@ -194,14 +338,14 @@ impl Serving {
             "this host has another address: publishing it, and sending from it"
         );
         if let Err(error) = self.overlay.set_source(now.address).await {
-            tracing::error!(event = "restore_failed", %error, "trying again");
-            self.restore().await;
+            self.repair = Some(Repair::new(error.to_string()));
+            self.failed_to_restore(&error);
         }
         if self.attrs.public_ip != now.public_ip {
             self.attrs.public_ip = now.public_ip;
             self.state.public_ip = now.public_ip;
-            // The manager ends only with us.
-            let _ = self.manager.republish.send(self.attrs.clone()).await;
+            self.unpublished = Some(self.attrs.clone());
+            self.memory.changed(Instant::now());
             if let Err(error) = self.files.save_state(&self.state) {
                 tracing::error!(event = "state_file", %error, "the next start will not know our address");
             }
@@ -231,16 +375,32 @@ impl Serving {
         super::follow::warn_of_larger_bridges(&self.netlink, self.state.subnet, mtu).await;
     }
 
+    /// One try to have device and packet loop back.
     async fn restore(&mut self) {
-        let mut patience = Patience::default();
-        while let Err(error) = self.overlay.restore().await {
-            patience
-                .wait(|| tracing::error!(event = "restore_failed", %error, "trying again"))
-                .await;
+        if let Err(error) = self.overlay.restore().await {
+            return self.failed_to_restore(&error);
         }
         // Every worker has reported the same loss.
         while self.device_gone.try_recv().is_ok() {}
+        self.repair = None;
+        if self.overlay.is_doubtful() {
+            self.due.look_soon(Instant::now());
+        }
         tracing::info!(event = "device_restored", "device and packet loop are back");
+        notify::status(&self.in_short());
+    }
+
+    fn failed_to_restore(&mut self, error: &Failure) {
+        let Some(repair) = &mut self.repair else {
+            return;
+        };
+        let (is_told, pause) = repair.patience.step();
+        repair.due = Instant::now() + pause;
+        repair.error = error.to_string();
+        if is_told {
+            tracing::error!(event = "restore_failed", %error, "trying again");
+        }
+        notify::status(&self.in_short());
     }
 
     async fn stop(self) {
@@ -249,7 +409,9 @@ impl Serving {
         if let Some(totals) = self.overlay.totals() {
             tracing::info!(event = "stop", counters = %totals, "stopping; the lease stays ours until it expires");
         }
+        let (heard, peers) = (self.heard(), self.records());
         self.overlay.stop();
+        self.memory.close(self.state.public_ip, heard, peers).await;
         let _ = self.manager.task.await;
         tracing::info!(event = "stopped", "Exiting cleanly...");
     }

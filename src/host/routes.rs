@@ -15,6 +15,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+use futures_util::{StreamExt, stream};
 use ipnet::Ipv4Net;
 
 use super::netlink::{Netlink, NetlinkError, ROUTE_PROTOCOL, Route};
@@ -45,6 +46,9 @@ pub struct Realm {
     /// (`--ip-blackhole-route`).
     pub blackhole: Option<Ipv4Net>,
 }
+
+/// Requests that are on their way to the kernel at a time.
+const AT_ONCE: usize = 64;
 
 /// Behind every other route of the prefix: a bridge's own must win. flannel's blackhole has
 /// metric 0, and then the one wins that came first.
@@ -216,35 +220,85 @@ pub async fn apply(netlink: &Netlink, plan: Plan) -> Outcome {
         let conflict = RouteError::Conflict { subnet, existing };
         outcome.failed.push((subnet, conflict));
     }
-    for route in plan.remove {
-        match netlink.delete_route(&route).await {
-            Ok(()) => outcome.removed += 1,
-            Err(error) if error.is_missing() => outcome.removed += 1,
-            Err(error) => outcome.failed.push((route.destination, error.into())),
-        }
-    }
-    for (old, new) in plan.replace {
-        match replace(netlink, &old, &new).await {
-            Ok(()) => outcome.replaced += 1,
-            Err(error) => outcome.failed.push((new.destination, error)),
-        }
-    }
-    for route in plan.add {
-        match add(netlink, &route).await {
-            Ok(()) => outcome.added += 1,
-            Err(error) => outcome.failed.push((route.destination, error)),
-        }
-    }
+    let removing = plan.remove.iter().map(async |route| {
+        let removed = remove(netlink, route).await;
+        (route.destination, removed)
+    });
+    outcome.removed = outcome.note(together(removing).await);
+    let replacing = plan.replace.iter().map(async |(old, new)| {
+        let replaced = replace(netlink, old, new).await;
+        (new.destination, replaced)
+    });
+    outcome.replaced = outcome.note(together(replacing).await);
+    let adding = plan.add.iter().map(async |route| {
+        let added = add(netlink, route).await;
+        (route.destination, added)
+    });
+    outcome.added = outcome.note(together(adding).await);
     outcome
+}
+
+/// How the way to a subnet changes; `None` is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WayChange {
+    /// The peer's subnet.
+    pub subnet: Ipv4Net,
+    /// The way it had until now.
+    pub before: Option<Way>,
+    /// The way it has from now on.
+    pub after: Option<Way>,
+}
+
+/// Follows changes of some peers without reading the kernel's routes. Where those are not
+/// what they should have been, something fails or is left, for [`reconcile`] to find.
+pub async fn follow(netlink: &Netlink, changes: &[WayChange], realm: Realm) -> Outcome {
+    let following = changes.iter().map(async |change| {
+        let route = |way: Option<Way>| way.map(|way| realm.route(change.subnet, way));
+        let followed = match (route(change.before), route(change.after)) {
+            (Some(old), Some(new)) => replace(netlink, &old, &new).await,
+            (Some(old), None) => remove(netlink, &old).await,
+            (None, Some(new)) => add(netlink, &new).await,
+            (None, None) => Ok(()),
+        };
+        (change.subnet, followed)
+    });
+    let mut outcome = Outcome::default();
+    let followed = together(following).await;
+    outcome.note(followed);
+    outcome
+}
+
+/// Waits for all, some at a time: an answer of the kernel costs less than the way to it.
+async fn together<T>(requests: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    stream::iter(requests)
+        .buffer_unordered(AT_ONCE)
+        .collect()
+        .await
+}
+
+impl Outcome {
+    /// Notes what failed; returns how much did not.
+    fn note(&mut self, done: Vec<(Ipv4Net, Result<(), RouteError>)>) -> usize {
+        let (all, before) = (done.len(), self.failed.len());
+        let failed = done
+            .into_iter()
+            .filter_map(|(subnet, done)| Some((subnet, done.err()?)));
+        self.failed.extend(failed);
+        all - (self.failed.len() - before)
+    }
+}
+
+async fn remove(netlink: &Netlink, route: &Route) -> Result<(), RouteError> {
+    match netlink.delete_route(route).await {
+        Err(error) if !error.is_missing() => Err(error.into()),
+        _ => Ok(()),
+    }
 }
 
 /// Deletes and adds: the kernel's own replacement takes the first route with the prefix,
 /// which need not be ours by then.
 async fn replace(netlink: &Netlink, old: &Route, new: &Route) -> Result<(), RouteError> {
-    match netlink.delete_route(old).await {
-        Err(error) if !error.is_missing() => return Err(error.into()),
-        _ => {}
-    }
+    remove(netlink, old).await?;
     add(netlink, new).await
 }
 

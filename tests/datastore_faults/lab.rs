@@ -3,12 +3,10 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use uvxlan::testbed::traffic::{PingRequest, ping};
 use uvxlan::testbed::{Host, Topology};
 
+pub use super::nodes::losing_nothing;
 use super::nodes::{self, NodeUnderTest, PREFIX, eventually};
 
 /// A subnet that no daemon leases: `SubnetMax` is below.
@@ -70,6 +68,12 @@ impl Member {
     pub fn restart(&mut self) {
         self.kill();
         self.start();
+    }
+
+    /// Removes all that it has stored; it must not run.
+    pub fn wipe(&self) {
+        assert!(self.child.is_none(), "kill first");
+        std::fs::remove_dir_all(self.folder.join("data")).unwrap();
     }
 }
 
@@ -162,7 +166,7 @@ impl Lab {
         host.namespace().command(command).output().unwrap()
     }
 
-    fn try_ctl(&self, arguments: &[&str]) -> Option<String> {
+    pub fn try_ctl(&self, arguments: &[&str]) -> Option<String> {
         let output = self.run_ctl(arguments);
         let text = String::from_utf8(output.stdout).unwrap();
         output.status.success().then_some(text)
@@ -206,6 +210,22 @@ impl Lab {
         eventually("its route goes with it", || routed().is_empty());
     }
 
+    /// Something with a client of the first member.
+    pub fn with_client(&self, work: impl AsyncFnOnce(etcd_client::Client) + Send) {
+        let url = self.members[0].url();
+        let ran = self.members[0].host.namespace().run(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let client = etcd_client::Client::connect([url], None).await.unwrap();
+                work(client).await;
+            });
+        });
+        ran.unwrap();
+    }
+
     /// The leases, by key.
     pub fn leases(&self) -> Vec<String> {
         let text = self.ctl(&[
@@ -219,6 +239,17 @@ impl Lab {
     }
 }
 
+/// What the node's daemon says of itself.
+pub fn status(node: &NodeUnderTest) -> serde_json::Value {
+    let mut command = Command::new(nodes::PROGRAM);
+    command
+        .args(["status", "--json", "--control-socket"])
+        .arg(node.folder.join("control"));
+    let output = node.host.namespace().command(command).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
 impl Drop for Lab {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -229,42 +260,4 @@ impl Drop for Lab {
             }
         }
     }
-}
-
-/// Carries out `phase` while the containers ping each other, and asserts that nothing was
-/// lost.
-pub fn losing_nothing<T>(nodes: &[NodeUnderTest; 2], phase: impl FnOnce() -> T) -> T {
-    let over = AtomicBool::new(false);
-    let request = PingRequest {
-        count: 20,
-        interval: Duration::from_millis(20),
-        ..PingRequest::new(nodes[1].container().address())
-    };
-    let namespace = nodes[0].container().namespace();
-    std::thread::scope(|scope| {
-        let pinging = scope.spawn(|| {
-            let mut rounds = 0;
-            loop {
-                let report = ping(namespace, request).unwrap();
-                assert!(report.is_complete(), "round {rounds}: {report:?}");
-                rounds += 1;
-                if over.load(Ordering::Relaxed) {
-                    return rounds;
-                }
-            }
-        });
-        // Also after a panic of the phase, or the scope would wait for ever.
-        struct Over<'a>(&'a AtomicBool);
-        impl Drop for Over<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-            }
-        }
-        let ending = Over(&over);
-        let outcome = phase();
-        drop(ending);
-        let rounds = pinging.join().unwrap();
-        assert!(rounds > 0);
-        outcome
-    })
 }

@@ -5,8 +5,7 @@ use std::time::Duration;
 use super::lab::{Lab, losing_nothing};
 use super::nodes::{need, possible};
 
-#[test]
-fn a_cluster_loses_members_and_its_quorum_and_no_packet_is_lost() {
+pub fn a_cluster_loses_members_and_its_quorum_and_no_packet_is_lost() {
     need!(possible(&["etcd", "etcdctl"]));
     let mut lab = Lab::with_config(3);
     let nodes = lab.nodes(&[lab.endpoints(), "--lease-ttl=60".into()]);

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use uvxlan::testbed::traffic::{PingReport, PingRequest, TransferRequest, ping, tcp_transfer};
@@ -58,6 +59,14 @@ pub fn without_writer(value: &str) -> String {
         }
     }
     value
+}
+
+/// The same for what is promised within three seconds; two more are the test machine's.
+pub fn soon(what: &str, check: impl FnMut() -> bool) {
+    let start = Instant::now();
+    eventually(what, check);
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(5), "only after {took:?}: {what}");
 }
 
 /// An etcd of one member on a host, on the usual ports. Killed when dropped.
@@ -263,4 +272,62 @@ impl NodeUnderTest {
         let report = tcp_transfer(from, to, request, |_| ()).unwrap();
         assert!(report.is_intact(), "{report:?}");
     }
+}
+
+/// Carries out `phase` while the containers ping each other, and asserts that nothing was
+/// lost.
+pub fn losing_nothing<T>(nodes: &[NodeUnderTest; 2], phase: impl FnOnce() -> T) -> T {
+    let over = AtomicBool::new(false);
+    let request = PingRequest {
+        count: 20,
+        interval: Duration::from_millis(20),
+        ..PingRequest::new(nodes[1].container().address())
+    };
+    let namespace = nodes[0].container().namespace();
+    std::thread::scope(|scope| {
+        let pinging = scope.spawn(|| {
+            let mut rounds = 0;
+            loop {
+                let report = ping(namespace, request).unwrap();
+                assert!(report.is_complete(), "round {rounds}: {report:?}");
+                rounds += 1;
+                if over.load(Ordering::Relaxed) {
+                    return rounds;
+                }
+            }
+        });
+        // Also after a panic of the phase, or the scope would wait for ever.
+        struct Over<'a>(&'a AtomicBool);
+        impl Drop for Over<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let ending = Over(&over);
+        let outcome = phase();
+        drop(ending);
+        let rounds = pinging.join().unwrap();
+        assert!(rounds > 0);
+        outcome
+    })
+}
+
+/// Runs tests at the same time, each on a thread of its name; `UVXLAN_ONLY` picks those whose
+/// name contains it.
+pub fn together(tests: &[(&str, fn())]) {
+    let only = std::env::var("UVXLAN_ONLY").unwrap_or_default();
+    let failed: Vec<_> = std::thread::scope(|scope| {
+        let wanted = tests.iter().filter(|(name, _)| name.contains(&only));
+        let running = wanted.map(|(name, test)| {
+            let thread = std::thread::Builder::new().name((*name).to_owned());
+            (*name, thread.spawn_scoped(scope, test).unwrap())
+        });
+        let running: Vec<_> = running.collect();
+        let ended = running.into_iter().filter_map(|(name, thread)| {
+            let failed = thread.join().is_err();
+            failed.then_some(name)
+        });
+        ended.collect()
+    });
+    assert!(failed.is_empty(), "failed: {failed:?}");
 }

@@ -12,6 +12,8 @@ mod link;
 mod neighbour;
 mod route;
 
+use rtnetlink::sys::AsyncSocket;
+
 pub use address::AddressInfo;
 pub use create::VxlanSettings;
 pub use error::NetlinkError;
@@ -30,6 +32,9 @@ pub const ROUTE_PROTOCOL: u8 = 158;
 #[derive(Debug, Clone)]
 pub struct Netlink {
     handle: rtnetlink::Handle,
+    /// Our address as the kernel knows it: what we changed ourselves is told to everybody
+    /// with it. 0 where it could not be learned.
+    port: u32,
 }
 
 impl Netlink {
@@ -47,10 +52,13 @@ impl Netlink {
     ///
     /// Outside of a tokio runtime, as [`tokio::spawn`] does.
     pub fn connect() -> Result<Self, NetlinkError> {
-        let (connection, handle, _unsolicited) =
+        let (mut connection, handle, _unsolicited) =
             rtnetlink::new_connection().map_err(NetlinkError::Open)?;
+        let socket = connection.socket_mut().socket_mut();
+        let address = socket.bind_auto().map_err(NetlinkError::Open)?;
         // The task ends when the last clone of the handle is gone.
         tokio::spawn(connection);
-        Ok(Self { handle })
+        let port = address.port_number();
+        Ok(Self { handle, port })
     }
 }

@@ -54,6 +54,16 @@ pub struct Acquired {
     pub listing: Listing,
 }
 
+impl Acquired {
+    /// Whether this is what an earlier life of this host had, and not what the store said: no
+    /// record has revision 0. The lease is then as good as not confirmed, and the list is
+    /// compared with the store's as soon as that answers.
+    #[must_use]
+    pub const fn is_remembered(&self) -> bool {
+        self.lease.revision == 0
+    }
+}
+
 /// Why there is no lease.
 #[derive(Debug, thiserror::Error)]
 pub enum AcquireError {

@@ -92,6 +92,13 @@ impl Keeper {
     pub fn new(store: Arc<dyn Store>, acquired: &Acquired, margin: Duration) -> Self {
         let lease = &acquired.lease;
         let interval = interval(acquired.ttl, margin);
+        let (state, first) = match acquired.is_remembered() {
+            true => {
+                let reason = "the store has not answered since the start".into();
+                (OwnState::Unconfirmed(reason), BACKOFF.0)
+            }
+            false => (OwnState::Held, interval),
+        };
         Self {
             store,
             name: SubnetKey::from(lease.subnet).to_string(),
@@ -101,8 +108,8 @@ impl Keeper {
             reserved: lease.reserved,
             ttl: acquired.ttl,
             interval,
-            state: watch::Sender::new(OwnState::Held),
-            due: Instant::now() + interval,
+            state: watch::Sender::new(state),
+            due: Instant::now() + first,
             failures: 0,
             session_lost: false,
             wanted: None,

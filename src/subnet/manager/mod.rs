@@ -10,6 +10,7 @@ pub mod claim;
 pub mod keeper;
 pub mod peers;
 mod refusals;
+mod remembered;
 
 #[cfg(test)]
 mod tests;
@@ -188,7 +189,10 @@ impl Manager {
         acquired: Acquired,
         mut wishes: mpsc::Receiver<LeaseAttrs>,
     ) -> Result<(), ConsumerGone> {
-        let mut events = self.store.watch(acquired.listing.revision);
+        let mut events = match acquired.is_remembered() {
+            true => remembered::list_and_watch(Arc::clone(&self.store)),
+            false => self.store.watch(acquired.listing.revision),
+        };
         let first = self.peers.lock().resync(acquired.listing);
         self.changes.send(first).await.map_err(|_| ConsumerGone)?;
         self.log_refused();

@@ -1,0 +1,56 @@
+//! A manager that began with what was remembered, because the store did not answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+use tracing::{debug, warn};
+
+use super::super::store::{Listing, Store, WatchEvent};
+
+/// First and longest wait between two tries to read the store.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+/// Events that may wait for the receiver.
+const CAPACITY: usize = 64;
+
+/// Watches as [`Store::watch`] does, and tells a complete list before anything else, as soon
+/// as the store answers.
+pub(super) fn list_and_watch(store: Arc<dyn Store>) -> mpsc::Receiver<WatchEvent> {
+    let (sender, receiver) = mpsc::channel(CAPACITY);
+    tokio::spawn(async move {
+        let closed = sender.clone();
+        tokio::select! {
+            () = closed.closed() => {}
+            () = go_on(store, sender) => {}
+        }
+    });
+    receiver
+}
+
+async fn go_on(store: Arc<dyn Store>, sender: mpsc::Sender<WatchEvent>) {
+    let listing = list(&*store).await;
+    let mut events = store.watch(listing.revision);
+    let mut next = Some(WatchEvent::Resync(listing));
+    while let Some(event) = next {
+        if sender.send(event).await.is_err() {
+            return;
+        }
+        next = events.recv().await;
+    }
+}
+
+async fn list(store: &dyn Store) -> Listing {
+    let mut pause = BACKOFF.0;
+    loop {
+        match store.list().await {
+            Ok(listing) => return listing,
+            Err(error) if pause == BACKOFF.0 => {
+                warn!(%error, "leases can't be read: peers are those that were remembered");
+            }
+            Err(error) => debug!(%error, "leases still can't be read"),
+        }
+        sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
+        pause = (pause * 2).min(BACKOFF.1);
+    }
+}
