@@ -34,7 +34,6 @@ use super::{confine, instance, rules, subnet_env};
 use crate::control::{Ask, Reply};
 use crate::dataplane::checks::Vtep;
 use crate::dataplane::guard::Guard;
-use crate::firewall::rules::Subject;
 use crate::host::interface::{self, ExternalInterface, Selection};
 use crate::host::link;
 use crate::host::netlink::{Changes, Netlink};
@@ -69,7 +68,7 @@ pub async fn run(options: &RunOptions, stop: CancellationToken) -> Result<(), Fa
     metrics::serve(&options.metrics_listen, asking).await;
     let serving = tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        serving = start(options, &store, &netlink, started, captures) => serving?,
+        serving = start(options, &store, &netlink, started, captures, &readiness) => serving?,
         never = answer_while_starting(&mut questions, started, store.as_ref()) => match never {},
     };
     confine::serving();
@@ -109,17 +108,22 @@ async fn start(
     netlink: &Netlink,
     started: Instant,
     captures: Captures,
+    readiness: &Readiness,
 ) -> Result<Serving, Failure> {
     let config = network_config(options, store.as_ref()).await?;
     let (selection, external) = external_interface(options, netlink).await?;
     let mtu = follow::device_mtu(&config, &external)?;
     let device = format!("flannel.{}", config.backend.vni);
     let lock = instance::claim(&device)?;
-    let occupant = netlink.link_by_name(&device).await?;
-    preflight::check(Needs {
+    let files = Files::new(options);
+    let rules = rules::Plan::look(options, &config).await;
+    preflight::check(&Needs {
         address: receive_address(options, &external),
         port: config.backend.port,
-        takes_over: occupant.is_some_and(|link| link.kind.as_deref() == Some("vxlan")),
+        device: &device,
+        links: &netlink.links().await?,
+        files: &files,
+        rules: &rules,
     })?;
 
     let acquired = lease(
@@ -202,16 +206,13 @@ async fn start(
         network: config.network,
         vni: config.backend.vni,
     };
-    let subject = Subject {
-        network: config.network,
-        subnet: own,
-    };
     // Before the subnet file: it tells docker that we masquerade.
-    let previous = subnet_env::read(&options.subnet_file).unwrap_or_default();
-    let rules = rules::establish(options, &config, subject, previous).await;
-    let files = Files::new(options);
-    files.write(&state, mtu)?;
-    follow::warn_of_larger_bridges(netlink, own, mtu).await;
+    let mut rules = rules.establish(own, readiness.clone()).await;
+    if let Err(failure) = files.write(&state, mtu) {
+        rules.undo().await;
+        return Err(failure);
+    }
+    rules.settle();
     notify::ready(&format!("serving {own}, {} peers", overlay.peers()));
     tracing::info!(event = "ready", subnet = %own, peers = overlay.peers(), "Running backend.");
     let changes = Changes::listen().inspect_err(|error| {
@@ -235,6 +236,8 @@ async fn start(
         state,
         mtu,
         watchdog: Watchdog::of_environment(),
+        bridges: follow::Bridges::default(),
+        readiness: readiness.clone(),
         captures,
         _rules: rules,
         _lock: lock,
@@ -338,10 +341,7 @@ async fn external_interface(
     let selection = Selection {
         interfaces: options.iface.clone(),
         patterns: options.iface_regex.clone(),
-        can_reach: match options.iface_can_reach {
-            Some(std::net::IpAddr::V4(address)) => Some(address),
-            _ => None,
-        },
+        can_reach: options.iface_can_reach,
         public_ip: options.public_ip,
     };
     let snapshot = interface::snapshot(netlink, &selection).await?;

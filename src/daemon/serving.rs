@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 use super::capture::Captures;
 use super::control::Question;
 use super::files::Files;
-use super::follow::Underlay;
+use super::follow::{Bridges, Underlay};
+use super::health::Readiness;
 use super::instance::InstanceLock;
 use super::lifecycle::Patience;
 use super::notify::{self, Watchdog};
@@ -57,6 +58,8 @@ pub struct Serving {
     /// What came from each peer, and when.
     pub(super) seen: BTreeMap<Ipv4Net, Seen>,
     pub(super) watchdog: Watchdog,
+    pub(super) bridges: Bridges,
+    pub(super) readiness: Readiness,
     pub(super) captures: Captures,
     pub(super) _rules: RulesKept,
     pub(super) _lock: InstanceLock,
@@ -141,6 +144,8 @@ impl Serving {
             Ok(None) => {}
             Err(error) => tracing::debug!(event = "underlay_unseen", %error, "looking again soon"),
         }
+        let subnet = self.state.subnet;
+        self.bridges.look(&self.netlink, subnet, self.mtu).await;
         self.note_seen();
         self.watchdog.feed(&self.overlay.progress(), Instant::now());
         if self.manager.own.has_changed().unwrap_or(false) {
@@ -228,10 +233,10 @@ impl Serving {
         if let Err(error) = self.files.rewrite_subnet_file(&self.state, mtu) {
             tracing::error!(event = "subnet_file", %error, "the subnet file has the old MTU");
         }
-        super::follow::warn_of_larger_bridges(&self.netlink, self.state.subnet, mtu).await;
     }
 
     async fn restore(&mut self) {
+        self.readiness.set_device(false);
         let mut patience = Patience::default();
         while let Err(error) = self.overlay.restore().await {
             patience
@@ -240,6 +245,7 @@ impl Serving {
         }
         // Every worker has reported the same loss.
         while self.device_gone.try_recv().is_ok() {}
+        self.readiness.set_device(true);
         tracing::info!(event = "device_restored", "device and packet loop are back");
     }
 
