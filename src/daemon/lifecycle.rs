@@ -212,7 +212,7 @@ async fn start(
         rules.undo().await;
         return Err(failure);
     }
-    rules.settle();
+    rules.settle().await;
     notify::ready(&format!("serving {own}, {} peers", overlay.peers()));
     tracing::info!(event = "ready", subnet = %own, peers = overlay.peers(), "Running backend.");
     let changes = Changes::listen().inspect_err(|error| {

@@ -135,6 +135,7 @@ impl Plan {
                 let found = choice.look_until_found(subject, wanted, every).await;
                 let firewall = Firewall::new(found, subject, wanted, former);
                 let in_place = first(&firewall, wanted, &readiness).await;
+                firewall.sweep_ipv6().await;
                 keep(&firewall, every, in_place, &readiness).await;
             };
             kept.task = Some(tokio::spawn(task));
@@ -143,6 +144,7 @@ impl Plan {
         let firewall = Firewall::new(found, subject, wanted, former);
         let before = firewall.remember().await;
         let in_place = first(&firewall, wanted, &readiness).await;
+        kept.in_place = in_place;
         let firewall = Arc::new(firewall);
         kept.before = Some((Arc::clone(&firewall), before));
         let task = async move { keep(&firewall, every, in_place, &readiness).await };
@@ -199,15 +201,21 @@ pub struct RulesKept {
     task: Option<JoinHandle<()>>,
     /// What this start found.
     before: Option<(Arc<Firewall>, Before)>,
+    /// Whether the rules could be made.
+    in_place: bool,
     /// Whether this start switched forwarding on.
     switched_on: bool,
 }
 
 impl RulesKept {
     /// The start has succeeded: there is nothing to take back any more.
-    pub fn settle(&mut self) {
-        self.before = None;
+    pub async fn settle(&mut self) {
         self.switched_on = false;
+        if let Some((firewall, _)) = self.before.take()
+            && self.in_place
+        {
+            firewall.sweep_ipv6().await;
+        }
     }
 
     /// Takes back what this start changed.

@@ -157,7 +157,7 @@ impl Firewall {
         let _lock = self.lock().await?;
         let mut outcome = self.put_tables_back(&before.iptables).await;
         if let Some(before) = &before.nftables
-            && list().await.is_ok_and(|present| present != *before)
+            && list().await.unwrap_or_default() != *before
         {
             let text = nftables::restoration(before);
             outcome = outcome.and(tools::run("nft", &["-f", "-"], &text).await.map(drop));
@@ -202,13 +202,13 @@ impl Firewall {
                 let _ = self.establish_tables(NOTHING).await;
             }
         }
-        self.sweep_ipv6().await;
         Ok(())
     }
 
     /// Removes what flannel made for IPv6 beside its rules for IPv4: it has no use here. Where
-    /// there are no tools for IPv6, there is nothing of it.
-    async fn sweep_ipv6(&self) {
+    /// there are no tools for IPv6, there is nothing of it. It cannot be put back, so it is for
+    /// when a start has succeeded.
+    pub async fn sweep_ipv6(&self) {
         let _ = tools::run("nft", &["-f", "-"], &nftables::removal_of_ipv6()).await;
         for table in TABLES {
             let saved = tools::run("ip6tables-save", &["-t", table.name()], "").await;
