@@ -10,10 +10,12 @@
 PREFIX ?= /usr/local
 FUZZ_SECONDS ?= 3600
 SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
-# cargo refuses an empty runner, so as root there is none.
-RUN_TESTS_AS_ROOT := $(if $(SUDO),\
-	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(SUDO) \
-	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=$(SUDO))
+# Where all that the tests need has been installed, a test that cannot be made is a failure.
+TEST_SETTINGS = UVXLAN_NO_SKIP=1
+# cargo refuses an empty runner, so as root there is none; sudo hands no variables over.
+RUN_TESTS_AS_ROOT = $(TEST_SETTINGS) $(if $(SUDO),\
+	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO) env $(TEST_SETTINGS)" \
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO) env $(TEST_SETTINGS)")
 
 .PHONY: all deny demo test check-style unit soak bench bench-smoke fuzz fuzz-smoke doc install clean deb deb-root try-package build-needs test-needs
 
@@ -42,8 +44,9 @@ check-style:
 unit:
 	$(RUN_TESTS_AS_ROOT) cargo test --locked
 
+soak: TEST_SETTINGS += UVXLAN_TRANSFER_MIB=4096
 soak: test-needs
-	UVXLAN_TRANSFER_MIB=4096 $(RUN_TESTS_AS_ROOT) cargo test --release --locked --test large_packets -- --nocapture
+	$(RUN_TESTS_AS_ROOT) cargo test --release --locked --test large_packets -- --nocapture
 
 bench:
 	cargo bench --locked

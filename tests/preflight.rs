@@ -267,7 +267,7 @@ fn a_port_of_both_families_is_named_and_one_of_ipv6_alone_is_free() {
     let bind = || UdpSocket::bind(("::", PORT));
     let holder = match lab.host().namespace().run(bind).unwrap() {
         Ok(holder) => holder,
-        Err(error) => return eprintln!("skipped: no IPv6 here: {error}"),
+        Err(error) => return uvxlan::testbed::skipped(format!("no IPv6 here: {error}")),
     };
     let start = lab.start(&[], None);
     assert_eq!(start.status, Some(1), "{}", start.log);

@@ -2,7 +2,6 @@
 #![allow(dead_code, reason = "no test program uses all of it")]
 
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::process::Command;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
@@ -34,7 +33,7 @@ pub const OUR_MAC: MacAddr = MacAddr([0x0e, 0, 0, 0, 0, 2]);
 macro_rules! need {
     ($check:expr) => {
         if let Err(reason) = $check {
-            eprintln!("skipped: {reason}");
+            uvxlan::testbed::skipped(reason);
             return;
         }
     };
@@ -226,32 +225,28 @@ impl Overlay {
     }
 }
 
+/// What a device can leave for later when it sends: checksums and cutting.
+const OFFLOADS: [&str; 10] = [
+    "tx-checksum-ip-generic",
+    "tx-checksum-ipv4",
+    "tx-checksum-ipv6",
+    "tx-checksum-sctp",
+    "tx-tcp-segmentation",
+    "tx-tcp6-segmentation",
+    "tx-tcp-ecn-segmentation",
+    "tx-generic-segmentation",
+    "tx-udp_tnl-segmentation",
+    "tx-udp_tnl-csum-segmentation",
+];
+
 /// Turns transmit offloads of a node's underlay device off, as if a wire were behind it.
 ///
 /// # Errors
 /// Why that can't be done here.
 pub fn finish_on_sending(node: &Node, device: &str) -> Result<(), String> {
-    let mut command = Command::new("ethtool");
-    command.args(["-K", device, "tx", "off", "tso", "off", "gso", "off"]);
-    command.args([
-        "tx-udp_tnl-segmentation",
-        "off",
-        "tx-udp_tnl-csum-segmentation",
-        "off",
-    ]);
-    let output = node
-        .namespace()
-        .command(command)
-        .output()
-        .map_err(|error| format!("no ethtool program: {error}"))?;
-    if output.status.success() {
-        Ok(())
-    } else {
-        Err(format!(
-            "ethtool: {}",
-            String::from_utf8_lossy(&output.stderr)
-        ))
-    }
+    let off: Vec<_> = OFFLOADS.iter().map(|name| (*name, false)).collect();
+    node.set_features(device, &off)
+        .map_err(|error| error.to_string())
 }
 
 /// The hosts' device on the underlay.
