@@ -3,7 +3,8 @@
 # make bench  the Criterion benches
 # make soak   transfers of a GiB each way over every NIC class, offloads on and off
 # make deb    a Debian package in target/deb/
-# make try-package  that package, and make install, in a fresh Debian root
+# make try-package  that package, and make install, in a fresh Debian root; make test does it
+#             with the program that it has built anyway
 # make fuzz   all fuzz targets, FUZZ_SECONDS each (default one hour)
 # make deny   licenses, sources and known weaknesses of dependencies (needs cargo-deny)
 
@@ -17,7 +18,7 @@ RUN_TESTS_AS_ROOT = $(TEST_SETTINGS) $(if $(SUDO),\
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO) env $(TEST_SETTINGS)" \
 	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO) env $(TEST_SETTINGS)")
 
-.PHONY: all deny demo test check-style unit soak bench bench-smoke fuzz fuzz-smoke doc install clean deb deb-root try-package build-needs test-needs
+.PHONY: all deny demo test check-style unit soak bench bench-smoke fuzz fuzz-smoke doc install clean deb deb-root try-package try-unreleased build-needs test-needs
 
 all: build-needs
 	cargo build --release --locked
@@ -31,7 +32,7 @@ test-needs:
 demo: all
 	$(SUDO) ./target/release/uvxlan demo
 
-test: test-needs check-style unit bench-smoke fuzz-smoke doc
+test: test-needs check-style unit try-unreleased bench-smoke fuzz-smoke doc
 	@echo "all tests passed"
 
 check-style:
@@ -92,21 +93,29 @@ install: $(if $(BIN),,all)
 	umask 022; $(DESTDIR)$(PREFIX)/sbin/uvxlan completions zsh >$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_uvxlan
 	umask 022; $(DESTDIR)$(PREFIX)/sbin/uvxlan completions fish >$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/uvxlan.fish
 
-# A Debian package in target/deb/, of what `make install` installs.
+# A Debian package in target/deb/, of what `make install` installs. By dpkg-deb, which every
+# Debian has: cargo-deb would be one tool more to build, and would want the list of files a
+# second time, in Cargo.toml, beside the one above.
 deb: all
 	rm -rf target/deb
 	install -d target/deb
 	$(MAKE) deb-root DESTDIR=$(CURDIR)/target/deb/root PREFIX=/usr BIN=target/release/uvxlan
 	dpkg-deb --root-owner-group --build target/deb/root target/deb/
 
-try-package: deb
-	$(SUDO) ./scripts/try-package.sh
+try-package: all
+	$(SUDO) ./scripts/try-package.sh target/release/uvxlan
+
+try-unreleased:
+	cargo build --locked
+	$(SUDO) ./scripts/try-package.sh target/debug/uvxlan
 
 # What goes into the package, below DESTDIR.
 deb-root: install
 	gzip -9nf $(DESTDIR)$(PREFIX)/share/man/man1/*.1
+	install -m644 scripts/debian/copyright $(DESTDIR)$(PREFIX)/share/doc/uvxlan/copyright
 	install -d $(DESTDIR)/DEBIAN
-	umask 022; ./scripts/debian/control.sh $(DESTDIR)$(PREFIX)/sbin/uvxlan >$(DESTDIR)/DEBIAN/control
+	umask 022; ./scripts/debian/control.sh $(DESTDIR)$(PREFIX)/sbin/uvxlan $(DESTDIR) >$(DESTDIR)/DEBIAN/control
+	umask 022; cd $(DESTDIR) && find usr -type f -exec md5sum {} + | LC_ALL=C sort -k 2 >DEBIAN/md5sums
 	install -m644 scripts/debian/conffiles $(DESTDIR)/DEBIAN/
 	install -m755 scripts/debian/prerm scripts/debian/postinst scripts/debian/postrm $(DESTDIR)/DEBIAN/
 

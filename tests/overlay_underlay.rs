@@ -122,6 +122,20 @@ fn a_bridge_that_comes_later_with_a_larger_mtu_is_told_of_once() {
     a.change(&["link", "add", "docker0", "type", "bridge"]);
     a.change(&["link", "set", "docker0", "mtu", "1500", "up"]);
     a.change(&["addr", "add", &format!("{gateway}/24"), "dev", "docker0"]);
+    // As long as nobody is joined to it, it has the kernel's MTU whatever docker was told.
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    assert_eq!(told(""), 0, "{}", a.log());
+    a.change(&[
+        "link",
+        "add",
+        "container",
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "inside",
+    ]);
+    a.change(&["link", "set", "container", "master", "docker0", "up"]);
     eventually("a word about it", || told("bridge_mtu=1500") == 1);
     // As long as nothing changes, no second.
     std::thread::sleep(std::time::Duration::from_secs(5));

@@ -35,7 +35,8 @@ pub fn device_mtu(config: &NetworkConfig, external: &ExternalInterface) -> Resul
 
 /// Says so where a bridge of our subnet (docker's) has a larger MTU than the device: its
 /// containers send packets that do not fit. docker starts after us, so it is looked for again
-/// and again, and said once of each bridge and pair of MTUs.
+/// and again, and said once of each bridge and pair of MTUs. A bridge that nobody is joined to
+/// has the kernel's MTU whatever docker was told, and takes that of its ports later.
 #[derive(Debug, Default)]
 pub struct Bridges(BTreeSet<(String, u32, u16)>);
 
@@ -77,7 +78,10 @@ fn larger_bridges<'a>(
         })
     };
     links.iter().filter(move |link| {
-        link.kind.as_deref() == Some("bridge") && link.mtu > u32::from(mtu) && ours(link)
+        link.kind.as_deref() == Some("bridge")
+            && link.mtu > u32::from(mtu)
+            && links.iter().any(|port| port.master == Some(link.index))
+            && ours(link)
     })
 }
 
