@@ -1,7 +1,7 @@
 //! The life of `uvxlan run`, from the first look at the store to the last packet.
 //!
-//! Order of a start, as flannel's where somebody can see it: network config, interface,
-//! identity, lease, device, packet loop, peers and routes, rules, state file, subnet file,
+//! Order of a start, as flannel's where somebody can see it: network config, interface, a look
+//! at all that is needed ([`preflight`]), identity, lease, device, packet loop, peers and routes, rules, state file, subnet file,
 //! READY=1. Until there is a lease nothing on the host is changed.
 
 use std::collections::BTreeMap;

@@ -125,8 +125,11 @@ fn inodes(address: Ipv4Addr, port: u16) -> Vec<u64> {
     };
     let found = listed("/proc/self/net/udp");
     // Those of IPv6 matter where one of them takes IPv4 too.
-    if found.is_empty() && is_taken(address, port).unwrap_or(false) {
-        return listed("/proc/self/net/udp6");
+    if found.is_empty() {
+        let of_ipv6 = listed("/proc/self/net/udp6");
+        if !of_ipv6.is_empty() && is_taken(address, port).unwrap_or(false) {
+            return of_ipv6;
+        }
     }
     found
 }

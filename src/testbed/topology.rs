@@ -75,7 +75,7 @@ impl Topology {
         };
         Ok(Self {
             hosts: start_all(nodes, UNDERLAY, None)?,
-            others: others,
+            others,
         })
     }
 
