@@ -3,19 +3,22 @@
 # make bench  the Criterion benches
 # make soak   transfers of a GiB each way over every NIC class, offloads on and off
 # make deb    a Debian package in target/deb/
-# make try-package  that package, and make install, in a fresh Debian root
+# make try-package  that package, and make install, in a fresh Debian root; make test does it
+#             with the program that it has built anyway
 # make fuzz   all fuzz targets, FUZZ_SECONDS each (default one hour)
 # make deny   licenses, sources and known weaknesses of dependencies (needs cargo-deny)
 
 PREFIX ?= /usr/local
 FUZZ_SECONDS ?= 3600
 SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
-# cargo refuses an empty runner, so as root there is none.
-RUN_TESTS_AS_ROOT := $(if $(SUDO),\
-	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(SUDO) \
-	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=$(SUDO))
+# Where all that the tests need has been installed, a test that cannot be made is a failure.
+TEST_SETTINGS = UVXLAN_NO_SKIP=1
+# cargo refuses an empty runner, so as root there is none; sudo hands no variables over.
+RUN_TESTS_AS_ROOT = $(TEST_SETTINGS) $(if $(SUDO),\
+	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO) env $(TEST_SETTINGS)" \
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO) env $(TEST_SETTINGS)")
 
-.PHONY: all deny demo test check-style unit soak bench bench-smoke fuzz fuzz-smoke doc install clean deb deb-root try-package build-needs test-needs
+.PHONY: all deny demo test check-style unit soak bench bench-smoke fuzz fuzz-smoke doc install clean deb deb-root try-package try-unreleased build-needs test-needs
 
 all: build-needs
 	cargo build --release --locked
@@ -29,7 +32,7 @@ test-needs:
 demo: all
 	$(SUDO) ./target/release/uvxlan demo
 
-test: test-needs check-style unit bench-smoke fuzz-smoke doc
+test: test-needs check-style unit try-unreleased bench-smoke fuzz-smoke doc
 	@echo "all tests passed"
 
 check-style:
@@ -42,8 +45,9 @@ check-style:
 unit:
 	$(RUN_TESTS_AS_ROOT) cargo test --locked
 
+soak: TEST_SETTINGS += UVXLAN_TRANSFER_MIB=4096
 soak: test-needs
-	UVXLAN_TRANSFER_MIB=4096 $(RUN_TESTS_AS_ROOT) cargo test --release --locked --test large_packets -- --nocapture
+	$(RUN_TESTS_AS_ROOT) cargo test --release --locked --test large_packets -- --nocapture
 
 bench:
 	cargo bench --locked
@@ -89,21 +93,29 @@ install: $(if $(BIN),,all)
 	umask 022; $(DESTDIR)$(PREFIX)/sbin/uvxlan completions zsh >$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_uvxlan
 	umask 022; $(DESTDIR)$(PREFIX)/sbin/uvxlan completions fish >$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/uvxlan.fish
 
-# A Debian package in target/deb/, of what `make install` installs.
+# A Debian package in target/deb/, of what `make install` installs. By dpkg-deb, which every
+# Debian has: cargo-deb would be one tool more to build, and would want the list of files a
+# second time, in Cargo.toml, beside the one above.
 deb: all
 	rm -rf target/deb
 	install -d target/deb
 	$(MAKE) deb-root DESTDIR=$(CURDIR)/target/deb/root PREFIX=/usr BIN=target/release/uvxlan
 	dpkg-deb --root-owner-group --build target/deb/root target/deb/
 
-try-package: deb
-	$(SUDO) ./scripts/try-package.sh
+try-package: all
+	$(SUDO) ./scripts/try-package.sh target/release/uvxlan
+
+try-unreleased:
+	cargo build --locked
+	$(SUDO) ./scripts/try-package.sh target/debug/uvxlan
 
 # What goes into the package, below DESTDIR.
 deb-root: install
 	gzip -9nf $(DESTDIR)$(PREFIX)/share/man/man1/*.1
+	install -m644 scripts/debian/copyright $(DESTDIR)$(PREFIX)/share/doc/uvxlan/copyright
 	install -d $(DESTDIR)/DEBIAN
-	umask 022; ./scripts/debian/control.sh $(DESTDIR)$(PREFIX)/sbin/uvxlan >$(DESTDIR)/DEBIAN/control
+	umask 022; ./scripts/debian/control.sh $(DESTDIR)$(PREFIX)/sbin/uvxlan $(DESTDIR) >$(DESTDIR)/DEBIAN/control
+	umask 022; cd $(DESTDIR) && find usr -type f -exec md5sum {} + | LC_ALL=C sort -k 2 >DEBIAN/md5sums
 	install -m644 scripts/debian/conffiles $(DESTDIR)/DEBIAN/
 	install -m755 scripts/debian/prerm scripts/debian/postinst scripts/debian/postrm $(DESTDIR)/DEBIAN/
 

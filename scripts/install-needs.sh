@@ -28,7 +28,10 @@ if [ "$want" = test ]; then
     need tshark tshark
     need systemd-analyze systemd
     need promtool prometheus
+    need groff groff-base
+    need sysctl procps
     need tmux tmux
+    need debootstrap debootstrap
     need dockerd docker.io
     # A package of its own since Debian 13, before that a part of docker.io.
     need docker docker-cli

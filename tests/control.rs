@@ -336,7 +336,7 @@ fn prometheus_finds_the_metrics() {
     }
     // Prometheus' own opinion, where it is installed.
     if let Err(reason) = possible(&["promtool"]) {
-        eprintln!("skipped: {reason}");
+        uvxlan::testbed::skipped(reason);
         return;
     }
     let mut check = Command::new("promtool")
@@ -416,7 +416,7 @@ impl Drop for Tmux {
 fn top_lives_in_a_terminal_and_listens_to_its_keys() {
     need!(possible(&["ip"]));
     if Command::new("tmux").arg("-V").output().is_err() {
-        eprintln!("skipped: no program tmux");
+        uvxlan::testbed::skipped("no program tmux");
         return;
     }
     let lab = Lab::new();
@@ -516,7 +516,7 @@ fn alert_rules_and_board_name_metrics_that_there_are() {
         }
     }
     if let Err(reason) = possible(&["promtool"]) {
-        eprintln!("skipped: {reason}");
+        uvxlan::testbed::skipped(reason);
         return;
     }
     let check = Command::new("promtool")

@@ -162,6 +162,26 @@ fn an_interface_that_is_not_there_is_named_with_those_that_are() {
     assert!(text.contains("eth7") && text.contains("eth0"), "{text}");
 }
 
+/// As flannel, which logs it and tries what else was given.
+#[test]
+fn an_expression_that_is_none_is_passed_over() {
+    need!(possible(&[]));
+    let lab = Lab::new(CONFIG);
+    let output = lab.run(&["--iface-regex=(", "--iface-regex=eth7"]);
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    for words in ["no regular expression", "eth7", "this host has"] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    let store = lab.store_flag();
+    let arguments = ["run", &store, "--iface-regex=(", "--iface-regex=^eth0$"];
+    let child = lab.command(Path::new(PROGRAM), &arguments).spawn().unwrap();
+    eventually("it serves", || lab.path("subnet.env").exists());
+    terminate(&child);
+    let text = stderr(&ended(child));
+    assert!(text.contains("no regular expression"), "{text}");
+}
+
 #[test]
 fn a_port_in_use_is_named() {
     need!(possible(&[]));
@@ -296,7 +316,7 @@ fn ready_comes_after_the_subnet_file() {
 
 #[test]
 fn health_is_answered_from_the_start_and_readiness_when_it_serves() {
-    need!(possible(&[]));
+    need!(possible(&["ip"]));
     let lab = Lab::new("");
     let store = lab.store_flag();
     let arguments = ["run", &store, "--iface=eth0", "--healthz-port=8285"];
@@ -318,12 +338,37 @@ fn health_is_answered_from_the_start_and_readiness_when_it_serves() {
         get("/healthz").starts_with("HTTP/1.1 200")
     });
     assert!(get("/healthz").ends_with("flanneld is running"));
+    let not_yet = get("/readyz");
     assert!(
-        get("/readyz").starts_with("HTTP/1.1 503"),
-        "there is no config yet"
+        not_yet.starts_with("HTTP/1.1 503")
+            && not_yet.ends_with("\r\n\r\nflanneld is not ready yet"),
+        "there is no config yet: {not_yet}"
     );
     std::fs::write(lab.path("store").join("config"), CONFIG).unwrap();
-    eventually("it is ready", || get("/readyz").starts_with("HTTP/1.1 200"));
+    let is_ready = || get("/readyz").starts_with("HTTP/1.1 200");
+    eventually("it is ready", is_ready);
+    assert!(get("/readyz").ends_with("\r\n\r\nflanneld is ready"));
+
+    // The device is gone, and somebody else has its name before it can be made anew.
+    let batch = lab.path("batch");
+    std::fs::write(
+        &batch,
+        "link del flannel.1\nlink add flannel.1 type bridge\n",
+    )
+    .unwrap();
+    let ip = |arguments: &[&str]| {
+        let mut command = Command::new("ip");
+        command.args(arguments);
+        lab.host().namespace().command(command).output().unwrap()
+    };
+    eventually("it is not ready while the device is away", || {
+        ip(&["-batch", batch.to_str().unwrap()]);
+        std::thread::sleep(Duration::from_millis(300));
+        get("/readyz").starts_with("HTTP/1.1 503")
+    });
+    assert!(get("/healthz").starts_with("HTTP/1.1 200"));
+    ip(&["link", "del", "flannel.1"]);
+    eventually("it is ready again", is_ready);
     terminate(&child);
     assert_eq!(ended(child).status.code(), Some(0));
 

@@ -315,6 +315,36 @@ fn the_watchdog_hears_of_packet_threads_that_move() {
     service.stop();
 }
 
+/// A timer would go on feeding it.
+#[test]
+fn the_watchdog_hears_nothing_while_one_packet_thread_stands_still() {
+    need!(possible(&["ip"]));
+    let lab = Lab::with_config();
+    let mut service = lab.serve(&["--workers=2"]);
+    service.until("WATCHDOG=1");
+    let tasks = fs::read_dir(format!("/proc/{}/task", service.child.id())).unwrap();
+    let is_packet_thread = |task: &PathBuf| {
+        fs::read_to_string(task.join("comm")).is_ok_and(|name| name.starts_with("uvxlan-"))
+    };
+    let mut tasks = tasks.map(|task| task.unwrap().path());
+    let thread = tasks.find(is_packet_thread).unwrap();
+    let thread = thread.file_name().unwrap().to_str().unwrap().parse();
+    let fed = uvxlan::sys::process::while_stopped(thread.unwrap(), || {
+        service.until("worker_stuck");
+        let count = |service: &mut Service| service.told().matches("WATCHDOG=1").count();
+        let before = count(&mut service);
+        // More than two looks.
+        std::thread::sleep(Duration::from_secs(5));
+        assert_eq!(count(&mut service), before, "{}", service.log());
+        before
+    });
+    let fed = fed.unwrap();
+    eventually("it goes on", || {
+        service.told().matches("WATCHDOG=1").count() > fed
+    });
+    service.stop();
+}
+
 #[test]
 fn either_signal_takes_the_device_and_leaves_the_records() {
     need!(possible(&["ip"]));

@@ -4,11 +4,11 @@ use std::process::{Command, Output};
 
 fn demo(arguments: &[&str]) -> Option<Output> {
     if let Err(reason) = uvxlan::testbed::available() {
-        println!("SKIPPED: {reason}");
+        uvxlan::testbed::skipped(reason);
         return None;
     }
     if !std::path::Path::new("/dev/net/tun").exists() {
-        println!("SKIPPED: there is no /dev/net/tun");
+        uvxlan::testbed::skipped("there is no /dev/net/tun");
         return None;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -42,7 +42,7 @@ fn the_story_ends_with_a_table_of_both_contenders() {
     for name in ["uvxlan", "kernel vxlan"] {
         let row = row(name);
         if name == "kernel vxlan" && row.contains("not on this machine") {
-            println!("SKIPPED: {row}");
+            uvxlan::testbed::skipped(format!("no kernel vxlan: {row}"));
             continue;
         }
         assert!(row.contains(" 0/20 ") && row.contains(" 62 "), "{row}");

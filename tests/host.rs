@@ -20,7 +20,7 @@ const PROTOCOL_BOOT: u8 = 3;
 macro_rules! need {
     ($check:expr) => {
         if let Err(reason) = $check {
-            eprintln!("skipped: {reason}");
+            uvxlan::testbed::skipped(reason);
             return;
         }
     };
@@ -134,7 +134,7 @@ fn a_tap_is_not_mistaken_for_our_tun() {
     for (mode, ours) in [("tun", true), ("tap", false)] {
         let node = match node_with_tun(mode) {
             Ok(node) => node,
-            Err(reason) => return eprintln!("skipped: {reason}"),
+            Err(reason) => return uvxlan::testbed::skipped(reason),
         };
         in_node(&node, async |netlink| {
             let outcome = take_over_kernel_vxlan(&netlink, DEVICE).await;
@@ -151,7 +151,7 @@ fn a_tap_is_not_mistaken_for_our_tun() {
 fn the_device_gets_mtu_one_address_and_no_ipv6() {
     let node = match node_with_tun("tun") {
         Ok(node) => node,
-        Err(reason) => return eprintln!("skipped: {reason}"),
+        Err(reason) => return uvxlan::testbed::skipped(reason),
     };
     in_node(&node, async |netlink| {
         let index = netlink.expect_link(DEVICE).await.unwrap().index;
@@ -194,7 +194,7 @@ fn the_device_gets_mtu_one_address_and_no_ipv6() {
 fn routes_follow_the_peers_and_foreign_ones_stay() {
     let node = match node_with_tun("tun") {
         Ok(node) => node,
-        Err(reason) => return eprintln!("skipped: {reason}"),
+        Err(reason) => return uvxlan::testbed::skipped(reason),
     };
     in_node(&node, async |netlink| {
         let device = netlink.expect_link(DEVICE).await.unwrap().index;
@@ -270,7 +270,7 @@ async fn expect_ours(netlink: &Netlink, device: u32, expected: &[&str]) {
 fn a_crooked_route_of_ours_is_put_right() {
     let node = match node_with_tun("tun") {
         Ok(node) => node,
-        Err(reason) => return eprintln!("skipped: {reason}"),
+        Err(reason) => return uvxlan::testbed::skipped(reason),
     };
     in_node(&node, async |netlink| {
         let device = netlink.expect_link(DEVICE).await.unwrap().index;

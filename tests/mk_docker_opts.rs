@@ -213,7 +213,7 @@ fn the_program_is_found_beside_the_script_under_either_name() {
         .output()
         .unwrap();
     if output.status.success() {
-        println!("SKIPPED: a uvxlan is installed on this machine's PATH");
+        uvxlan::testbed::skipped("a uvxlan is installed on this machine's PATH");
         return;
     }
     assert_eq!(output.status.code(), Some(127));
@@ -250,15 +250,15 @@ fn the_guides_command_line_overwrites_the_subnet_file_with_flannels_bytes() {
                 && !at("first").exists()
                 && unshare_refused(&output) =>
         {
-            println!("SKIPPED: no mount namespace here: {output:?}");
+            uvxlan::testbed::skipped(format!("no mount namespace here: {output:?}"));
             return;
         }
         Ok(output) if output.status.code() == Some(99) => {
-            println!("SKIPPED: /run cannot be mounted over: {output:?}");
+            uvxlan::testbed::skipped(format!("/run cannot be mounted over: {output:?}"));
             return;
         }
         Err(error) => {
-            println!("SKIPPED: no unshare program: {error}");
+            uvxlan::testbed::skipped(format!("no unshare program: {error}"));
             return;
         }
         Ok(output) => output,
@@ -293,6 +293,8 @@ fn digest(file: &Path) {
                 Some("beccaa8ebf0a0c9fff6b66992715941a")
             );
         }
-        Err(error) => println!("SKIPPED: the digest: no md5sum program: {error}"),
+        Err(error) => {
+            uvxlan::testbed::skipped(format!("the digest: no md5sum program: {error}"));
+        }
     }
 }

@@ -1,12 +1,10 @@
-//! What happens below the tunnels: peers on the same link, interfaces that change.
+//! What happens below the tunnels: interfaces that change, and MTUs.
 
 #[path = "support/nodes.rs"]
 mod nodes;
 
 use nodes::{EtcdOnHost, NodeUnderTest, PREFIX, eventually, need, possible, soon};
-use uvxlan::testbed::{Host, Topology};
-
-const DIRECT: &str = r#"{"Network": "10.5.0.0/16", "SubnetMin": "10.5.10.0", "SubnetMax": "10.5.250.0", "Backend": {"Type": "vxlan", "DirectRouting": true}}"#;
+use uvxlan::testbed::Topology;
 
 struct Cluster {
     topology: Topology,
@@ -15,7 +13,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    /// The last host has etcd, and can route between the others.
+    /// The last host has etcd.
     fn new(daemons: usize, config: &str) -> Self {
         let topology = Topology::with_hosts(daemons + 1).unwrap();
         let folder = tempfile::tempdir().unwrap();
@@ -41,97 +39,10 @@ impl Cluster {
         flags.extend(more.iter().map(|flag| (*flag).to_owned()));
         NodeUnderTest::start(&self.topology.hosts()[number], self.folder.path(), &flags)
     }
-
-    fn router(&self) -> &Host {
-        self.topology.hosts().last().unwrap()
-    }
 }
 
 fn tools() -> Result<(), String> {
     possible(&["etcd", "etcdctl"])
-}
-
-/// The routes to a node's subnet, as `ip route` shows them.
-fn route(from: &NodeUnderTest, to: &NodeUnderTest) -> String {
-    let subnet = to.env.unwrap().subnet.to_string();
-    from.output("ip", &["route", "show", &subnet])
-}
-
-/// Frames that went through the tunnel, by the daemon's own device.
-fn tunnelled(node: &NodeUnderTest) -> u64 {
-    let text = node.output("cat", &["/proc/net/dev"]);
-    let line = text
-        .lines()
-        .find(|line| line.contains("flannel.1"))
-        .unwrap();
-    let fields: Vec<_> = line.split_whitespace().collect();
-    // Received from us, and sent to us.
-    fields[2].parse::<u64>().unwrap() + fields[10].parse::<u64>().unwrap()
-}
-
-#[test]
-fn peers_on_the_link_are_reached_directly_and_others_through_the_tunnel() {
-    need!(tools());
-    let cluster = Cluster::new(3, DIRECT);
-    let router = cluster.router();
-    for name in ["all", "eth0"] {
-        let name = format!("net/ipv4/conf/{name}/send_redirects");
-        router.node().sysctl(&name, "0").unwrap();
-    }
-    // Host c is in another segment: to reach it, the others go through the router.
-    let hosts = cluster.topology.hosts();
-    let via = |from: &Host, to: &Host| {
-        let index = from.node().netlink(async |netlink| {
-            let index = netlink.expect_link("eth0").await?.index;
-            let route = uvxlan::host::netlink::Route {
-                protocol: 3,
-                ..uvxlan::host::netlink::Route::ours(
-                    to.address().into(),
-                    Some(router.address()),
-                    index,
-                )
-            };
-            netlink.add_route(&route).await.map(|()| index)
-        });
-        index.unwrap();
-    };
-    for near in &hosts[..2] {
-        via(near, &hosts[2]);
-        via(&hosts[2], near);
-    }
-    let (a, b, c) = (cluster.start(0), cluster.start(1), cluster.start(2));
-    let gateway = format!("via {} dev eth0", b.host.address());
-    eventually("a plain route to b", || route(&a, &b).contains(&gateway));
-    eventually("all routes", || {
-        route(&b, &a).contains("dev eth0")
-            && route(&a, &c).contains("dev flannel.1")
-            && route(&c, &b).contains("dev flannel.1")
-    });
-    let before = tunnelled(&a);
-    assert!(a.ping(&b, 10).is_complete());
-    assert!(b.ping(&a, 10).is_complete());
-    a.transfer(&b, 4 << 20);
-    assert_eq!(tunnelled(&a), before, "nothing of it in the tunnel");
-    assert!(a.ping(&c, 10).is_complete());
-    assert!(c.ping(&b, 10).is_complete());
-    assert!(tunnelled(&a) > before, "and that is in it");
-
-    // The way to b changes: it is not on the link any more, and then it is again.
-    let far = format!("{}/32", b.host.address());
-    let near = format!("{}/32", a.host.address());
-    let router_address = router.address().to_string();
-    a.change(&["route", "add", &far, "via", &router_address, "dev", "eth0"]);
-    b.change(&["route", "add", &near, "via", &router_address, "dev", "eth0"]);
-    eventually("b through the tunnel", || {
-        route(&a, &b).contains("dev flannel.1") && route(&b, &a).contains("dev flannel.1")
-    });
-    assert!(a.ping(&b, 5).is_complete());
-    a.change(&["route", "del", &far]);
-    b.change(&["route", "del", &near]);
-    eventually("b directly again", || {
-        route(&a, &b).contains(&gateway) && route(&b, &a).contains("dev eth0")
-    });
-    assert!(a.ping(&b, 5).is_complete());
 }
 
 #[test]
@@ -170,6 +81,70 @@ fn the_underlays_mtu_is_followed() {
             .starts_with("DOCKER_NETWORK_OPTIONS")
     );
     a.transfer(&b, 4 << 20);
+}
+
+#[test]
+fn a_configured_mtu_is_that_of_the_underlay_whatever_the_interface_has() {
+    need!(tools());
+    let config = nodes::CONFIG.replace(r#""vxlan""#, r#""vxlan", "MTU": 1400"#);
+    let cluster = Cluster::new(2, &config);
+    let (a, b) = (cluster.start(0), cluster.start(1));
+    let device = || a.output("ip", &["link", "show", "flannel.1"]);
+    let file = || std::fs::read_to_string(a.folder.join("subnet.env")).unwrap();
+    let check = || {
+        assert!(device().contains(" mtu 1350 "), "{}", device());
+        assert!(file().contains("FLANNEL_MTU=1350\n"), "{}", file());
+    };
+    check();
+    eventually("the containers reach each other", || a.reaches(&b));
+    a.change(&["link", "set", "eth0", "mtu", "1480"]);
+    // Longer than the pause between two looks.
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    check();
+    a.transfer(&b, 1 << 20);
+}
+
+/// docker starts after us, with whatever its own options say.
+#[test]
+fn a_bridge_that_comes_later_with_a_larger_mtu_is_told_of_once() {
+    need!(tools());
+    let cluster = Cluster::new(2, nodes::CONFIG);
+    let mut a = cluster.start(0);
+    a.container = None;
+    a.change(&["link", "del", "cni0"]);
+    let told = |words: &str| {
+        let log = a.log();
+        let lines = log.lines().filter(|line| line.contains("bridge_mtu"));
+        lines.filter(|line| line.contains(words)).count()
+    };
+    assert_eq!(told(""), 0, "{}", a.log());
+    let gateway = a.env.unwrap().subnet.hosts().next().unwrap();
+    a.change(&["link", "add", "docker0", "type", "bridge"]);
+    a.change(&["link", "set", "docker0", "mtu", "1500", "up"]);
+    a.change(&["addr", "add", &format!("{gateway}/24"), "dev", "docker0"]);
+    // As long as nobody is joined to it, it has the kernel's MTU whatever docker was told.
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    assert_eq!(told(""), 0, "{}", a.log());
+    a.change(&[
+        "link",
+        "add",
+        "container",
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "inside",
+    ]);
+    a.change(&["link", "set", "container", "master", "docker0", "up"]);
+    eventually("a word about it", || told("bridge_mtu=1500") == 1);
+    // As long as nothing changes, no second.
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    assert_eq!(told(""), 1, "{}", a.log());
+    a.change(&["link", "set", "docker0", "mtu", "1480"]);
+    eventually("another MTU is news", || told("bridge_mtu=1480") == 1);
+    a.change(&["link", "set", "docker0", "mtu", "1450"]);
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    assert_eq!(told(""), 2, "{}", a.log());
 }
 
 #[test]

@@ -26,7 +26,7 @@ fn text(output: &Output) -> String {
 fn exists(program: &str) -> bool {
     let found = Command::new(program).arg("--version").output().is_ok();
     if !found {
-        eprintln!("skipped: no program {program}");
+        uvxlan::testbed::skipped(format!("no program {program}"));
     }
     found
 }
@@ -240,6 +240,20 @@ fn the_debian_package_is_one() {
         dynamic,
         "{fields}"
     );
+    let machine = text(&run("dpkg", &["--print-architecture"]));
+    assert!(
+        fields.contains(&format!("Architecture: {machine}")),
+        "{fields}"
+    );
+    let size = fields
+        .lines()
+        .find_map(|line| line.strip_prefix("Installed-Size: "));
+    let kib: u64 = size.unwrap().parse().unwrap();
+    assert!(
+        kib > fs::metadata(PROGRAM).unwrap().len() / 1024 / 20,
+        "{kib}"
+    );
+    the_sums_are_those_of_the_files(Path::new(&root));
     let conffiles = text(&run("dpkg-deb", &["--info", package, "conffiles"]));
     assert_eq!(conffiles, "/etc/default/uvxlan\n");
     for script in ["postinst", "prerm", "postrm"] {
@@ -255,8 +269,55 @@ fn the_debian_package_is_one() {
         "./etc/default/uvxlan",
         "./usr/share/man/man1/uvxlan-run.1.gz",
         "./usr/lib/uvxlan/flanneld ->",
+        "./usr/share/doc/uvxlan/copyright",
     ] {
         assert!(content.contains(file), "{file}:\n{content}");
+    }
+}
+
+/// `dpkg --verify` needs them, and one for each file but the settings.
+fn the_sums_are_those_of_the_files(root: &Path) {
+    let check = Command::new("md5sum")
+        .args(["--check", "--quiet", "DEBIAN/md5sums"])
+        .current_dir(root)
+        .output()
+        .unwrap();
+    assert!(check.status.success(), "{check:?}");
+    let sums = fs::read_to_string(root.join("DEBIAN/md5sums")).unwrap();
+    let files = below(&root.join("usr"));
+    let files = files
+        .iter()
+        .filter(|path| path.is_file() && !path.is_symlink());
+    assert_eq!(sums.lines().count(), files.count(), "{sums}");
+}
+
+#[test]
+fn the_packages_architecture_is_the_programs() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut elf = fs::read(PROGRAM).unwrap();
+    elf.truncate(4096);
+    for (machine, little, name) in [
+        (62u16, true, "amd64"),
+        (183, true, "arm64"),
+        (243, true, "riscv64"),
+        (22, false, "s390x"),
+    ] {
+        elf[5] = if little { 1 } else { 2 };
+        let bytes = if little {
+            machine.to_le_bytes()
+        } else {
+            machine.to_be_bytes()
+        };
+        elf[18..20].copy_from_slice(&bytes);
+        let program = folder.path().join(name);
+        fs::write(&program, &elf).unwrap();
+        let folder = folder.path().to_str().unwrap();
+        let arguments = [program.to_str().unwrap(), folder];
+        let control = text(&run("scripts/debian/control.sh", &arguments));
+        assert!(
+            control.contains(&format!("Architecture: {name}\n")),
+            "{control}"
+        );
     }
 }
 

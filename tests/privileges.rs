@@ -4,10 +4,11 @@
 mod nodes;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::path::{Path, PathBuf};
 
-use nodes::{CONFIG, NodeUnderTest, eventually, need, possible};
-use uvxlan::testbed::{Topology, topology::UNDERLAY_DEVICE};
+use nodes::{CONFIG, NodeUnderTest, PATIENCE, PROGRAM, eventually, need, possible};
+use uvxlan::testbed::{DaemonProcess, Topology, topology::UNDERLAY_DEVICE};
 
 /// Bits of `CAP_DAC_OVERRIDE`, `CAP_NET_BIND_SERVICE`, `CAP_NET_ADMIN` and `CAP_NET_RAW`
 /// (`include/uapi/linux/capability.h`).
@@ -55,7 +56,28 @@ fn check(pid: u32) {
     }
 }
 
-fn pair(folder: &Path) -> (Topology, NodeUnderTest, NodeUnderTest) {
+/// The daemon with the capabilities that the unit leaves it.
+fn as_the_unit_starts_it(folder: &Path) -> PathBuf {
+    let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/systemd/uvxlan.service");
+    let unit = std::fs::read_to_string(unit).unwrap();
+    let mut lines = unit.lines();
+    let set = lines.find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+    let set: String = set
+        .unwrap()
+        .split(' ')
+        .map(|name| name.replace("CAP_", ",+").to_lowercase())
+        .collect();
+    let program = folder.join("uvxlan-of-the-unit");
+    let text = format!(
+        "#!/bin/sh\nexec setpriv --bounding-set=-all{set} --inh-caps=-all {PROGRAM} \"$@\"\n"
+    );
+    std::fs::write(&program, text).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&program, mode).unwrap();
+    program
+}
+
+fn pair(folder: &Path, program: &Path) -> (Topology, NodeUnderTest, NodeUnderTest) {
     let topology = Topology::two_hosts().unwrap();
     let store = folder.join("store");
     std::fs::create_dir_all(&store).unwrap();
@@ -66,8 +88,9 @@ fn pair(folder: &Path) -> (Topology, NodeUnderTest, NodeUnderTest) {
         "--ip-masq".into(),
         "--iptables-resync=1".into(),
     ];
-    let [a, b] =
-        [0, 1].map(|number| NodeUnderTest::start(&topology.hosts()[number], folder, &flags));
+    let [a, b] = [0, 1].map(|number| {
+        NodeUnderTest::start_program(program, &topology.hosts()[number], folder, &flags)
+    });
     eventually("the containers reach each other", || a.reaches(&b));
     (topology, a, b)
 }
@@ -76,20 +99,52 @@ fn pair(folder: &Path) -> (Topology, NodeUnderTest, NodeUnderTest) {
 fn threads_hold_what_they_need_and_everything_works() {
     need!(possible(&["iptables"]));
     let folder = tempfile::tempdir().unwrap();
-    let (_topology, a, b) = pair(folder.path());
+    everything_works(&pair(folder.path(), Path::new(PROGRAM)));
+}
+
+#[test]
+fn what_the_unit_leaves_is_enough() {
+    need!(possible(&["iptables", "setpriv"]));
+    let folder = tempfile::tempdir().unwrap();
+    let program = as_the_unit_starts_it(folder.path());
+    everything_works(&pair(folder.path(), &program));
+}
+
+#[test]
+fn under_the_unit_the_holder_of_the_port_is_named() {
+    need!(possible(&["setpriv"]));
+    let folder = tempfile::tempdir().unwrap();
+    let program = as_the_unit_starts_it(folder.path());
+    let topology = Topology::two_hosts().unwrap();
+    let host = &topology.hosts()[0];
+    let bind = || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 8472)).unwrap();
+    let _holder = host.namespace().run(bind).unwrap();
+    let store = folder.path().join("store");
+    std::fs::create_dir_all(&store).unwrap();
+    std::fs::write(store.join("config"), CONFIG).unwrap();
+    let store = format!("--store=dir:{}", store.display());
+    let node = folder.path().join("node");
+    let mut daemon = DaemonProcess::start(&program, host, &node, [store.as_str()]).unwrap();
+    let ended = daemon.ready(PATIENCE).unwrap_err().to_string();
+    // This process has capabilities that the daemon has not.
+    let holder = format!("(pid {})", std::process::id());
+    assert!(ended.contains(&holder), "{ended}");
+}
+
+fn everything_works((_topology, a, b): &(Topology, NodeUnderTest, NodeUnderTest)) {
     let pid = a.daemon.as_ref().unwrap().pid();
     check(pid);
-    a.transfer(&b, 16 << 20);
-    b.transfer(&a, 16 << 20);
+    a.transfer(b, 16 << 20);
+    b.transfer(a, 16 << 20);
 
     // What only the control thread can do, it still can: the device with new packet threads
     // and sockets, routes, rules, and files.
     a.change(&["link", "del", "flannel.1"]);
     eventually("traffic flows over the new device", || {
-        a.log().contains("device_restored") && a.reaches(&b)
+        a.log().contains("device_restored") && a.reaches(b)
     });
     check(pid);
-    a.transfer(&b, 1 << 20);
+    a.transfer(b, 1 << 20);
     let masquerades = || {
         a.output("iptables", &["-t", "nat", "-S"])
             .contains("MASQUERADE")
@@ -100,10 +155,10 @@ fn threads_hold_what_they_need_and_everything_works() {
 
     // And what a packet thread asks the kernel only now and then. The device keeps the
     // configured MTU; else it would follow the interface before the first packet.
-    for node in [&a, &b] {
+    for node in [a, b] {
         node.change(&["link", "set", UNDERLAY_DEVICE, "mtu", "1400"]);
     }
-    a.transfer(&b, 4 << 20);
+    a.transfer(b, 4 << 20);
     eventually("the narrow path is known", || {
         a.log().contains("path_narrow")
     });

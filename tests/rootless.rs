@@ -8,7 +8,7 @@ use uvxlan::testbed::{Topology, available};
 
 fn main() {
     if let Err(error) = unshare_user() {
-        println!("skipped: no user namespace here: {error}");
+        uvxlan::testbed::skipped(format!("no user namespace here: {error}"));
         return;
     }
     available().expect("a process that is root in its user namespace can make a testbed");

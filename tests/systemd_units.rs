@@ -33,7 +33,7 @@ fn drop_in() -> String {
 macro_rules! need_systemd_analyze {
     () => {
         if let Err(error) = Command::new("systemd-analyze").arg("--version").output() {
-            println!("SKIPPED: no systemd-analyze program: {error}");
+            uvxlan::testbed::skipped(format!("no systemd-analyze program: {error}"));
             return;
         }
     };
@@ -256,6 +256,22 @@ fn docker_reads_the_file_that_the_unit_writes() {
     );
     // The subnet file itself must stay what the daemon and CNI plugins read.
     assert_ne!(behind("-d"), "/run/flannel/subnet.env");
+}
+
+/// What is closed to the whole of it must be opened for what it writes.
+#[test]
+fn the_unit_may_write_what_it_must_and_no_more_of_run() {
+    let unit = unit();
+    assert_eq!(words(&unit, "Service", "ProtectSystem"), ["strict"]);
+    assert_eq!(
+        words(&unit, "Service", "RuntimeDirectory"),
+        ["flannel", "uvxlan"]
+    );
+    let writable = words(&unit, "Service", "ReadWritePaths");
+    assert_eq!(writable, ["-/run/xtables.lock"]);
+    // A path that is not there yet cannot be let through.
+    let before = words(&unit, "Service", "ExecStartPre");
+    assert_eq!(before, ["-+/bin/touch", "/run/xtables.lock"]);
 }
 
 #[test]

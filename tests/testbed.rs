@@ -20,7 +20,7 @@ const PORT: u16 = 8472;
 macro_rules! need {
     ($check:expr) => {
         if let Err(reason) = $check {
-            eprintln!("skipped: {reason}");
+            uvxlan::testbed::skipped(reason);
             return;
         }
     };

@@ -69,6 +69,37 @@ pub enum Failure {
         /// Who has it.
         holder: String,
     },
+    /// The tunnel's port cannot be had.
+    #[error(
+        "cannot receive on UDP port {port}: {source}; a port below 1024 needs \
+         CAP_NET_BIND_SERVICE, or give this network another Port in its config"
+    )]
+    Port {
+        /// The port.
+        port: u16,
+        /// What came back.
+        source: std::io::Error,
+    },
+    /// A file that the daemon must write cannot be.
+    #[error(
+        "cannot write the {what} {}: {} says {source}; make that folder writable, or choose \
+         another with --{flag}", path.display(), folder.display()
+    )]
+    Unwritable {
+        /// What it is.
+        what: &'static str,
+        /// The file.
+        path: std::path::PathBuf,
+        /// The folder in its way.
+        folder: std::path::PathBuf,
+        /// The flag that names it.
+        flag: &'static str,
+        /// What came back.
+        source: std::io::Error,
+    },
+    /// Several things are missing.
+    #[error("this host lacks {} things, each named above; nothing was changed", .0.len())]
+    Several(Vec<Self>),
     /// The TUN device.
     #[error(transparent)]
     Tun(#[from] TunError),
@@ -134,7 +165,8 @@ impl Failure {
             Self::File { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
                 77
             }
-            Self::File { .. } => 73,
+            Self::File { .. } | Self::Unwritable { .. } => 73,
+            Self::Several(all) => all.first().map_or(1, Self::exit_status),
             Self::Options(_)
             | Self::Config { .. }
             | Self::AlreadyRunning { .. }

@@ -1,7 +1,9 @@
 //! What the daemon leaves on disk: its own state, and the subnet file that others read.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, access};
 
 use super::failure::Failure;
 use super::options::RunOptions;
@@ -25,6 +27,28 @@ impl Files {
             subnet_file: options.subnet_file.clone(),
             ip_masq: options.ip_masq,
         }
+    }
+
+    /// Which of them cannot be written, as far as the folders tell; nothing is changed.
+    #[must_use]
+    pub fn unwritable(&self) -> Vec<Failure> {
+        let state = state_file::path(&self.state_dir);
+        let subnet = self.subnet_file.clone();
+        let all = [
+            ("state file", "state-dir", state),
+            ("subnet file", "subnet-file", subnet),
+        ];
+        let failures = all.into_iter().filter_map(|(what, flag, path)| {
+            let (folder, source) = obstacle(path.parent()?)?;
+            Some(Failure::Unwritable {
+                what,
+                path,
+                folder,
+                flag,
+                source,
+            })
+        });
+        failures.collect()
     }
 
     /// Writes both: the state first, since it is what we need; then what others wait for.
@@ -84,6 +108,25 @@ impl Files {
         };
         file.render()
     }
+}
+
+/// What keeps a file from being made in `folder`, which may have to be made itself: the folder
+/// that is there and refuses.
+fn obstacle(folder: &Path) -> Option<(PathBuf, io::Error)> {
+    // A relative path begins here.
+    let folder = match folder.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => folder,
+    };
+    let source = match std::fs::metadata(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return obstacle(folder.parent()?),
+        Err(error) => error,
+        Ok(found) if !found.is_dir() => io::ErrorKind::NotADirectory.into(),
+        Ok(_) => access(folder, Access::WRITE_OK | Access::EXEC_OK)
+            .err()?
+            .into(),
+    };
+    Some((folder.to_owned(), source))
 }
 
 fn failed(tried: &str, path: PathBuf) -> impl FnOnce(io::Error) -> Failure {

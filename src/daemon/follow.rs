@@ -1,11 +1,14 @@
 //! Follows the interface to the other hosts: its MTU, and its address where the old one is
 //! gone from the host.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use ipnet::Ipv4Net;
 
 use super::failure::Failure;
 use crate::host::interface::{self, ExternalInterface, Selection, Snapshot};
-use crate::host::netlink::{Netlink, NetlinkError};
+use crate::host::netlink::{AddressInfo, LinkInfo, Netlink, NetlinkError};
 use crate::subnet::config::NetworkConfig;
 use crate::wire::vxlan::OVERHEAD;
 
@@ -31,30 +34,55 @@ pub fn device_mtu(config: &NetworkConfig, external: &ExternalInterface) -> Resul
 }
 
 /// Says so where a bridge of our subnet (docker's) has a larger MTU than the device: its
-/// containers send packets that do not fit.
-pub async fn warn_of_larger_bridges(netlink: &Netlink, subnet: Ipv4Net, mtu: u16) {
-    let (Ok(links), Ok(addresses)) = (netlink.links().await, netlink.addresses(None).await) else {
-        return;
-    };
-    for link in links
-        .iter()
-        .filter(|link| link.kind.as_deref() == Some("bridge"))
-    {
-        let ours = addresses.iter().any(|entry| {
-            let inside = matches!(entry.address, std::net::IpAddr::V4(ip) if subnet.contains(&ip));
-            entry.ifindex == link.index && inside
-        });
-        if ours && link.mtu > u32::from(mtu) {
+/// containers send packets that do not fit. docker starts after us, so it is looked for again
+/// and again, and said once of each bridge and pair of MTUs. A bridge that nobody is joined to
+/// has the kernel's MTU whatever docker was told, and takes that of its ports later.
+#[derive(Debug, Default)]
+pub struct Bridges(BTreeSet<(String, u32, u16)>);
+
+impl Bridges {
+    /// Looks.
+    pub async fn look(&mut self, netlink: &Netlink, subnet: Ipv4Net, mtu: u16) {
+        let (Ok(links), Ok(addresses)) = (netlink.links().await, netlink.addresses(None).await)
+        else {
+            return;
+        };
+        let larger = larger_bridges(&links, &addresses, subnet, mtu);
+        let larger: BTreeSet<_> = larger
+            .map(|link| (link.name.clone(), link.mtu, mtu))
+            .collect();
+        for (bridge, bridge_mtu, device_mtu) in larger.difference(&self.0) {
             tracing::warn!(
                 event = "bridge_mtu",
-                bridge = link.name,
-                bridge_mtu = link.mtu,
-                device_mtu = mtu,
+                bridge,
+                bridge_mtu,
+                device_mtu,
                 "a bridge of our subnet has a larger MTU than the tunnel takes: restart docker \
                  with the subnet file's MTU (--mtu)"
             );
         }
+        self.0 = larger;
     }
+}
+
+fn larger_bridges<'a>(
+    links: &'a [LinkInfo],
+    addresses: &[AddressInfo],
+    subnet: Ipv4Net,
+    mtu: u16,
+) -> impl Iterator<Item = &'a LinkInfo> {
+    let ours = move |link: &LinkInfo| {
+        addresses.iter().any(|entry| {
+            let inside = matches!(entry.address, IpAddr::V4(ip) if subnet.contains(&ip));
+            entry.ifindex == link.index && inside
+        })
+    };
+    links.iter().filter(move |link| {
+        link.kind.as_deref() == Some("bridge")
+            && link.mtu > u32::from(mtu)
+            && links.iter().any(|port| port.master == Some(link.index))
+            && ours(link)
+    })
 }
 
 /// The interface in use, and how it was chosen.
@@ -116,11 +144,10 @@ fn successor(
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, Ipv4Addr};
+    use std::net::Ipv4Addr;
 
     use super::*;
     use crate::host::interface::HostLink;
-    use crate::host::netlink::AddressInfo;
 
     const OLD: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
     const NEW: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);

@@ -22,18 +22,41 @@ const CONNECTIONS: usize = 32;
 /// How long one connection may last.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Whether the daemon serves a subnet.
+/// Whether the daemon serves a subnet: it has said so, device and packet loop are there, and so
+/// are the rules that were asked for.
 #[derive(Debug, Clone, Default)]
-pub struct Readiness(Arc<AtomicBool>);
+pub struct Readiness(Arc<Parts>);
+
+#[derive(Debug, Default)]
+struct Parts {
+    serving: AtomicBool,
+    broken: AtomicBool,
+    without_rules: AtomicBool,
+}
 
 impl Readiness {
     /// From now on it does, or does not.
     pub fn set(&self, ready: bool) {
-        self.0.store(ready, Ordering::Relaxed);
+        self.0.serving.store(ready, Ordering::Relaxed);
+    }
+
+    /// Whether device and packet loop are there, which they are until somebody says otherwise.
+    pub fn set_device(&self, there: bool) {
+        self.0.broken.store(!there, Ordering::Relaxed);
+    }
+
+    /// Whether the rules that were asked for are in place.
+    ///
+    /// Without them the daemon goes on: containers reach each other. But those that reach the
+    /// world through this host's address do not, since the subnet file keeps docker from
+    /// masquerading, so whoever asks before sending work here is told to wait.
+    pub fn set_rules(&self, in_place: bool) {
+        self.0.without_rules.store(!in_place, Ordering::Relaxed);
     }
 
     fn is_ready(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        let is = |part: &AtomicBool| part.load(Ordering::Relaxed);
+        is(&self.0.serving) && !is(&self.0.broken) && !is(&self.0.without_rules)
     }
 }
 
@@ -94,12 +117,11 @@ fn answer(method: &Method, path: &str, readiness: &Readiness) -> Response<Full<B
     let (status, text) = match (method, path) {
         (&Method::GET | &Method::HEAD, "/healthz") => (StatusCode::OK, "flanneld is running"),
         (&Method::GET | &Method::HEAD, "/readyz") if readiness.is_ready() => {
-            (StatusCode::OK, "a subnet is served")
+            (StatusCode::OK, "flanneld is ready")
         }
-        (&Method::GET | &Method::HEAD, "/readyz") => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "no subnet is served yet; the log says what is waited for",
-        ),
+        (&Method::GET | &Method::HEAD, "/readyz") => {
+            (StatusCode::SERVICE_UNAVAILABLE, "flanneld is not ready yet")
+        }
         (&Method::GET | &Method::HEAD, _) => {
             (StatusCode::NOT_FOUND, "there are /healthz and /readyz")
         }
@@ -127,6 +149,12 @@ mod tests {
             [status("/healthz"), status("/readyz"), status("/")],
             [200, 200, 404]
         );
+        for part in [Readiness::set_device, Readiness::set_rules] {
+            part(&readiness, false);
+            assert_eq!([status("/healthz"), status("/readyz")], [200, 503]);
+            part(&readiness, true);
+            assert_eq!(status("/readyz"), 200);
+        }
         assert_eq!(answer(&Method::POST, "/healthz", &readiness).status(), 405);
     }
 }

@@ -1,9 +1,10 @@
 //! The life of `uvxlan run`, from the first look at the store to the last packet.
 //!
-//! Order of a start, as flannel's where somebody can see it: network config, interface,
-//! identity, lease, device, packet loop, peers and routes, rules, state file, subnet file,
-//! READY=1. Until there is a lease nothing on the host is changed. Where the store does not
-//! answer, config, lease and peers of an earlier life stand in for it ([`super::memory`]).
+//! Order of a start, as flannel's where somebody can see it: network config, interface, a look
+//! at all that is needed ([`preflight`]), identity, lease, device, packet loop, peers and routes,
+//! rules, state file, subnet file, READY=1. Until there is a lease nothing on the host is
+//! changed. Where the store does not answer, config, lease and peers of an earlier life stand
+//! in for it ([`super::memory`]).
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -39,7 +40,6 @@ use super::{confine, instance, rules, subnet_env};
 use crate::control::{Ask, Reply};
 use crate::dataplane::checks::Vtep;
 use crate::dataplane::guard::Guard;
-use crate::firewall::rules::Subject;
 use crate::host::interface::{self, ExternalInterface, Selection};
 use crate::host::link;
 use crate::host::netlink::{Changes, Netlink};
@@ -68,7 +68,7 @@ pub async fn run(options: &RunOptions, stop: CancellationToken) -> Result<(), Fa
     metrics::serve(&options.metrics_listen, asking).await;
     let serving = tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        serving = start(options, &store, &netlink, started, captures) => serving?,
+        serving = start(options, &store, &netlink, started, captures, &readiness) => serving?,
         never = answer_while_starting(&mut questions, started, store.as_ref()) => match never {},
     };
     confine::serving();
@@ -108,6 +108,7 @@ async fn start(
     netlink: &Netlink,
     started: Instant,
     captures: Captures,
+    readiness: &Readiness,
 ) -> Result<Serving, Failure> {
     let state = state_file::load(&options.state_dir).unwrap_or_else(|error| {
         tracing::warn!(event = "state_file", %error);
@@ -132,16 +133,20 @@ async fn start(
     let mtu = follow::device_mtu(&config, &external)?;
     let device = format!("flannel.{}", config.backend.vni);
     let lock = instance::claim(&device)?;
-    let occupant = netlink.link_by_name(&device).await?;
-    preflight::check(Needs {
+    let files = Files::new(options);
+    let rules = rules::Plan::look(options, &config).await;
+    preflight::check(&Needs {
         address: receive_address(options, &external),
         port: config.backend.port,
-        takes_over: occupant
-            .as_ref()
-            .is_some_and(|link| link.kind.as_deref() == Some("vxlan")),
+        device: &device,
+        links: &netlink.links().await?,
+        files: &files,
+        rules: &rules,
     })?;
 
-    let kernel_device = occupant
+    let kernel_device = netlink
+        .link_by_name(&device)
+        .await?
         .filter(|link| link.kind.as_deref() == Some("vxlan"))
         .and_then(|link| link.mac);
     let traces = Traces {
@@ -253,21 +258,18 @@ async fn start(
         vni: config.backend.vni,
         instance: attrs.instance,
     };
-    let subject = Subject {
-        network: config.network,
-        subnet: own,
-    };
     // Before the subnet file: it tells docker that we masquerade.
-    let previous = subnet_env::read(&options.subnet_file).unwrap_or_default();
-    let rules = rules::establish(options, &config, subject, previous).await;
-    let files = Files::new(options);
-    files.write(&state, mtu)?;
+    let mut rules = rules.establish(own, readiness.clone()).await;
+    if let Err(failure) = files.write(&state, mtu) {
+        rules.undo().await;
+        return Err(failure);
+    }
+    rules.settle().await;
     let form = store.lease_form();
     let remembered = match memory {
         Some((memory, _)) if from_memory => memory,
         _ => Remembered::new(Place::of(options), config_text, &state, reserved, form),
     };
-    follow::warn_of_larger_bridges(netlink, own, mtu).await;
     notify::ready(&format!("serving {own}, {} peers", overlay.peers()));
     tracing::info!(event = "ready", subnet = %own, peers = overlay.peers(), "Running backend.");
     let changes = Changes::listen(netlink).inspect_err(|error| {
@@ -291,6 +293,8 @@ async fn start(
         state,
         mtu,
         watchdog: Watchdog::of_environment(),
+        bridges: follow::Bridges::default(),
+        readiness: readiness.clone(),
         captures,
         memory: Memory::new(options.state_dir.clone(), remembered, from_memory),
         suspended: Suspended::default(),
@@ -383,10 +387,7 @@ async fn external_interface(
     let selection = Selection {
         interfaces: options.iface.clone(),
         patterns: options.iface_regex.clone(),
-        can_reach: match options.iface_can_reach {
-            Some(std::net::IpAddr::V4(address)) => Some(address),
-            _ => None,
-        },
+        can_reach: options.iface_can_reach,
         public_ip: options.public_ip,
     };
     let snapshot = interface::snapshot(netlink, &selection).await?;

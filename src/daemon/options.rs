@@ -4,7 +4,7 @@
 //! like stands beside the field it fills.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -181,10 +181,9 @@ pub struct RunOptions {
     /// Interface names or addresses, tried in order.
     pub iface: Vec<String>,
     /// Regular expressions over addresses, then names of interfaces; tried after `iface`.
-    /// Each compiles with the `regex` crate.
     pub iface_regex: Vec<String>,
     /// Take the interface and source address of the kernel's route to this address; tried last.
-    pub iface_can_reach: Option<IpAddr>,
+    pub iface_can_reach: Option<Ipv4Addr>,
     /// Address to publish instead of the interface's.
     pub public_ip: Option<Ipv4Addr>,
     /// `--public-ipv6` as given; without effect yet.
@@ -468,14 +467,6 @@ fn is_endpoint(text: &str) -> bool {
         character.is_whitespace() || character.is_control() || matches!(character, '"' | '\'')
     };
     !host.is_empty() && !host.starts_with('/') && !text.contains(outlandish)
-}
-
-/// A regular expression over interface names and addresses.
-pub(crate) fn expression(text: &str) -> Result<String, Invalid> {
-    match regex::Regex::new(text) {
-        Ok(_) => Ok(text.to_owned()),
-        Err(_) => expected("a regular expression such as ^eth[0-9]"),
-    }
 }
 
 /// `etcd` or `dir:PATH`.

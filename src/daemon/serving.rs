@@ -13,7 +13,8 @@ use super::capture::Captures;
 use super::control::Question;
 use super::failure::Failure;
 use super::files::Files;
-use super::follow::Underlay;
+use super::follow::{Bridges, Underlay};
+use super::health::Readiness;
 use super::instance::InstanceLock;
 use super::memory::Memory;
 use super::notify::{self, Watchdog};
@@ -69,6 +70,8 @@ pub struct Serving {
     /// What came from each peer, and when.
     pub(super) seen: BTreeMap<Ipv4Net, Seen>,
     pub(super) watchdog: Watchdog,
+    pub(super) bridges: Bridges,
+    pub(super) readiness: Readiness,
     pub(super) captures: Captures,
     pub(super) memory: Memory,
     pub(super) suspended: Suspended,
@@ -185,7 +188,7 @@ impl Serving {
                 Some(gone) = self.device_gone.recv() => {
                     if self.repair.is_none() {
                         tracing::error!(event = "device_gone", error = %gone, "making the device anew");
-                        self.repair = Some(Repair::new(gone.to_string()));
+                        self.begin_repair(gone.to_string());
                     }
                 }
                 () = at(self.repair.as_ref().map(|repair| repair.due)) => self.restore().await,
@@ -279,6 +282,8 @@ impl Serving {
                 tracing::warn!(event = "underlay_unseen", %error, "looking again soon");
             }
         }
+        let subnet = self.state.subnet;
+        self.bridges.look(&self.netlink, subnet, self.mtu).await;
         self.note_seen();
         let now = Instant::now();
         self.due.looked = Some(now);
@@ -338,7 +343,7 @@ impl Serving {
             "this host has another address: publishing it, and sending from it"
         );
         if let Err(error) = self.overlay.set_source(now.address).await {
-            self.repair = Some(Repair::new(error.to_string()));
+            self.begin_repair(error.to_string());
             self.failed_to_restore(&error);
         }
         if self.attrs.public_ip != now.public_ip {
@@ -372,7 +377,12 @@ impl Serving {
         if let Err(error) = self.files.rewrite_subnet_file(&self.state, mtu) {
             tracing::error!(event = "subnet_file", %error, "the subnet file has the old MTU");
         }
-        super::follow::warn_of_larger_bridges(&self.netlink, self.state.subnet, mtu).await;
+    }
+
+    /// From now on the device is to be had back, and nobody is told that we are ready.
+    fn begin_repair(&mut self, error: String) {
+        self.readiness.set_device(false);
+        self.repair = Some(Repair::new(error));
     }
 
     /// One try to have device and packet loop back.
@@ -383,6 +393,7 @@ impl Serving {
         // Every worker has reported the same loss.
         while self.device_gone.try_recv().is_ok() {}
         self.repair = None;
+        self.readiness.set_device(true);
         if self.overlay.is_doubtful() {
             self.due.look_soon(Instant::now());
         }

@@ -31,6 +31,7 @@ pub fn link(index: u32, name: &str, kind: &str) -> LinkInfo {
         name: name.into(),
         mtu: if kind.is_empty() { 1500 } else { 1450 },
         kind: (!kind.is_empty()).then(|| kind.into()),
+        vxlan_port: None,
         mac: None,
         up: true,
         flags: 1,

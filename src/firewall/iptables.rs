@@ -1,10 +1,12 @@
 //! The rules as `iptables-restore` reads and `iptables-save` prints them.
 //!
 //! Both chains of ours are filled anew in one transaction for each table; the jumps to them
-//! go to the end of flannel's places. Rules that flannel v0.11 put straight into the built-in
-//! chains are taken out by the same transaction.
+//! go to the end of flannel's places. Rules that flannel before v0.20 put straight into the
+//! built-in chains are taken out by the same transaction.
 
 use std::fmt::Write;
+
+use ipnet::Ipv4Net;
 
 use super::rules::{KUBE_PROXY_MARK, MULTICAST, Subject, Wanted};
 
@@ -89,22 +91,51 @@ fn chain_rules(table: Table, subject: Subject, random: &str) -> Vec<String> {
         .collect()
 }
 
-/// The rules that flannel v0.11 wrote, without port randomness.
-fn old_rules(table: Table, subject: Subject) -> Vec<String> {
-    let (n, s) = (subject.network, subject.subnet);
-    let parent = table.parent();
-    match table {
-        Table::Nat => vec![
-            format!("{parent} -s {n} -d {n} -j RETURN"),
-            format!("{parent} -s {n} ! -d {MULTICAST} -j MASQUERADE"),
-            format!("{parent} ! -s {n} -d {s} -j RETURN"),
-            format!("{parent} ! -s {n} -d {n} -j MASQUERADE"),
-        ],
-        Table::Filter => vec![
-            format!("{parent} -s {n} -j ACCEPT"),
-            format!("{parent} -d {n} -j ACCEPT"),
-        ],
-    }
+/// Whether a rule is one that flannel before v0.20 put straight into the built-in chain, for
+/// one of these networks: plain up to v0.11, later with the comment that ours have too.
+fn is_direct(table: Table, subjects: &[Subject], rule: &str) -> bool {
+    let in_parent = |rule: &&str| rule.starts_with(' ');
+    let Some(rule) = rule.strip_prefix(table.parent()).filter(in_parent) else {
+        return false;
+    };
+    let rule = rule.strip_suffix(" --random-fully").unwrap_or(rule);
+    let comment = format!(" {}", table.comment());
+    let plain = rule.replacen(&comment, "", 1);
+    let is_commented = plain.len() < rule.len();
+    subjects.iter().any(|subject| {
+        let n = subject.network;
+        if is_commented {
+            return is_about(n, &plain);
+        }
+        match table {
+            Table::Nat => {
+                [
+                    format!(" -s {n} -d {n} -j RETURN"),
+                    format!(" -s {n} ! -d {MULTICAST} -j MASQUERADE"),
+                    format!(" ! -s {n} -d {n} -j MASQUERADE"),
+                ]
+                .contains(&plain)
+                    // Of whichever subnet this host had then.
+                    || plain
+                        .strip_prefix(&format!(" ! -s {n} -d "))
+                        .and_then(|rest| rest.strip_suffix(" -j RETURN"))
+                        .is_some_and(|subnet| is_inside(n, subnet))
+            }
+            Table::Filter => {
+                [format!(" -s {n} -j ACCEPT"), format!(" -d {n} -j ACCEPT")].contains(&plain)
+            }
+        }
+    })
+}
+
+/// Whether a rule names a prefix of this network.
+fn is_about(network: Ipv4Net, rule: &str) -> bool {
+    rule.split(' ').any(|word| is_inside(network, word))
+}
+
+fn is_inside(network: Ipv4Net, text: &str) -> bool {
+    text.parse::<Ipv4Net>()
+        .is_ok_and(|prefix| network.contains(&prefix))
 }
 
 /// What `iptables-save -t TABLE` printed, as rules behind `-A `.
@@ -127,9 +158,20 @@ pub fn is_complete(table: Table, subject: Subject, wanted: Wanted, present: &str
     jumps == 1 && own == chain_rules(table, subject, random(wanted))
 }
 
+/// Whether a rule of the built-in chain is ours, or an older flannel's for us.
+fn is_ours(table: Table, subjects: &[Subject], rule: &str) -> bool {
+    rule == table.jump() || is_direct(table, subjects, rule)
+}
+
+/// Whether `iptables-save` shows our chain.
+fn has_chain(table: Table, saved: &str) -> bool {
+    let declared = format!(":{} ", table.chain());
+    saved.lines().any(|line| line.starts_with(&declared))
+}
+
 /// One transaction for `iptables-restore --noflush` that brings a table from what
 /// `iptables-save` printed to what is wanted; none when there is nothing to do. `former` are
-/// earlier networks and subnets whose v0.11 rules may be left.
+/// earlier networks, whose rules may be left in the built-in chain.
 #[must_use]
 pub fn transaction(
     table: Table,
@@ -138,40 +180,85 @@ pub fn transaction(
     former: &[Subject],
     present: &str,
 ) -> Option<String> {
+    let subjects = [&[subject], former].concat();
     let mut lines = String::new();
-    let jump = table.jump();
-    for rule in saved(present) {
-        let is_old = former
-            .iter()
-            .chain([&subject])
-            .flat_map(|subject| old_rules(table, *subject))
-            .any(|old| rule == old || rule.strip_suffix(" --random-fully") == Some(&*old));
-        if rule == jump || is_old {
-            let _ = writeln!(lines, "-D {rule}");
-        }
+    for rule in saved(present).filter(|rule| is_ours(table, &subjects, rule)) {
+        let _ = writeln!(lines, "-D {rule}");
     }
-    let declared = format!(":{} ", table.chain());
-    let has_chain = present.lines().any(|line| line.starts_with(&declared));
-    let wanted_here = table.is_wanted(wanted);
+    let (wanted_here, has_chain) = (table.is_wanted(wanted), has_chain(table, present));
     if wanted_here {
-        let _ = writeln!(lines, "-A {jump}");
+        let _ = writeln!(lines, "-A {}", table.jump());
         for rule in chain_rules(table, subject, random(wanted)) {
             let _ = writeln!(lines, "-A {rule}");
         }
     } else if has_chain {
         let _ = writeln!(lines, "-X {}", table.chain());
     }
+    whole(table, wanted_here || has_chain, &lines)
+}
+
+/// One transaction that puts our part of a table back to what `before` shows, each rule to its
+/// place among the others'; none when it is as it was.
+#[must_use]
+pub fn restoration(
+    table: Table,
+    subject: Subject,
+    former: &[Subject],
+    before: &str,
+    present: &str,
+) -> Option<String> {
+    let subjects = [&[subject], former].concat();
+    let parent = format!("{} ", table.parent());
+    let chain = format!("{} ", table.chain());
+    let part = |text: &str| -> Vec<String> {
+        let relevant = |rule: &&str| rule.starts_with(&parent) || rule.starts_with(&chain);
+        saved(text).filter(relevant).map(str::to_owned).collect()
+    };
+    let had_chain = has_chain(table, before);
+    if part(before) == part(present) && had_chain == has_chain(table, present) {
+        return None;
+    }
+    let in_parent = |text| saved(text).filter(|rule| rule.starts_with(&parent));
+    let mut lines = String::new();
+    let mut others = 0;
+    for rule in in_parent(present) {
+        if is_ours(table, &subjects, rule) {
+            let _ = writeln!(lines, "-D {rule}");
+        } else {
+            others += 1;
+        }
+    }
+    let mut there = others;
+    for (place, rule) in in_parent(before).enumerate() {
+        if is_ours(table, &subjects, rule)
+            && let Some((parent, rest)) = rule.split_once(' ')
+        {
+            // Somebody may have taken others' rules out meanwhile.
+            let place = place.min(there) + 1;
+            let _ = writeln!(lines, "-I {parent} {place} {rest}");
+            there += 1;
+        }
+    }
+    if had_chain {
+        for rule in saved(before).filter(|rule| rule.starts_with(&chain)) {
+            let _ = writeln!(lines, "-A {rule}");
+        }
+    } else if has_chain(table, present) {
+        let _ = writeln!(lines, "-X {}", table.chain());
+    }
+    whole(table, had_chain || has_chain(table, present), &lines)
+}
+
+fn whole(table: Table, with_chain: bool, lines: &str) -> Option<String> {
     if lines.is_empty() {
         return None;
     }
-    let mut text = format!("*{}\n", table.name());
-    if wanted_here || has_chain {
-        // Makes the chain, or empties it.
-        let _ = writeln!(text, ":{} - [0:0]", table.chain());
-    }
-    text.push_str(&lines);
-    text.push_str("COMMIT\n");
-    Some(text)
+    // The line of the chain makes it, or empties it.
+    let chain = match with_chain {
+        true => format!(":{} - [0:0]\n", table.chain()),
+        false => String::new(),
+    };
+    Some(format!("*{}\n{chain}{lines}COMMIT\n", table.name()))
 }
 
 const fn random(wanted: Wanted) -> &'static str {

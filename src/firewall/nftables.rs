@@ -6,6 +6,8 @@ use super::rules::{KUBE_PROXY_MARK, MULTICAST, Subject, Wanted};
 
 /// Name of the table, flannel's.
 pub const TABLE: &str = "flannel-ipv4";
+/// Name of flannel's table of IPv6.
+const TABLE_OF_IPV6: &str = "flannel-ipv6";
 
 /// The transaction that makes the table what is wanted, whatever it was.
 #[must_use]
@@ -53,6 +55,20 @@ pub fn transaction(subject: Subject, wanted: Wanted) -> String {
 #[must_use]
 pub fn removal() -> String {
     format!("table ip {TABLE}\ndelete table ip {TABLE}\n")
+}
+
+/// The same for the table of IPv6 that flannel makes beside it, which is of no use here. A
+/// transaction of its own: a kernel without IPv6 refuses it.
+#[must_use]
+pub fn removal_of_ipv6() -> String {
+    format!("table ip6 {TABLE_OF_IPV6}\ndelete table ip6 {TABLE_OF_IPV6}\n")
+}
+
+/// The transaction that puts the table back to what `nft list table` printed of it before;
+/// empty where there was none.
+#[must_use]
+pub fn restoration(before: &str) -> String {
+    format!("{}{before}", removal())
 }
 
 /// Whether `nft list table` printed what a transaction made: each of its rules, in order.

@@ -249,6 +249,7 @@ mod tests {
             name: "flannel.1".into(),
             mtu: 1450,
             kind: kind.map(Into::into),
+            vxlan_port: None,
             mac,
             up: true,
             flags: 0,

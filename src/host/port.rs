@@ -2,18 +2,53 @@
 
 use std::fmt;
 use std::fs;
-use std::net::Ipv4Addr;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 
-/// A socket of `/proc/net/udp`: local address, port and inode.
+/// A socket of `/proc/net/udp` or `udp6`: the IPv4 address it receives on, port and inode. A
+/// socket of IPv6 receives on the wildcard address of IPv4 too, unless it was asked not to,
+/// which is not told there; one that is bound to an address of IPv6 does not.
 fn parse_line(line: &str) -> Option<(Ipv4Addr, u16, u64)> {
     let mut fields = line.split_ascii_whitespace();
     let (address, port) = fields.nth(1)?.split_once(':')?;
-    let address = u32::from_str_radix(address, 16).ok()?;
+    let address = match address.len() {
+        8 => Ipv4Addr::from(word(address)?),
+        32 => {
+            let mut bytes = [0; 16];
+            for (place, at) in bytes.chunks_exact_mut(4).zip((0..).step_by(8)) {
+                place.copy_from_slice(&word(address.get(at..at + 8)?)?);
+            }
+            match Ipv6Addr::from(bytes) {
+                Ipv6Addr::UNSPECIFIED => Ipv4Addr::UNSPECIFIED,
+                other => other.to_ipv4_mapped()?,
+            }
+        }
+        _ => return None,
+    };
     let port = u16::from_str_radix(port, 16).ok()?;
     // Behind: remote address, state, queues, timer, retransmits, uid, timeout.
     let inode = fields.nth(7)?.parse().ok()?;
-    // The kernel prints the bytes of the network's order as a number of its own.
-    Some((Ipv4Addr::from(address.to_ne_bytes()), port, inode))
+    Some((address, port, inode))
+}
+
+/// The kernel prints four bytes of the network's order as a number of its own.
+fn word(text: &str) -> Option<[u8; 4]> {
+    let number = u32::from_str_radix(text, 16).ok()?;
+    Some(number.to_ne_bytes())
+}
+
+/// Whether another socket of this network namespace keeps this address and port from us, be it
+/// the kernel's own, or one of IPv6 that takes IPv4 as well. Tried, which is the only way to
+/// know: a socket of ours is there for that moment.
+///
+/// # Errors
+/// When it cannot be ours for another reason: a port below 1024 without the privilege.
+pub fn is_taken(address: Ipv4Addr, port: u16) -> io::Result<bool> {
+    match UdpSocket::bind((address, port)) {
+        Ok(_) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(true),
+        Err(error) => Err(error),
+    }
 }
 
 /// A socket's owner.
@@ -34,15 +69,8 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Whether somebody in this network namespace receives on `port` at an address that
-/// collides with `address`, and who: program name and process id where they can be seen.
-#[must_use]
-pub fn udp_holder(address: Ipv4Addr, port: u16) -> Option<String> {
-    let inode = inodes(address, port).into_iter().next()?;
-    Some(holder_of(inode).to_string())
-}
-
-/// All who do, each once.
+/// All who receive in this network namespace on `port` at an address that collides with
+/// `address`, each once.
 #[must_use]
 pub fn udp_holders(address: Ipv4Addr, port: u16) -> Vec<Holder> {
     let mut holders = Vec::new();
@@ -85,15 +113,25 @@ fn abstract_inodes(wanted: impl Fn(&str) -> bool) -> impl Iterator<Item = u64> {
 }
 
 fn inodes(address: Ipv4Addr, port: u16) -> Vec<u64> {
-    let table = fs::read_to_string("/proc/self/net/udp").unwrap_or_default();
     let any = Ipv4Addr::UNSPECIFIED;
-    table
-        .lines()
-        .skip(1)
-        .filter_map(parse_line)
-        .filter(|(at, found, _)| *found == port && (*at == address || *at == any || address == any))
-        .map(|(_, _, inode)| inode)
-        .collect()
+    let listed = |table: &str| -> Vec<u64> {
+        let table = fs::read_to_string(table).unwrap_or_default();
+        let sockets = table.lines().skip(1).filter_map(parse_line);
+        let collides = |at: Ipv4Addr| at == address || at == any || address == any;
+        sockets
+            .filter(|(at, found, _)| *found == port && collides(*at))
+            .map(|(_, _, inode)| inode)
+            .collect()
+    };
+    let found = listed("/proc/self/net/udp");
+    // Those of IPv6 matter where one of them takes IPv4 too.
+    if found.is_empty() {
+        let of_ipv6 = listed("/proc/self/net/udp6");
+        if !of_ipv6.is_empty() && is_taken(address, port).unwrap_or(false) {
+            return of_ipv6;
+        }
+    }
+    found
 }
 
 fn holder_of(inode: u64) -> Holder {
@@ -136,6 +174,19 @@ mod tests {
         let line = " 1234: 0100007F:2118 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 56789 2 0000000000000000 0";
         let expected = Ipv4Addr::from(0x0100_007F_u32.to_ne_bytes());
         assert_eq!(parse_line(line), Some((expected, 8472, 56789)));
+        let of = |address: &str| {
+            let line = line.replace("0100007F:2118", &format!("{address}:2118"));
+            parse_line(&line).map(|(address, ..)| address)
+        };
+        assert_eq!(of(&"0".repeat(32)), Some(Ipv4Addr::UNSPECIFIED));
+        let mapped = Ipv4Addr::LOCALHOST.to_ipv6_mapped().octets();
+        let mapped: String = mapped
+            .chunks_exact(4)
+            .map(|bytes| format!("{:08X}", u32::from_ne_bytes(bytes.try_into().unwrap())))
+            .collect();
+        assert_eq!(of(&mapped), Some(Ipv4Addr::LOCALHOST));
+        assert_eq!(of("000080FE00000000FF005450B8D3A9FE"), None);
+        assert_eq!(of("00"), None);
         assert_eq!(parse_line("sl local_address"), None);
         assert_eq!(parse_line(""), None);
     }
@@ -144,15 +195,41 @@ mod tests {
     fn the_holder_of_a_port_is_named() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let port = socket.local_addr().unwrap().port();
-        let holder = udp_holder(Ipv4Addr::UNSPECIFIED, port).unwrap();
-        let pid = std::process::id();
-        assert!(holder.contains(&format!("(pid {pid})")), "{holder}");
-        assert_eq!(udp_holder(Ipv4Addr::new(127, 0, 0, 2), port), None);
         let holders = udp_holders(Ipv4Addr::UNSPECIFIED, port);
         assert_eq!(holders.len(), 1);
+        let pid = std::process::id();
         assert_eq!(holders[0].pid, Some(pid));
+        let shown = holders[0].to_string();
+        assert!(shown.contains(&format!("(pid {pid})")), "{shown}");
+        assert!(is_taken(Ipv4Addr::UNSPECIFIED, port).unwrap());
+        let elsewhere = Ipv4Addr::new(127, 0, 0, 2);
+        assert_eq!(udp_holders(elsewhere, port), []);
+        assert!(!is_taken(elsewhere, port).unwrap());
         drop(socket);
-        assert_eq!(udp_holder(Ipv4Addr::UNSPECIFIED, port), None);
+        assert_eq!(udp_holders(Ipv4Addr::UNSPECIFIED, port), []);
+        assert!(!is_taken(Ipv4Addr::UNSPECIFIED, port).unwrap());
+    }
+
+    #[test]
+    fn a_socket_of_both_families_is_a_holder_and_one_of_ipv6_alone_is_none() {
+        use rustix::net::{AddressFamily, SocketType, bind, socket, sockopt};
+        use std::net::{SocketAddr, SocketAddrV6};
+
+        let Ok(both) = UdpSocket::bind("[::]:0") else {
+            println!("SKIPPED: no IPv6 here");
+            return;
+        };
+        let port = both.local_addr().unwrap().port();
+        let holders = udp_holders(Ipv4Addr::UNSPECIFIED, port);
+        assert_eq!(holders.len(), 1, "{holders:?}");
+        assert_eq!(holders[0].pid, Some(std::process::id()));
+        drop(both);
+
+        let alone = socket(AddressFamily::INET6, SocketType::DGRAM, None).unwrap();
+        sockopt::set_ipv6_v6only(&alone, true).unwrap();
+        let any = SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0);
+        bind(&alone, &SocketAddr::V6(any)).unwrap();
+        assert_eq!(udp_holders(Ipv4Addr::UNSPECIFIED, port), []);
     }
 
     #[test]

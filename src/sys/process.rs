@@ -1,4 +1,4 @@
-//! Child processes that do not outlive us.
+//! Child processes that do not outlive us, and threads that are held.
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -24,4 +24,36 @@ pub fn dies_with_parent(mut command: Command) -> Command {
         });
     }
     command
+}
+
+/// Does `work` while a thread of another process stands still, as one that hangs would; the
+/// others go on. For tests, as root or on a child.
+///
+/// # Errors
+/// When the thread may not be traced, or is gone.
+pub fn while_stopped<T>(thread: u32, work: impl FnOnce() -> T) -> io::Result<T> {
+    let thread = thread as libc::pid_t;
+    // Each request is this thread's, whom the kernel takes for the tracer; if it ends, the
+    // other thread goes on.
+    trace(libc::PTRACE_SEIZE, thread)?;
+    let stopped = trace(libc::PTRACE_INTERRUPT, thread).and_then(|()| {
+        let mut status = 0;
+        // SAFETY: `status` lives through the call, which writes one int.
+        match unsafe { libc::waitpid(thread, &raw mut status, libc::__WALL) } {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    });
+    let outcome = stopped.map(|()| work());
+    trace(libc::PTRACE_DETACH, thread)?;
+    outcome
+}
+
+fn trace(request: libc::c_uint, thread: libc::pid_t) -> io::Result<()> {
+    let nothing = std::ptr::null_mut::<libc::c_void>();
+    // SAFETY: none of the requests above reads or writes through its last two arguments.
+    match unsafe { libc::ptrace(request as _, thread, nothing, nothing) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
 }

@@ -9,6 +9,7 @@ pub mod kernel_vxlan;
 pub mod namespace;
 pub mod nic;
 pub mod pair;
+pub mod skipping;
 pub mod topology;
 pub mod traffic;
 
@@ -17,4 +18,5 @@ pub use kernel_vxlan::{KernelVxlan, kernel_has_vxlan};
 pub use namespace::{Node, TestbedError, available};
 pub use nic::NicClass;
 pub use pair::Pair;
+pub use skipping::skipped;
 pub use topology::{Container, Host, Topology};

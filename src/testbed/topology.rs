@@ -27,6 +27,10 @@ pub const CONTAINER_BRIDGE: &str = "cni0";
 
 /// TEST-NET-1 of RFC 5737, which no real network uses.
 const UNDERLAY: [u8; 3] = [192, 0, 2];
+/// TEST-NET-2, likewise: the segment behind the router.
+const FAR_SEGMENT: [u8; 3] = [198, 51, 100];
+/// The router's address in each segment ends so.
+const ROUTER: u8 = 254;
 const UNDERLAY_PREFIX: u8 = 24;
 const MAX_HOSTS: usize = 250;
 /// `RTPROT_BOOT`: what `ip route add` gives a route.
@@ -36,8 +40,9 @@ const PROTOCOL_BOOT: u8 = 3;
 #[derive(Debug)]
 pub struct Topology {
     hosts: Vec<Host>,
-    /// Holds the bridge that joins more than two hosts.
-    _switch: Option<Node>,
+    /// The bridge that joins more than two hosts lives as long as its node, and so does the
+    /// router, which is the last.
+    others: Vec<Node>,
 }
 
 impl Topology {
@@ -61,27 +66,66 @@ impl Topology {
                 "a topology of {count} hosts can't be made: 2 to {MAX_HOSTS} are possible"
             )));
         }
-        let nodes: Vec<Node> = (0..count)
-            .map(|index| Node::new(host_name(index)))
-            .collect::<Result<_, _>>()?;
-        let switch = if let [a, b] = nodes.as_slice() {
+        let nodes = named(0..count)?;
+        let others = if let [a, b] = nodes.as_slice() {
             join_pair(a, b)?;
-            None
+            Vec::new()
         } else {
-            Some(join_by_switch(&nodes)?)
+            vec![join_by_switch(&on_underlay(&nodes))?]
         };
-        let numbered = nodes.into_iter().zip(1u8..);
-        let hosts = numbered.map(|(node, number)| Host::start(node, number));
         Ok(Self {
-            hosts: hosts.collect::<Result<_, _>>()?,
-            _switch: switch,
+            hosts: start_all(nodes, UNDERLAY, None)?,
+            others,
         })
+    }
+
+    /// Hosts in two segments with prefixes of their own, `near` in the first and `far` in the
+    /// second, joined by a router over which each has its default route.
+    ///
+    /// # Errors
+    ///
+    /// For more hosts than a segment has addresses; and see [`super::namespace::available`].
+    pub fn two_segments(near: usize, far: usize) -> Result<Self, TestbedError> {
+        if near.max(far) > MAX_HOSTS {
+            return Err(TestbedError::Request(format!(
+                "a segment has at most {MAX_HOSTS} hosts"
+            )));
+        }
+        let router = Node::new("router")?;
+        let mut this = Self {
+            hosts: Vec::new(),
+            others: Vec::new(),
+        };
+        for (numbers, segment, device) in [
+            (0..near, UNDERLAY, "near"),
+            (near..near + far, FAR_SEGMENT, "far"),
+        ] {
+            let nodes = named(numbers)?;
+            let mut ports = on_underlay(&nodes);
+            ports.push((&router, device));
+            this.others.push(join_by_switch(&ports)?);
+            let gateway = address(segment, ROUTER);
+            let own = net(gateway, UNDERLAY_PREFIX)?;
+            router.netlink(async |netlink| {
+                bring_up(netlink, device, own, UNDERLAY_MTU, Elsewhere::Nowhere).await
+            })?;
+            this.hosts.extend(start_all(nodes, segment, Some(gateway))?);
+        }
+        router.sysctl("net/ipv4/ip_forward", "1")?;
+        this.others.push(router);
+        Ok(this)
     }
 
     /// The hosts, in order of their addresses.
     #[must_use]
     pub fn hosts(&self) -> &[Host] {
         &self.hosts
+    }
+
+    /// The router between two segments; its devices are `near` and `far`.
+    #[must_use]
+    pub fn router(&self) -> Option<&Node> {
+        self.others.last().filter(|node| node.name() == "router")
     }
 
     /// The first two hosts.
@@ -95,6 +139,30 @@ impl Topology {
             _ => Err(TestbedError::Request("there are no two hosts".into())),
         }
     }
+}
+
+fn named(numbers: std::ops::Range<usize>) -> Result<Vec<Node>, TestbedError> {
+    numbers.map(|index| Node::new(host_name(index))).collect()
+}
+
+fn on_underlay(nodes: &[Node]) -> Vec<(&Node, &'static str)> {
+    nodes.iter().map(|node| (node, UNDERLAY_DEVICE)).collect()
+}
+
+/// Hosts with the addresses of a segment, and a default route over its router if it has one.
+fn start_all(
+    nodes: Vec<Node>,
+    segment: [u8; 3],
+    gateway: Option<Ipv4Addr>,
+) -> Result<Vec<Host>, TestbedError> {
+    let numbered = nodes.into_iter().zip(1u8..);
+    numbered
+        .map(|(node, number)| Host::start(node, address(segment, number), gateway))
+        .collect()
+}
+
+const fn address([a, b, c]: [u8; 3], number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(a, b, c, number)
 }
 
 fn host_name(index: usize) -> String {
@@ -113,14 +181,15 @@ fn join_pair(a: &Node, b: &Node) -> Result<(), TestbedError> {
     })
 }
 
-fn join_by_switch(nodes: &[Node]) -> Result<Node, TestbedError> {
+/// Joins devices of nodes by a bridge in a namespace of its own.
+fn join_by_switch(ports: &[(&Node, &str)]) -> Result<Node, TestbedError> {
     let switch = Node::new("switch")?;
     switch.netlink(async |netlink| {
         let bridge = create_bridge(netlink, "br0", UNDERLAY_MTU).await?;
-        for (port, node) in nodes.iter().enumerate() {
+        for (port, (node, device)) in ports.iter().enumerate() {
             let name = format!("port{port}");
             let peer = node.namespace().as_fd();
-            netlink.create_veth(&name, UNDERLAY_DEVICE, peer).await?;
+            netlink.create_veth(&name, device, peer).await?;
             join_bridge(netlink, &name, bridge, UNDERLAY_MTU).await?;
         }
         Ok(())
@@ -149,20 +218,38 @@ async fn join_bridge(
     netlink.set_up(port, true).await
 }
 
-/// Gives a device its address, sets it up and sends everything else over it.
+/// Where everything else is sent.
+enum Elsewhere {
+    /// Nowhere.
+    Nowhere,
+    /// Over the device, straight.
+    OnLink,
+    /// Over a gateway behind it.
+    Via(Ipv4Addr),
+}
+
+/// Gives a device its address, sets it up, and makes the default route.
 async fn bring_up(
     netlink: &Netlink,
     device: &str,
     address: Ipv4Net,
     mtu: u32,
-    gateway: Option<Ipv4Addr>,
+    default: Elsewhere,
 ) -> Result<(), NetlinkError> {
+    let gateway = match default {
+        Elsewhere::Nowhere => None,
+        Elsewhere::OnLink => Some(None),
+        Elsewhere::Via(gateway) => Some(Some(gateway)),
+    };
     let index = netlink.expect_link(device).await?.index;
     netlink.set_mtu(index, mtu).await?;
     netlink
         .add_address(index, address.addr(), address.prefix_len())
         .await?;
     netlink.set_up(index, true).await?;
+    let Some(gateway) = gateway else {
+        return Ok(());
+    };
     let default = Route {
         protocol: PROTOCOL_BOOT,
         ..Route::ours(Ipv4Net::default(), gateway, index)
@@ -178,12 +265,15 @@ pub struct Host {
 }
 
 impl Host {
-    fn start(node: Node, number: u8) -> Result<Self, TestbedError> {
-        let [a, b, c] = UNDERLAY;
-        let address = Ipv4Addr::new(a, b, c, number);
+    fn start(
+        node: Node,
+        address: Ipv4Addr,
+        gateway: Option<Ipv4Addr>,
+    ) -> Result<Self, TestbedError> {
         let net = net(address, UNDERLAY_PREFIX)?;
+        let default = gateway.map_or(Elsewhere::OnLink, Elsewhere::Via);
         node.netlink(async |netlink| {
-            bring_up(netlink, UNDERLAY_DEVICE, net, UNDERLAY_MTU, None).await
+            bring_up(netlink, UNDERLAY_DEVICE, net, UNDERLAY_MTU, default).await
         })?;
         node.sysctl("net/ipv4/ip_forward", "1")?;
         Ok(Self { node, address })
@@ -231,7 +321,9 @@ impl Host {
             join_bridge(netlink, &name, bridge, mtu).await
         })?;
         let own = net(address, subnet.prefix_len())?;
-        node.netlink(async |netlink| bring_up(netlink, "eth0", own, mtu, Some(gateway)).await)?;
+        node.netlink(async |netlink| {
+            bring_up(netlink, "eth0", own, mtu, Elsewhere::Via(gateway)).await
+        })?;
         Ok(Container {
             node,
             address,

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use uvxlan::dataplane::Dataplane;
 use uvxlan::dataplane::counters::{Counter, Kind as CounterKind, Totals};
+use uvxlan::testbed::available;
 use uvxlan::wire::checksum::Sum;
 use uvxlan::wire::vxlan::ENCAP_LEN;
 
 use crate::receiving::Receiving;
-use crate::wire::{OUR_MAC, kernel_subnet, need, our_subnet, possible};
+use crate::wire::{OUR_MAC, kernel_subnet, need, our_subnet};
 
 type Change = Box<dyn Fn(&mut Vec<u8>)>;
 
@@ -214,7 +215,7 @@ fn settled(dataplane: &Dataplane, before: &Totals, packets: u64) -> Totals {
 
 #[test]
 fn each_spoof_raises_its_own_counter_and_nothing_else() {
-    need!(possible());
+    need!(available());
     let receiving = Receiving::guarded(false);
     let dataplane = receiving.dataplane().unwrap();
     for (row, number) in rows(receiving.address()).into_iter().zip(1..) {
@@ -248,7 +249,7 @@ fn each_spoof_raises_its_own_counter_and_nothing_else() {
 
 #[test]
 fn with_the_socket_filter_strangers_do_not_get_as_far() {
-    need!(possible());
+    need!(available());
     let receiving = Receiving::guarded(true);
     let dataplane = receiving.dataplane().unwrap();
     let stranger = Ipv4Addr::new(192, 0, 2, 77);

@@ -70,12 +70,10 @@ impl SeedNode {
         let notify = self.folder.join("notify");
         let _ = fs::remove_file(&notify);
         let socket = UnixDatagram::bind(&notify).unwrap();
-        let file = fs::read_to_string(self.folder.join("flanneld")).unwrap();
-        // A name in braces is one argument, blanks and all (systemd.service(5)).
-        let options = environment_value(&file, "FLANNEL_OPTIONS").unwrap();
-        let mut command = Command::new(self.folder.join("bin/flanneld"));
+        let words = self.command_line("ExecStart");
+        let mut command = Command::new(&words[0]);
         command
-            .args(["--ip-masq", &options])
+            .args(&words[1..])
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("NOTIFY_SOCKET", &notify)
@@ -109,17 +107,52 @@ impl SeedNode {
         }
     }
 
+    /// A command of the shipped unit as systemd splits it (systemd.service(5)), with the places
+    /// of this node: a name in braces is one argument, blanks and all, and one without is words.
+    fn command_line(&self, key: &str) -> Vec<String> {
+        let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/systemd/flanneld.service");
+        let unit = fs::read_to_string(unit).unwrap();
+        let at = |name: &str| self.folder.join(name).display().to_string();
+        let unit = unit
+            .replace("/opt/kubernetes/bin/", &at("bin/"))
+            .replace("/opt/kubernetes/config/", &at(""))
+            .replace("/run/flannel/subnet.env", &at("subnet.env"));
+        let value = |key: &str| {
+            let line = unit
+                .lines()
+                .find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+            line.unwrap_or_else(|| panic!("no {key} in {unit}"))
+                .to_owned()
+        };
+        let file = value("EnvironmentFile");
+        let file = fs::read_to_string(file.trim_start_matches('-')).unwrap();
+        let variable = |name: &str| environment_value(&file, name).unwrap_or_default();
+        let mut words = Vec::new();
+        for word in value(key).split(' ') {
+            let braced = word
+                .strip_prefix("${")
+                .and_then(|rest| rest.strip_suffix('}'));
+            match (braced, word.strip_prefix('$')) {
+                (Some(name), _) => words.push(variable(name)),
+                (None, Some(name)) => {
+                    words.extend(variable(name).split_whitespace().map(str::to_owned));
+                }
+                (None, None) => words.push(word.to_owned()),
+            }
+        }
+        words
+    }
+
     fn make_docker_options(&self) {
-        let file = self.subnet_file();
-        let mut command = Command::new(self.folder.join("bin/mk-docker-opts.sh"));
+        let words = self.command_line("ExecStartPost");
+        let mut command = Command::new(&words[0]);
         command
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-            .args(["-k", "DOCKER_NETWORK_OPTIONS"])
+            .args(&words[1..])
+            // Its default is a place that two nodes on one machine share.
             .arg("-f")
-            .arg(&file)
-            .arg("-d")
-            .arg(&file);
+            .arg(self.subnet_file());
         let output = command.output().unwrap();
         assert!(output.status.success(), "{output:?}");
     }

@@ -93,7 +93,7 @@ pub fn program(name: &str) -> Option<PathBuf> {
         .map(|dir| dir.join(name))
         .find(|file| file.is_file());
     if found.is_none() {
-        println!("SKIPPED: {name} is not installed");
+        uvxlan::testbed::skipped(format!("{name} is not installed"));
     }
     found
 }

@@ -18,7 +18,7 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 macro_rules! need {
     ($check:expr) => {
         if let Err(reason) = $check {
-            eprintln!("skipped: {reason}");
+            uvxlan::testbed::skipped(reason);
             return;
         }
     };

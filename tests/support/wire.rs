@@ -16,9 +16,7 @@ use uvxlan::route::publish::Routes;
 use uvxlan::route::table::RouteTable;
 use uvxlan::sys::tun::{self, TunOffload, TunOptions};
 use uvxlan::testbed::topology::UNDERLAY_DEVICE;
-use uvxlan::testbed::{
-    Container, Host, KernelVxlan, NicClass, Node, Topology, available, kernel_has_vxlan,
-};
+use uvxlan::testbed::{Container, Host, KernelVxlan, Node, Topology, available, kernel_has_vxlan};
 use uvxlan::wire::vxlan::DEFAULT_PORT;
 use uvxlan::wire::{MacAddr, Vni};
 
@@ -35,7 +33,7 @@ pub const OUR_MAC: MacAddr = MacAddr([0x0e, 0, 0, 0, 0, 2]);
 macro_rules! need {
     ($check:expr) => {
         if let Err(reason) = $check {
-            eprintln!("skipped: {reason}");
+            uvxlan::testbed::skipped(reason);
             return;
         }
     };
@@ -227,14 +225,27 @@ impl Overlay {
     }
 }
 
+/// What a device can leave for later when it sends: checksums and cutting.
+const OFFLOADS: [&str; 10] = [
+    "tx-checksum-ip-generic",
+    "tx-checksum-ipv4",
+    "tx-checksum-ipv6",
+    "tx-checksum-sctp",
+    "tx-tcp-segmentation",
+    "tx-tcp6-segmentation",
+    "tx-tcp-ecn-segmentation",
+    "tx-generic-segmentation",
+    "tx-udp_tnl-segmentation",
+    "tx-udp_tnl-csum-segmentation",
+];
+
 /// Turns transmit offloads of a node's underlay device off, as if a wire were behind it.
 ///
 /// # Errors
 /// Why that can't be done here.
 pub fn finish_on_sending(node: &Node, device: &str) -> Result<(), String> {
-    NicClass::Plain
-        .apply(node, device)
-        .and_then(|()| node.set_features(device, &[("tx-checksum-ip-generic", false)]))
+    let off: Vec<_> = OFFLOADS.iter().map(|name| (*name, false)).collect();
+    node.set_features(device, &off)
         .map_err(|error| error.to_string())
 }
 

@@ -185,7 +185,7 @@ fn values_reach_their_fields() {
         "10.0.0.7",
         "--iface-regex=^eth[01]$",
         "--iface-regex=wlan.*",
-        "--iface-can-reach=2001:db8::1",
+        "--iface-can-reach=192.0.2.9",
         "--public-ip=192.0.2.1",
         "--public-ipv6=2001:db8::2",
         "--subnet-file=/tmp/subnet.env",
@@ -207,7 +207,7 @@ fn values_reach_their_fields() {
     assert_eq!(all.etcd_password, Some(Secret::new("pass word ")));
     assert_eq!(all.iface, ["eth0", "10.0.0.7"]);
     assert_eq!(all.iface_regex, ["^eth[01]$", "wlan.*"]);
-    assert_eq!(all.iface_can_reach, Some("2001:db8::1".parse().unwrap()));
+    assert_eq!(all.iface_can_reach, Some("192.0.2.9".parse().unwrap()));
     assert_eq!(all.public_ip, Some("192.0.2.1".parse().unwrap()));
     assert_eq!(all.public_ipv6.as_deref(), Some("2001:db8::2"));
     assert_eq!(all.subnet_file, Path::new("/tmp/subnet.env"));
@@ -390,8 +390,8 @@ fn bad_values_are_refused_with_what_was_expected() {
     let table: [(&[&str], &str); 19] = [
         (&["--public-ip=host"], "an IPv4 address"),
         (&["--public-ip=::1"], "an IPv4 address"),
-        (&["--iface-can-reach=host"], "an IP address"),
-        (&["--iface-regex=("], "a regular expression"),
+        (&["--iface-can-reach=host"], "an IPv4 address"),
+        (&["--iface-can-reach=2001:db8::1"], "an IPv4 address"),
         (&["--subnet-lease-renew-margin=0"], "from 1 to 1439"),
         (&["--subnet-lease-renew-margin=1440"], "from 1 to 1439"),
         (&["--subnet-lease-renew-margin=1h"], "from 1 to 1439"),

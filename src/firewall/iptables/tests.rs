@@ -99,6 +99,76 @@ fn leftovers_of_v0_11_go_and_strangers_stay() {
 }
 
 #[test]
+fn leftovers_with_comments_go_where_they_are_ours() {
+    let masq = "-m comment --comment \"flanneld masq\"";
+    let ours = [
+        format!("POSTROUTING -s 172.20.0.0/16 -d 172.20.0.0/16 {masq} -j RETURN"),
+        format!(
+            "POSTROUTING -s 172.20.0.0/16 ! -d 224.0.0.0/4 {masq} -j MASQUERADE --random-fully"
+        ),
+        format!("POSTROUTING ! -s 172.20.0.0/16 -d 172.20.9.0/24 {masq} -j RETURN"),
+        // Without a comment, and of whichever subnet.
+        "POSTROUTING ! -s 172.20.0.0/16 -d 172.20.7.0/24 -j RETURN".to_owned(),
+    ];
+    let others = [
+        // Another flannel's on this host, and a rule that only looks like one.
+        format!("POSTROUTING -s 10.7.0.0/16 -d 10.7.0.0/16 {masq} -j RETURN"),
+        "POSTROUTING ! -s 172.20.0.0/16 -d 10.7.0.0/24 -j RETURN".to_owned(),
+        "POSTROUTING -s 172.20.3.0/24 -j ACCEPT".to_owned(),
+        "POSTROUTING2 -s 172.20.0.0/16 -d 172.20.0.0/16 -j RETURN".to_owned(),
+    ];
+    let present: String = ours
+        .iter()
+        .chain(&others)
+        .map(|rule| format!("-A {rule}\n"))
+        .collect();
+    let text = transaction(Table::Nat, subject(), ALL, &[], &present).unwrap();
+    for rule in &ours {
+        assert!(text.contains(&format!("-D {rule}\n")), "{rule}: {text}");
+    }
+    for rule in &others {
+        assert!(!text.contains(rule), "{rule}: {text}");
+    }
+}
+
+#[test]
+fn our_part_goes_back_to_its_places() {
+    let jump = "FORWARD -m comment --comment \"flanneld forward\" -j FLANNEL-FWD";
+    let own = "FLANNEL-FWD -s 172.20.0.0/16 -j ACCEPT";
+    let before = format!(
+        ":FORWARD DROP [0:0]\n:FLANNEL-FWD - [0:0]\n-A FORWARD -i a -j ACCEPT\n-A {jump}\n\
+         -A FORWARD -i b -j ACCEPT\n-A FORWARD -s 172.20.0.0/16 -j ACCEPT\n-A {own}\n"
+    );
+    // Ours is at the end now, and somebody has removed a rule of his.
+    let present = format!(
+        ":FORWARD DROP [0:0]\n:FLANNEL-FWD - [0:0]\n-A FORWARD -i a -j ACCEPT\n-A {jump}\n{}",
+        FILTER
+            .lines()
+            .skip(3)
+            .map(|line| format!("{line}\n"))
+            .collect::<String>()
+    );
+    let text = restoration(Table::Filter, subject(), &[], &before, &present).unwrap();
+    let rest = &jump["FORWARD ".len()..];
+    assert_eq!(
+        text,
+        format!(
+            "*filter\n:FLANNEL-FWD - [0:0]\n-D {jump}\n-I FORWARD 2 {rest}\n\
+             -I FORWARD 3 -s 172.20.0.0/16 -j ACCEPT\n-A {own}\nCOMMIT\n"
+        )
+    );
+    let again = restoration(Table::Filter, subject(), &[], &before, &before);
+    assert_eq!(again, None);
+    // Where there was nothing, nothing stays.
+    let nothing = ":FORWARD DROP [0:0]\n-A FORWARD -i a -j ACCEPT\n";
+    let text = restoration(Table::Filter, subject(), &[], nothing, &present).unwrap();
+    assert_eq!(
+        text,
+        format!("*filter\n:FLANNEL-FWD - [0:0]\n-D {jump}\n-X FLANNEL-FWD\nCOMMIT\n")
+    );
+}
+
+#[test]
 fn what_is_not_wanted_is_removed_with_its_chain() {
     assert_eq!(
         transaction(Table::Nat, subject(), NONE, &[], "*nat\nCOMMIT\n"),

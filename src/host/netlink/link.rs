@@ -1,7 +1,7 @@
 //! Links: find, change, delete.
 
 use futures_util::TryStreamExt;
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{InfoVxlan, LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 
 use super::{Netlink, NetlinkError};
@@ -18,6 +18,8 @@ pub struct LinkInfo {
     pub mtu: u32,
     /// Driver kind (`vxlan`, `tun`, `veth`, `bridge`, ...); none for hardware and `lo`.
     pub kind: Option<String>,
+    /// UDP port on which the kernel's vxlan receives for this device, over IPv4.
+    pub vxlan_port: Option<u16>,
     /// Link-layer address; none where the device has none of six bytes, as a TUN.
     pub mac: Option<MacAddr>,
     /// Whether the device is set up (`IFF_UP`), which says nothing of its carrier.
@@ -32,7 +34,7 @@ pub struct LinkInfo {
 
 impl LinkInfo {
     fn read(message: LinkMessage) -> Self {
-        use netlink_packet_route::link::LinkInfo as Info;
+        use netlink_packet_route::link::{InfoData, LinkInfo as Info};
 
         let flags = message.header.flags;
         let mut link = Self {
@@ -40,6 +42,7 @@ impl LinkInfo {
             name: String::new(),
             mtu: 0,
             kind: None,
+            vxlan_port: None,
             mac: None,
             up: flags.contains(LinkFlags::Up),
             flags: flags.bits(),
@@ -54,16 +57,33 @@ impl LinkInfo {
                 LinkAttribute::Controller(index) => link.master = Some(index),
                 LinkAttribute::TxQueueLen(length) => link.tx_queue_len = length,
                 LinkAttribute::LinkInfo(infos) => {
-                    link.kind = infos.into_iter().find_map(|info| match info {
-                        Info::Kind(kind) => Some(kind.to_string()),
-                        _ => None,
-                    });
+                    for info in infos {
+                        match info {
+                            Info::Kind(kind) => link.kind = Some(kind.to_string()),
+                            Info::Data(InfoData::Vxlan(parts)) => {
+                                link.vxlan_port = vxlan_port(&parts);
+                            }
+                            _ => {}
+                        }
+                    }
                 }
                 _ => {}
             }
         }
         link
     }
+}
+
+/// The port, unless the device's tunnels go over IPv6: its socket takes no IPv4 then.
+fn vxlan_port(parts: &[InfoVxlan]) -> Option<u16> {
+    let is_ipv6 = |part: &InfoVxlan| matches!(part, InfoVxlan::Local6(_) | InfoVxlan::Group6(_));
+    if parts.iter().any(is_ipv6) {
+        return None;
+    }
+    parts.iter().find_map(|part| match part {
+        InfoVxlan::Port(port) => Some(*port),
+        _ => None,
+    })
 }
 
 impl Netlink {

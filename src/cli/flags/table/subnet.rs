@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use crate::cli::flags::{Flag, Group};
-use crate::daemon::options::{
-    ReceiveOn, address, boolean, choice, count, expression, network, optional,
-};
+use crate::daemon::options::{ReceiveOn, address, boolean, choice, count, network, optional};
 use crate::dataplane::guard::Mode;
 
 pub(super) const FLAGS: &[Flag] = &[
@@ -29,19 +27,25 @@ pub(super) const FLAGS: &[Flag] = &[
         "Regular expression for the interface, tried after names",
         |to, text| {
             if !text.is_empty() {
-                to.iface_regex.push(expression(text)?);
+                to.iface_regex.push(text.to_owned());
             }
             Ok(())
         },
     )
     .repeated("REGEX")
-    .details("May be given several times. Each is matched with addresses first, then names."),
+    .details(
+        "May be given several times. Each is matched with addresses first, then names; one that \
+         is no regular expression is passed over, as flannel does.",
+    ),
     Flag::new(
         Group::Subnet,
         "iface-can-reach",
         "Use the interface that the route to ADDRESS takes",
         |to, text| {
-            to.iface_can_reach = address(text, "an IP address such as 10.0.0.1")?;
+            to.iface_can_reach = address(
+                text,
+                "an IPv4 address such as 10.0.0.1, since tunnels go over IPv4",
+            )?;
             Ok(())
         },
     )
