@@ -244,6 +244,50 @@ fn another_address_is_published_and_used() {
 }
 
 #[test]
+fn addresses_that_change_while_etcd_hangs_hold_up_nothing() {
+    need!(tools());
+    let cluster = Cluster::new(2, nodes::CONFIG);
+    let (a, b) = (cluster.start(0), cluster.start(1));
+    eventually("the containers reach each other", || a.reaches(&b));
+    let octets = b.host.address().octets();
+    cluster.etcd.signal(rustix::process::Signal::STOP);
+    let new = |last: u8| format!("{}.{}.{}.{last}", octets[0], octets[1], octets[2]);
+    let answers = || {
+        let asked = std::time::Instant::now();
+        let socket = b.folder.join("control").display().to_string();
+        let status = b.output(nodes::PROGRAM, &["status", "--control-socket", &socket]);
+        let took = asked.elapsed();
+        assert!(status.contains("serving"), "{status}");
+        assert!(took < std::time::Duration::from_secs(3), "after {took:?}");
+    };
+    for last in 70..76 {
+        b.change(&["address", "flush", "dev", "eth0"]);
+        let address = format!("{}/24", new(last));
+        b.change(&["address", "add", &address, "dev", "eth0"]);
+        b.change(&["route", "replace", "default", "dev", "eth0"]);
+        soon("the new address is noticed", || {
+            answers();
+            b.log().contains(&format!("new={}", new(last)))
+        });
+        answers();
+    }
+    // Whatever is in the way of the lease, the host is still looked after.
+    b.change(&["link", "set", "flannel.1", "down"]);
+    soon("the device is up again", || {
+        b.output("ip", &["-o", "link", "show", "flannel.1"]).contains(",UP")
+    });
+    cluster.etcd.signal(rustix::process::Signal::CONT);
+    eventually("the last address is published", || {
+        let last = format!("\"PublicIP\":\"{}\"", new(75));
+        let leases = cluster.etcd.leases();
+        leases.len() == 2 && leases.iter().any(|(_, value)| value.contains(&last))
+    });
+    eventually("the containers reach each other again", || {
+        a.reaches(&b) && b.reaches(&a)
+    });
+}
+
+#[test]
 fn packets_for_containers_that_are_gone_are_discarded() {
     need!(tools());
     let cluster = Cluster::new(2, nodes::CONFIG);

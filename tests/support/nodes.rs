@@ -134,6 +134,13 @@ impl EtcdOnHost {
         }
     }
 
+    /// SIGSTOP, or SIGCONT: it takes connections, and answers nothing.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = self.child.as_ref().unwrap().id();
+        let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
     fn try_ctl(&self, arguments: &[&str]) -> Option<String> {
         let mut command = Command::new("etcdctl");
         command
