@@ -175,6 +175,14 @@ impl Serving {
         let now = self.underlay.current().clone();
         if (now.address, now.public_ip) != (before.address, before.public_ip) {
             self.move_to(&before, &now).await;
+        } else if now.index != before.index && self.overlay.plan().guard.interface.is_some() {
+            tracing::warn!(
+                event = "interface_changed",
+                old = before.name,
+                new = now.name,
+                "this host has its address at another interface: receiving there"
+            );
+            self.receive_at(&now).await;
         }
         match super::follow::device_mtu(&self.config, &now) {
             Ok(mtu) if mtu != self.mtu => self.change_mtu(mtu, &now).await,
@@ -193,10 +201,7 @@ impl Serving {
             public_ip = %now.public_ip, interface = now.name,
             "this host has another address: publishing it, and sending from it"
         );
-        if let Err(error) = self.overlay.set_source(now.address).await {
-            tracing::error!(event = "restore_failed", %error, "trying again");
-            self.restore().await;
-        }
+        self.receive_at(now).await;
         if self.attrs.public_ip != now.public_ip {
             self.attrs.public_ip = now.public_ip;
             self.state.public_ip = now.public_ip;
@@ -205,6 +210,13 @@ impl Serving {
             if let Err(error) = self.files.save_state(&self.state) {
                 tracing::error!(event = "state_file", %error, "the next start will not know our address");
             }
+        }
+    }
+
+    async fn receive_at(&mut self, now: &ExternalInterface) {
+        if let Err(error) = self.overlay.set_source(now.address, now.index).await {
+            tracing::error!(event = "restore_failed", %error, "trying again");
+            self.restore().await;
         }
     }
 

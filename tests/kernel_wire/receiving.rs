@@ -4,21 +4,30 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use ipnet::Ipv4Net;
 use uvxlan::dataplane::Dataplane;
 use uvxlan::dataplane::guard::{Guard, Mode};
 use uvxlan::sys::poll;
 use uvxlan::sys::udp::{MessageHead, ReceiveBatch, SendBatch, UdpSocket};
 use uvxlan::testbed::{Container, Host, Topology};
-use uvxlan::wire::Vni;
 use uvxlan::wire::vxlan::{DEFAULT_PORT, EncapTemplate};
+use uvxlan::wire::{MacAddr, Vni};
 
 use crate::inner::step;
 use crate::wire::{
-    End, KERNEL_MAC, Kind, MTU, OUR_MAC, UNDERLAY, guarded_end, kernel_subnet, network, our_subnet,
+    End, KERNEL_MAC, Kind, MTU, OUR_MAC, UNDERLAY, guarded_end_among, kernel_subnet, network,
+    our_subnet,
 };
 
 /// What the container got: the first four bytes of the payload, and the type of service.
 pub type Arrived = (u32, u8);
+
+/// Subnet, address and MAC of the second peer.
+pub const OTHER_PEER: (Ipv4Net, Ipv4Addr, MacAddr) = (
+    Ipv4Net::new_assert(Ipv4Addr::new(10, 3, 7, 0), 24),
+    Ipv4Addr::new(192, 0, 2, 88),
+    MacAddr([0x0e, 0, 0, 0, 0, 7]),
+);
 
 /// The number of the frame that comes after all others.
 const LAST: u32 = u32::MAX;
@@ -41,19 +50,17 @@ impl Receiving {
 
     /// A host of ours that enforces the peer check, with the kernel's help or without.
     pub fn guarded(socket_filter: bool) -> Self {
+        Self::judging(|_, guard| guard.socket_filter = socket_filter)
+    }
+
+    /// A host of ours that judges by these rules. It has a second peer, which sends nothing.
+    pub fn judging(rules: impl FnOnce(&Host, &mut Guard)) -> Self {
         Self::with_end(|receiver, sender| {
-            let peer = (kernel_subnet(), sender, KERNEL_MAC);
-            let guard = Guard {
-                socket_filter,
-                ..Guard::new(Mode::Enforce, network(), our_subnet())
-            };
-            End::Ours(Box::new(guarded_end(
-                receiver,
-                our_subnet(),
-                OUR_MAC,
-                peer,
-                guard,
-            )))
+            let peers = [(kernel_subnet(), sender.address(), KERNEL_MAC), OTHER_PEER];
+            let mut guard = Guard::new(Mode::Enforce, network(), our_subnet());
+            rules(receiver, &mut guard);
+            let end = guarded_end_among(receiver, our_subnet(), OUR_MAC, &peers, guard);
+            End::Ours(Box::new(end))
         })
     }
 
@@ -80,6 +87,11 @@ impl Receiving {
     /// The host's address on the underlay.
     pub fn address(&self) -> Ipv4Addr {
         self.topology.pair().unwrap().1.address()
+    }
+
+    /// The sending host's address on the underlay.
+    pub fn sender(&self) -> Ipv4Addr {
+        self.topology.pair().unwrap().0.address()
     }
 
     /// The packet loop, where the end is ours.
@@ -133,7 +145,11 @@ impl Receiving {
         if let Some(address) = from {
             let added = sender.node().netlink(async |netlink| {
                 let below = netlink.expect_link(UNDERLAY).await?;
-                netlink.add_address(below.index, address, 24).await
+                match netlink.add_address(below.index, address, 24).await {
+                    // From an earlier frame.
+                    Err(error) if error.is_exists() => Ok(()),
+                    added => added,
+                }
             });
             added.unwrap();
         }
