@@ -50,15 +50,16 @@ impl Receiving {
 
     /// A host of ours that enforces the peer check, with the kernel's help or without.
     pub fn guarded(socket_filter: bool) -> Self {
-        Self::judging(|_, guard| guard.socket_filter = socket_filter)
+        Self::judging(|_, _, guard| guard.socket_filter = socket_filter)
     }
 
-    /// A host of ours that judges by these rules. It has a second peer, which sends nothing.
-    pub fn judging(rules: impl FnOnce(&Host, &mut Guard)) -> Self {
+    /// A host of ours that judges by these rules, which may depend on sender and receiver. It
+    /// has a second peer, which sends nothing.
+    pub fn judging(rules: impl FnOnce(&Host, &Host, &mut Guard)) -> Self {
         Self::with_end(|receiver, sender| {
             let peers = [(kernel_subnet(), sender.address(), KERNEL_MAC), OTHER_PEER];
             let mut guard = Guard::new(Mode::Enforce, network(), our_subnet());
-            rules(receiver, &mut guard);
+            rules(sender, receiver, &mut guard);
             let end = guarded_end_among(receiver, our_subnet(), OUR_MAC, &peers, guard);
             End::Ours(Box::new(end))
         })
@@ -94,9 +95,22 @@ impl Receiving {
         self.topology.pair().unwrap().0.address()
     }
 
+    /// Sender and receiver.
+    pub fn hosts(&self) -> (&Host, &Host) {
+        self.topology.pair().unwrap()
+    }
+
     /// The packet loop, where the end is ours.
     pub fn dataplane(&self) -> Option<&Dataplane> {
         match &self.end {
+            End::Ours(dataplane) => Some(dataplane),
+            End::Kernel(_) => None,
+        }
+    }
+
+    /// The same, to stop it.
+    pub fn dataplane_mut(&mut self) -> Option<&mut Dataplane> {
+        match &mut self.end {
             End::Ours(dataplane) => Some(dataplane),
             End::Kernel(_) => None,
         }
@@ -140,8 +154,18 @@ impl Receiving {
 
     /// As [`Self::send`], from another address that the sender has then, too.
     pub fn send_from(&self, from: Option<Ipv4Addr>, frames: &[(Vec<u8>, u8)]) -> Vec<Arrived> {
-        let (sender, receiver) = self.topology.pair().unwrap();
-        let destination = SocketAddrV4::new(receiver.address(), DEFAULT_PORT);
+        self.send_to(self.address(), from, frames)
+    }
+
+    /// As [`Self::send_from`], to another address of the receiver. The frame that comes after
+    /// all others goes the usual way.
+    pub fn send_to(
+        &self,
+        to: Ipv4Addr,
+        from: Option<Ipv4Addr>,
+        frames: &[(Vec<u8>, u8)],
+    ) -> Vec<Arrived> {
+        let (sender, _) = self.topology.pair().unwrap();
         if let Some(address) = from {
             let added = sender.node().netlink(async |netlink| {
                 let below = netlink.expect_link(UNDERLAY).await?;
@@ -163,10 +187,13 @@ impl Receiving {
         let mut batch = SendBatch::new(1);
         let mut arrived = Vec::new();
         for (number, (frame, ecn)) in frames.iter().chain([&last]).enumerate() {
+            let is_last = number == frames.len();
             let socket = match &other {
-                Some(other) if number < frames.len() => other,
+                Some(other) if !is_last => other,
                 _ => &own,
             };
+            let to = if is_last { self.address() } else { to };
+            let destination = SocketAddrV4::new(to, DEFAULT_PORT);
             let mut sending = batch.start();
             sending.message(MessageHead {
                 destination,
@@ -181,6 +208,10 @@ impl Receiving {
         while arrived.iter().all(|(number, _)| *number != LAST) {
             assert!(Instant::now() < deadline, "the last frame is good");
             self.take(&mut arrived, Duration::from_millis(100));
+        }
+        // Another sender's frames are another packet thread's, which may be behind.
+        if other.is_some() && arrived.len() == 1 {
+            self.take(&mut arrived, Duration::from_millis(300));
         }
         arrived.retain(|(number, _)| *number != LAST);
         arrived

@@ -43,7 +43,7 @@ fn reseal(frame: &mut [u8]) {
     header[10..12].copy_from_slice(&check);
 }
 
-fn set_address(at: usize, address: [u8; 4]) -> impl Fn(&mut Vec<u8>) {
+pub fn set_address(at: usize, address: [u8; 4]) -> impl Fn(&mut Vec<u8>) {
     move |frame| {
         frame[ENCAP_LEN + at..ENCAP_LEN + at + 4].copy_from_slice(&address);
         // No UDP checksum, so that only the addresses are wrong.
@@ -78,8 +78,8 @@ fn fragment(flags_and_offset: u16) -> impl Fn(&mut Vec<u8>) {
 
 /// A sender without a lease that is allowed by configuration.
 const ALLOWED: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 66);
-const SOURCE: usize = 12;
-const DESTINATION: usize = 16;
+pub const SOURCE: usize = 12;
+pub const DESTINATION: usize = 16;
 
 /// `peer` and `host` are the underlay addresses of the sender and of the receiver, which has
 /// `own` too; `other` is a second peer's.
@@ -257,7 +257,7 @@ fn rows([peer, host, own, other]: [Ipv4Addr; 4]) -> Vec<Row> {
 }
 
 /// The drop counters that rose, with how much.
-fn risen(before: &Totals, after: &Totals) -> Vec<(&'static str, u64)> {
+pub fn risen(before: &Totals, after: &Totals) -> Vec<(&'static str, u64)> {
     let drops = Counter::ALL
         .iter()
         .filter(|counter| counter.kind() == CounterKind::DropIn);
@@ -269,7 +269,7 @@ fn risen(before: &Totals, after: &Totals) -> Vec<(&'static str, u64)> {
 
 /// The counters, once so many packets more than before were read and have been judged: a
 /// stranger's may lie with another worker than the peer's.
-fn settled(dataplane: &Dataplane, before: &Totals, packets: u64) -> Totals {
+pub fn settled(dataplane: &Dataplane, before: &Totals, packets: u64) -> Totals {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
         let now = dataplane.totals();
@@ -287,7 +287,7 @@ fn settled(dataplane: &Dataplane, before: &Totals, packets: u64) -> Totals {
 fn each_spoof_raises_its_own_counter_and_nothing_else() {
     need!(possible());
     let own = Ipv4Addr::new(203, 0, 113, 5);
-    let receiving = Receiving::judging(|host, guard| {
+    let receiving = Receiving::judging(|_, host, guard| {
         guard.socket_filter = false;
         guard.allow_peers = vec![Ipv4Net::from(ALLOWED)];
         guard.own.set([host.address(), own]);
