@@ -54,10 +54,7 @@ async fn enable_auth(etcd: &Etcd) {
 fn disguises(password: &str) -> Vec<String> {
     let basic = base64::engine::general_purpose::STANDARD.encode(format!("{USER}:{password}"));
     let numbers: Vec<_> = password.bytes().map(|byte| byte.to_string()).collect();
-    let hex: String = password
-        .bytes()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let hex: String = password.bytes().map(|byte| format!("{byte:02x}")).collect();
     vec![password.to_owned(), basic, numbers.join(", "), hex]
 }
 
@@ -96,7 +93,12 @@ async fn no_level_of_any_crate_shows_a_password() {
     }
     tokio::time::sleep(Duration::from_millis(200)).await;
     let log = String::from_utf8_lossy(&lines.0.lock().unwrap()).into_owned();
-    for told in ["said on purpose", " h2::", " hyper", "uvxlan::subnet::store"] {
+    for told in [
+        "said on purpose",
+        " h2::",
+        " hyper",
+        "uvxlan::subnet::store",
+    ] {
         assert!(log.contains(told), "nothing of {told} in:\n{log}");
     }
     for password in [PASSWORD, WRONG] {
