@@ -16,6 +16,8 @@ mod frames;
 mod golden;
 #[path = "kernel_wire/interop.rs"]
 mod interop;
+#[path = "kernel_wire/modes.rs"]
+mod modes;
 #[path = "kernel_wire/receiving.rs"]
 mod receiving;
 #[path = "kernel_wire/spoof.rs"]

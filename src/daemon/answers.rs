@@ -371,7 +371,8 @@ impl Serving {
     /// What the peer check would say to a packet from `from`, sent by that peer, to us.
     fn way_back(&self, from: Ipv4Addr, peer: Ipv4Addr) -> Step {
         let name = "way back";
-        let guard = &self.overlay.plan().guard;
+        let mut guard = self.overlay.plan().guard.clone();
+        guard.refresh();
         if guard.mode == Mode::Off {
             return Step::passed(name, "everything passes (--peer-check=off)");
         }
@@ -379,7 +380,7 @@ impl Serving {
         let packet = icmp_packet(from, self.state.subnet.network());
         let verdict = match ipv4::Packet::new_checked(&packet) {
             Ok(packet) => guard
-                .sender(&table, peer)
+                .sender(&table, peer, guard.interface)
                 .and_then(|known| guard.packet(&table, peer, known.is_none(), &packet)),
             Err(_) => Err(Counter::InMalformed),
         };

@@ -212,6 +212,7 @@ async fn start(
             allow_peers: options.allow_peer.clone(),
             strict: options.strict_sources,
             socket_filter: options.socket_filter,
+            interface: (options.receive_on == ReceiveOn::Interface).then_some(external.index),
             ..Guard::new(options.peer_check, config.network, own)
         },
         offloads: options.offloads,
@@ -402,7 +403,7 @@ async fn external_interface(
 fn receive_address(options: &RunOptions, external: &ExternalInterface) -> Ipv4Addr {
     match options.receive_on {
         ReceiveOn::Any => Ipv4Addr::UNSPECIFIED,
-        ReceiveOn::Public => external.address,
+        ReceiveOn::Public | ReceiveOn::Interface => external.address,
     }
 }
 

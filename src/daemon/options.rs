@@ -72,13 +72,15 @@ pub enum LogFormat {
     Json,
 }
 
-/// The address the receiving sockets are bound to (`--receive-on`).
+/// Where datagrams are taken (`--receive-on`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReceiveOn {
-    /// The wildcard address, as a kernel VTEP.
+    /// To any address, over any interface, as a kernel VTEP.
     Any,
-    /// The chosen (published) address only.
+    /// To the chosen (published) address only.
     Public,
+    /// To the chosen address, and over the chosen interface only.
+    Interface,
 }
 
 /// Which program holds masquerade and forward rules (`--firewall`).

@@ -2,7 +2,7 @@
 //! put together again when somebody deletes the device.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,8 +31,10 @@ use crate::subnet::manager::PeerChange;
 use crate::subnet::validate::PeerRecord;
 use crate::sys::tun::{self, TunOffload, TunOptions};
 
-/// Peers whose way is looked at in one reconciliation: all of them on most hosts.
+/// Peers whose way is looked at in one reconciliation, at least: all of them on most hosts.
 const LOOKS: usize = 64;
+/// Reconciliations, two seconds apart, in which all peers have had their turn.
+const ROUNDS: usize = 30;
 
 /// What the overlay is made of; it does not change while the daemon lives.
 #[derive(Debug, Clone)]
@@ -145,6 +147,7 @@ impl Overlay {
                     source,
                 })?;
         }
+        note_own_addresses(&self.netlink, &plan.guard).await;
         let found = self.netlink.expect_link(&plan.device).await?;
         link::configure(&self.netlink, found.index, plan.device_settings()).await?;
         tracing::info!(
@@ -227,6 +230,10 @@ impl Overlay {
             }
             other => other.map(|_| ()),
         };
+        note_own_addresses(&self.netlink, &self.plan.guard).await;
+        if let Some(dataplane) = &self.dataplane {
+            dataplane.count_kernel_drops();
+        }
         self.look_for_loops().await;
         self.doubtful = false;
         let outcome = self.reconcile_routes().await?;
@@ -292,7 +299,8 @@ impl Overlay {
 
     /// Looks whether the kernel's routes now send some peers' datagrams back to this host.
     async fn look_for_loops(&mut self) {
-        let peers = self.peers.next(LOOKS);
+        let looks = self.peers.count().div_ceil(ROUNDS).max(LOOKS);
+        let peers = self.peers.next(looks);
         let addresses = peers.iter().map(|peer| peer.public_ip);
         let found = way::loops(&self.netlink, self.plan.source, addresses, self.ifindex).await;
         let changes = self.peers.look(peers.into_iter().zip(found));
@@ -352,11 +360,15 @@ impl Overlay {
         Ok(())
     }
 
-    /// This host has another address: tunnels come from it, and go to it.
+    /// This host has another address, or has it at another interface: tunnels come from it, and
+    /// go to it.
     ///
     /// # Errors
     /// As [`Overlay::restore`], which can be tried again.
-    pub async fn set_source(&mut self, source: Ipv4Addr) -> Result<(), Failure> {
+    pub async fn set_source(&mut self, source: Ipv4Addr, interface: u32) -> Result<(), Failure> {
+        if let Some(only) = &mut self.plan.guard.interface {
+            *only = interface;
+        }
         if !self.plan.receive.ip().is_unspecified() {
             self.plan.receive.set_ip(source);
         }
@@ -447,6 +459,20 @@ impl Overlay {
         if let Some(mut dataplane) = self.dataplane.take() {
             dataplane.stop();
         }
+    }
+}
+
+/// Tells the packet loop which addresses are this host's. Where the kernel does not say, those
+/// of the last time are.
+async fn note_own_addresses(netlink: &Netlink, guard: &Guard) {
+    match netlink.addresses(None).await {
+        Ok(addresses) => guard.own.set(addresses.iter().filter_map(|entry| {
+            let IpAddr::V4(address) = entry.address else {
+                return None;
+            };
+            Some(address)
+        })),
+        Err(error) => tracing::debug!(event = "addresses_unseen", %error, "looking again soon"),
     }
 }
 

@@ -135,6 +135,12 @@ impl Peers {
         }
     }
 
+    /// Number of accepted peers.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.accepted.len()
+    }
+
     /// The next `count` peers to look at, in turn.
     pub fn next(&mut self, count: usize) -> Vec<PeerRecord> {
         let from = self.cursor.map_or(Bound::Unbounded, Bound::Excluded);

@@ -319,10 +319,18 @@ impl Serving {
     async fn follow(&mut self, before: Option<ExternalInterface>) {
         let now = self.underlay.current().clone();
         let is_new = before.is_some();
-        if let Some(before) = before
-            && (now.address, now.public_ip) != (before.address, before.public_ip)
-        {
-            self.move_to(&before, &now).await;
+        if let Some(before) = before {
+            if (now.address, now.public_ip) != (before.address, before.public_ip) {
+                self.move_to(&before, &now).await;
+            } else if now.index != before.index && self.overlay.plan().guard.interface.is_some() {
+                tracing::warn!(
+                    event = "interface_changed",
+                    old = before.name,
+                    new = now.name,
+                    "this host has its address at another interface: receiving there"
+                );
+                self.receive_at(&now).await;
+            }
         }
         match super::follow::device_mtu(&self.config, &now) {
             // Also where the last try failed.
@@ -342,10 +350,7 @@ impl Serving {
             public_ip = %now.public_ip, interface = now.name,
             "this host has another address: publishing it, and sending from it"
         );
-        if let Err(error) = self.overlay.set_source(now.address).await {
-            self.begin_repair(error.to_string());
-            self.failed_to_restore(&error);
-        }
+        self.receive_at(now).await;
         if self.attrs.public_ip != now.public_ip {
             self.attrs.public_ip = now.public_ip;
             self.state.public_ip = now.public_ip;
@@ -354,6 +359,13 @@ impl Serving {
             if let Err(error) = self.files.save_state(&self.state) {
                 tracing::error!(event = "state_file", %error, "the next start will not know our address");
             }
+        }
+    }
+
+    async fn receive_at(&mut self, now: &ExternalInterface) {
+        if let Err(error) = self.overlay.set_source(now.address, now.index).await {
+            self.begin_repair(error.to_string());
+            self.failed_to_restore(&error);
         }
     }
 

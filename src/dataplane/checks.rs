@@ -40,10 +40,15 @@ pub fn incoming<'a>(vtep: &Vtep, frame: &'a [u8]) -> Result<Packet<'a>, Counter>
     if ethernet.ethertype != ethernet::ETHERTYPE_IPV4 {
         return Err(Counter::InNotIpv4);
     }
-    Packet::new_checked(&inner[ethernet::HEADER_LEN..]).map_err(|error| match error {
+    let packet = Packet::new_checked(&inner[ethernet::HEADER_LEN..]);
+    let packet = packet.map_err(|error| match error {
         PacketError::Truncated => Counter::InShort,
         PacketError::Version | PacketError::HeaderLength => Counter::InMalformed,
-    })
+    })?;
+    if !packet.is_header_undamaged() {
+        return Err(Counter::InHeaderChecksum);
+    }
+    Ok(packet)
 }
 
 #[cfg(test)]
@@ -80,7 +85,7 @@ mod tests {
     #[test]
     fn each_fault_has_its_own_name() {
         assert_eq!(verdict(&frame()), None);
-        let cases: [(usize, u8, Counter); 9] = [
+        let cases: [(usize, u8, Counter); 11] = [
             (0, 0x00, Counter::InNoVni),
             (0, 0x88, Counter::InReservedBits),
             (7, 0x01, Counter::InReservedBits),
@@ -90,6 +95,8 @@ mod tests {
             (21, 0x06, Counter::InNotIpv4),
             (22, 0x65, Counter::InMalformed),
             (22, 0x44, Counter::InMalformed),
+            (32, 0xff, Counter::InHeaderChecksum),
+            (41, 0xff, Counter::InHeaderChecksum),
         ];
         for (at, value, expected) in cases {
             let mut bytes = frame();

@@ -99,17 +99,23 @@ counters! {
     InNotIpv4 => "in_not_ipv4", DropIn;
     /// Inner IPv4 header impossible or truncated.
     InMalformed => "in_malformed", DropIn;
+    /// Checksum of the inner IPv4 header wrong.
+    InHeaderChecksum => "in_header_checksum", DropIn;
     /// From an address that no lease names, and that is not allowed either.
     InUnknownPeer => "in_unknown_peer", DropIn;
+    /// Over another interface than the chosen one, with `--receive-on=interface`.
+    InOtherInterface => "in_other_interface", DropIn;
     /// From an inner address that is not of the sending peer's subnet.
     InForeignSource => "in_foreign_source", DropIn;
     /// To an inner address that is not of our subnet.
     InForeignDestination => "in_foreign_destination", DropIn;
     /// From or to loopback, link-local, group, reserved or broadcast addresses.
     InMartian => "in_martian", DropIn;
+    /// With a source route, which would lead it on past the rules for destinations.
+    InSourceRoute => "in_source_route", DropIn;
     /// Congestion marked outside on a flow that is not capable of ECN inside.
     InEcn => "in_ecn", DropIn;
-    /// The TUN device is down (EIO).
+    /// The TUN device is down or gone (EIO, EBADFD).
     InDeviceDown => "in_device_down", DropIn;
     /// The kernel had no memory or refused the packet.
     InWriteError => "in_write_error", DropIn;
@@ -121,6 +127,11 @@ counters! {
     /// Datagrams that the kernel dropped at the tunnel port before we saw them: of senders
     /// that the socket filter refuses, and when the buffer was full.
     SocketDrops => "socket_drops", Event;
+    /// Datagrams that found no room in the receive buffer of a UDP socket: of all such sockets
+    /// of this host, so that ours are at most so many of the dropped.
+    SocketNoRoom => "socket_no_room", Event;
+    /// Packets of containers that found no room in the device's queue, before we read them.
+    TunOverflow => "tun_overflow", Event;
     /// Times that a batch was sent again without segmentation by the kernel.
     SegmentFallbacks => "segment_fallbacks", Event;
     /// Packets that a kernel peer on this machine sent with an unfinished checksum.

@@ -10,6 +10,7 @@ use super::deliver::{self, Deliverer};
 use super::guard::{Guard, Mode};
 use super::peer_counters::PeerCounters;
 use super::tap::{Direction, Sighting, View, Viewer};
+use super::witness::Witness;
 use crate::offload::coalesce::{PacketRef, classify_flat_giant};
 use crate::route::peer::PeerId;
 use crate::route::publish::Reader;
@@ -30,8 +31,10 @@ const LONG: usize = 16 * 1024;
 /// spreads short datagrams over the sets of the caches: at a distance of 64 KiB all of them
 /// would share a few.
 const SLOT_LEN: usize = 65_536 + 1_600;
-/// Bytes of one drain, after which the other direction has its turn.
-const DRAIN_BYTES: usize = 512 * 1024;
+/// What one drain may cost, in bytes, after which the other direction has its turn.
+const DRAIN_COST: usize = 512 * 1024;
+/// What a datagram costs beside its bytes: whoever sends empty ones must not hold a worker.
+const DATAGRAM_COST: usize = 256;
 
 const _: () = assert!(
     ENCAP_LEN >= deliver::HEADROOM,
@@ -51,6 +54,7 @@ pub struct Decap {
     counters: Arc<Counters>,
     peers: Arc<PeerCounters>,
     viewer: Viewer,
+    witness: Witness,
     port: u16,
 }
 
@@ -73,6 +77,7 @@ impl Decap {
     ) -> Self {
         Self {
             viewer,
+            witness: Witness::default(),
             port,
             socket,
             vtep,
@@ -97,9 +102,10 @@ impl Decap {
     /// # Errors
     /// Only when the device is gone for good.
     pub fn drain(&mut self) -> Result<(), DeviceGone> {
-        let mut bytes = 0;
+        let mut cost = 0;
         self.viewer.refresh();
-        while bytes < DRAIN_BYTES {
+        self.guard.refresh();
+        while cost < DRAIN_COST {
             self.counters.add(Counter::ReceiveCalls, 1);
             let wanted = self.slots;
             let count = match self.batch.receive(&self.socket, wanted) {
@@ -112,10 +118,9 @@ impl Decap {
             for slot in 0..count {
                 let info = self.batch.datagram(slot);
                 received += info.len;
-                self.take_datagram(info);
+                cost += info.len + DATAGRAM_COST * self.take_datagram(info);
             }
             self.deliverer.flush(self.batch.buffer(), &self.viewer)?;
-            bytes += received;
             self.slots = if received >= LONG * count.max(1) {
                 SLOTS_WHEN_LONG
             } else {
@@ -128,34 +133,38 @@ impl Decap {
         Ok(())
     }
 
-    fn judge_sender(&mut self, address: Ipv4Addr) -> Result<Sender, Counter> {
+    fn judge_sender(&mut self, info: &DatagramInfo) -> Result<Sender, Counter> {
+        let address = *info.source.ip();
         let routes = self.routes.current();
         if self.guard.mode == Mode::Off {
             return Ok(Sender::Unchecked(routes.source(address)));
         }
-        match self.guard.sender(routes, address) {
+        match self.guard.sender(routes, address, info.interface) {
             Ok(peer) => Ok(Sender::Checked { address, peer }),
             Err(reason) if self.guard.mode == Mode::Enforce => Err(reason),
-            Err(_) => {
-                self.counters.add(Counter::PassedUnchecked, 1);
-                Ok(Sender::Unchecked(None))
-            }
+            Err(reason) => Ok(Sender::Passed {
+                reason,
+                peer: routes.source(address),
+            }),
         }
     }
 
-    /// Splits what the kernel joined, and takes each part.
-    fn take_datagram(&mut self, info: DatagramInfo) {
-        let sender = self.judge_sender(*info.source.ip());
+    /// Splits what the kernel joined, and takes each part; returns how many there were.
+    fn take_datagram(&mut self, info: DatagramInfo) -> usize {
+        let sender = self.judge_sender(&info);
         let end = info.start + info.len;
-        let flat = info
-            .segment
-            .filter(|segment| is_flat(&self.batch.buffer()[info.start..end], *segment));
+        // Nothing is parsed of what comes from a stranger.
+        let flat = info.segment.filter(|segment| {
+            sender.is_ok() && is_flat(&self.batch.buffer()[info.start..end], *segment)
+        });
         let step = match info.segment {
             Some(segment) if flat.is_none() => segment.max(1),
             _ => info.len.max(1),
         };
         let mut at = info.start;
+        let mut taken = 0;
         loop {
+            taken += 1;
             let len = step.min(end - at);
             self.counters.add(Counter::UdpRead, 1);
             // As it came: opening it may change its ECN.
@@ -164,7 +173,7 @@ impl Decap {
                 Err(reason) => Err(reason),
                 Ok(_) if info.truncated => Err(Counter::InTruncated),
                 Ok(sender) => self
-                    .open(at, len, info.tos, sender)
+                    .open(at, len, &info, sender)
                     .map(|packet| (packet, sender.peer())),
             };
             if let Some(frame) = came {
@@ -181,7 +190,7 @@ impl Decap {
             }
             at += len;
             if at >= end {
-                return;
+                return taken;
             }
         }
     }
@@ -214,25 +223,30 @@ impl Decap {
         &mut self,
         at: usize,
         len: usize,
-        outer_tos: u8,
+        info: &DatagramInfo,
         sender: Sender,
     ) -> Result<PacketRef, Counter> {
         let buffer = self.batch.buffer();
         let (packet_len, tos) = {
             let packet = checks::incoming(&self.vtep, &buffer[at..at + len])?;
-            if let Sender::Checked { address, peer } = sender {
-                let routes = self.routes.current();
-                let judged = self.guard.packet(routes, address, peer.is_none(), &packet);
-                if let Err(reason) = judged {
-                    if self.guard.mode == Mode::Enforce {
-                        return Err(reason);
-                    }
-                    self.counters.add(Counter::PassedUnchecked, 1);
+            let judged = match sender {
+                Sender::Unchecked(_) => Ok(()),
+                Sender::Passed { reason, .. } => Err(reason),
+                Sender::Checked { address, peer } => {
+                    let routes = self.routes.current();
+                    self.guard.packet(routes, address, peer.is_none(), &packet)
                 }
+            };
+            if let Err(reason) = judged {
+                if self.guard.mode == Mode::Enforce {
+                    return Err(reason);
+                }
+                self.counters.add(Counter::PassedUnchecked, 1);
+                self.witness.tell(*info.source.ip(), reason, &packet);
             }
             (packet.total_len(), packet.tos())
         };
-        match ecn::decapsulate(outer_tos, tos) {
+        match ecn::decapsulate(info.tos, tos) {
             ecn::Decapsulated::Unchanged => {}
             ecn::Decapsulated::Drop => return Err(Counter::InEcn),
             ecn::Decapsulated::Set(codepoint) => {
@@ -264,13 +278,18 @@ enum Sender {
         /// None where it is allowed by configuration, not by a lease.
         peer: Option<PeerId>,
     },
+    /// It does not belong, and may pass nonetheless.
+    Passed {
+        reason: Counter,
+        peer: Option<PeerId>,
+    },
     Unchecked(Option<PeerId>),
 }
 
 impl Sender {
     const fn peer(self) -> Option<PeerId> {
         match self {
-            Self::Checked { peer, .. } | Self::Unchecked(peer) => peer,
+            Self::Checked { peer, .. } | Self::Passed { peer, .. } | Self::Unchecked(peer) => peer,
         }
     }
 }

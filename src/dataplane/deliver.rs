@@ -92,17 +92,22 @@ impl Deliverer {
             counters: &self.counters,
             viewer,
         };
+        let mut outcome = Ok(());
         for write in self.coalescer.writes(arena) {
-            if write.is_merged() {
-                sink.merged(&write, arena, &mut policy)?;
+            if outcome.is_err() {
+                // Nothing can be written any more; each packet has its name nonetheless.
+                let packets = write.packet_count() as u64;
+                self.counters.add(Counter::InDeviceDown, packets);
+            } else if write.is_merged() {
+                outcome = sink.merged(&write, arena, &mut policy);
             } else if let Some(packet) = write.packets().next() {
-                sink.single(packet, write.vnet, arena, policy.checksummer)?;
+                outcome = sink.single(packet, write.vnet, arena, policy.checksummer);
             }
         }
         policy.tun_mtu = usize::from(self.mtu.load(Ordering::Relaxed));
         self.coalescer.set_policy(policy);
         self.coalescer.clear();
-        Ok(())
+        outcome
     }
 }
 
@@ -174,7 +179,11 @@ impl Sink<'_> {
                 IoSlice::new(&block[..plan.header_len()]),
                 IoSlice::new(&packet[payload]),
             ];
-            self.book(self.tun.write_gather(&pieces), 1)?;
+            self.book(self.tun.write_gather(&pieces), 1)
+                .inspect_err(|_| {
+                    let left = plan.count() - number - 1;
+                    self.counters.add(Counter::InDeviceDown, left as u64);
+                })?;
         }
         Ok(())
     }
@@ -196,25 +205,26 @@ impl Sink<'_> {
             // one it works, and from now on this kind is not merged any more.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                 self.counters.add(Counter::MergeFallbacks, 1);
-                let kind = match write.vnet.gso_type {
-                    vnet_hdr::GSO_UDP_L4 => {
-                        policy.udp = false;
-                        "UDP"
-                    }
-                    _ => {
-                        policy.tcp = false;
-                        "TCP"
-                    }
+                let (merges, kind) = match write.vnet.gso_type {
+                    vnet_hdr::GSO_UDP_L4 => (&mut policy.udp, "UDP"),
+                    _ => (&mut policy.tcp, "TCP"),
                 };
-                tracing::warn!(
-                    event = "offload_fallback",
-                    part = "write",
-                    kind,
-                    "the kernel refused a merged packet; this kind is written one by one from now on"
-                );
-                for packet in write.packets() {
+                // Others of this drain may have been merged before.
+                if std::mem::take(merges) {
+                    tracing::warn!(
+                        event = "offload_fallback",
+                        part = "write",
+                        kind,
+                        "the kernel refused a merged packet; this kind is written one by one from now on"
+                    );
+                }
+                for (number, packet) in write.packets().enumerate() {
                     let vnet = classify_partial(&arena[packet.range()], policy.tun_mtu);
-                    self.single(packet, vnet, arena, policy.checksummer)?;
+                    self.single(packet, vnet, arena, policy.checksummer)
+                        .inspect_err(|_| {
+                            let left = packets - number - 1;
+                            self.counters.add(Counter::InDeviceDown, left as u64);
+                        })?;
                 }
                 Ok(())
             }
@@ -255,7 +265,10 @@ impl Sink<'_> {
         let counter = match written {
             Ok(_) => Counter::Delivered,
             Err(error) => match error.raw_os_error() {
-                Some(libc::EBADFD) => return Err(DeviceGone(error)),
+                Some(libc::EBADFD) => {
+                    self.counters.add(Counter::InDeviceDown, packets);
+                    return Err(DeviceGone(error));
+                }
                 Some(libc::EIO) => Counter::InDeviceDown,
                 _ => Counter::InWriteError,
             },

@@ -27,6 +27,8 @@ const RETURN: u16 = 0x06;
 /// `SKF_NET_OFF`: what follows counts from the IP header. A UDP socket's filter sees the
 /// packet from the UDP header on.
 const NETWORK_HEADER: u32 = 0xfff0_0000;
+/// `SKF_AD_OFF + SKF_AD_IFINDEX`: index of the interface that the packet came over.
+const INTERFACE_INDEX: u32 = 0xffff_f000 + 8;
 /// Place of the source address in an IPv4 header (RFC 791).
 const SOURCE_ADDRESS: u32 = 12;
 
@@ -36,12 +38,14 @@ const LEAF: usize = 16;
 /// First and last address.
 type Range = (u32, u32);
 
-/// A program that takes datagrams from these addresses and networks and drops all others;
-/// none where it would be longer than [`MAX_INSTRUCTIONS`]: from about 2,700 peers on.
+/// A program that takes datagrams from these addresses and networks, over this interface
+/// where one is given, and drops all others; none where it would be longer than
+/// [`MAX_INSTRUCTIONS`]: from about 2,700 peers on.
 #[must_use]
 pub fn program(
     sources: impl IntoIterator<Item = Ipv4Addr>,
     networks: &[Ipv4Net],
+    interface: Option<u32>,
 ) -> Option<Vec<Instruction>> {
     let single = sources.into_iter().map(|address| {
         let address = address.to_bits();
@@ -55,7 +59,15 @@ pub fn program(
     if ranges.len() > MAX_INSTRUCTIONS {
         return None;
     }
-    let mut program = vec![plain(LOAD_WORD, NETWORK_HEADER + SOURCE_ADDRESS)];
+    let mut program = Vec::new();
+    if let Some(index) = interface {
+        program.extend([
+            plain(LOAD_WORD, INTERFACE_INDEX),
+            conditional(IF_EQUAL, index, 1, 0),
+            plain(RETURN, 0),
+        ]);
+    }
+    program.push(plain(LOAD_WORD, NETWORK_HEADER + SOURCE_ADDRESS));
     program.extend(tree(&ranges));
     (program.len() <= MAX_INSTRUCTIONS).then_some(program)
 }
@@ -138,6 +150,10 @@ mod tests {
     /// Runs a program as the kernel would on a packet from this address; panics where the
     /// kernel's checker (`bpf_check_classic`) would refuse it.
     fn takes(program: &[Instruction], source: u32) -> bool {
+        takes_over(program, 7, source)
+    }
+
+    fn takes_over(program: &[Instruction], interface: u32, source: u32) -> bool {
         let mut accumulator = None;
         let mut at = 0;
         loop {
@@ -152,8 +168,11 @@ mod tests {
             at += 1;
             match code {
                 LOAD_WORD => {
-                    assert_eq!(k, 0xfff0_000c);
-                    accumulator = Some(source);
+                    accumulator = Some(match k {
+                        0xfff0_000c => source,
+                        0xffff_f008 => interface,
+                        other => panic!("load from {other:#x}"),
+                    });
                 }
                 JUMP => at += k as usize,
                 IF_EQUAL => at += jump(a() == k),
@@ -171,13 +190,13 @@ mod tests {
 
     #[test]
     fn without_peers_nothing_is_taken() {
-        let program = program([], &[]).unwrap();
+        let program = program([], &[], None).unwrap();
         assert!(!takes(&program, 0) && !takes(&program, u32::MAX));
     }
 
     #[test]
     fn hundreds_of_peers_fit_and_thousands_do_not() {
-        let spread = |count: u32| program((0..count).map(|i| address(i * 7 + 1)), &[]);
+        let spread = |count: u32| program((0..count).map(|i| address(i * 7 + 1)), &[], None);
         for count in [1, 8, 9, 300, 2500] {
             let found = spread(count).unwrap();
             assert!(found.len() <= MAX_INSTRUCTIONS);
@@ -189,13 +208,22 @@ mod tests {
         assert_eq!(spread(4000), None);
         assert_eq!(spread(70_000), None);
         // Addresses that follow each other are one range.
-        let dense = program((0..70_000).map(address), &[]).unwrap();
+        let dense = program((0..70_000).map(address), &[], None).unwrap();
         assert!(takes(&dense, 69_999) && !takes(&dense, 70_000));
     }
 
     #[test]
+    fn where_an_interface_is_given_peers_come_over_it_alone() {
+        let program = program([address(5)], &[], Some(3)).unwrap();
+        assert!(takes_over(&program, 3, 5));
+        assert!(!takes_over(&program, 3, 6));
+        assert!(!takes_over(&program, 2, 5));
+        assert!(!takes_over(&program, 0, 5));
+    }
+
+    #[test]
     fn the_whole_of_ipv4_is_a_range_too() {
-        let program = program([address(5)], &["0.0.0.0/0".parse().unwrap()]).unwrap();
+        let program = program([address(5)], &["0.0.0.0/0".parse().unwrap()], None).unwrap();
         for source in [0, 5, u32::MAX] {
             assert!(takes(&program, source));
         }
@@ -213,7 +241,7 @@ mod tests {
                 .into_iter()
                 .map(|(bits, length)| Ipv4Net::new(address(bits), length.max(20)).unwrap().trunc())
                 .collect();
-            let program = program(sources.iter().copied().map(address), &networks).unwrap();
+            let program = program(sources.iter().copied().map(address), &networks, None).unwrap();
             let edges = sources.iter().flat_map(|source| {
                 [source.wrapping_sub(1), *source, source.wrapping_add(1)]
             });

@@ -1,7 +1,7 @@
 //! The kernel's part of the peer check: datagrams from strangers are dropped at the socket,
 //! before they take room in its buffer and time of a worker.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ipnet::Ipv4Net;
 
@@ -26,27 +26,29 @@ pub(super) struct Gate {
     /// Whether there is to be a filter at all.
     wanted: bool,
     allow: Vec<Ipv4Net>,
+    interface: Option<u32>,
     state: State,
     /// Whether somebody captures, and wants to see strangers too.
     lifted: bool,
     /// Whether it was said why there is no filter.
     told: bool,
-    /// Drops of sockets that are closed.
-    past_drops: u64,
+    /// What each socket's drops were at the last look, and all of them so far.
+    drops: Mutex<(Vec<u32>, u64)>,
 }
 
 impl Gate {
     /// A gate that stands open until [`Gate::admit`].
     pub(super) fn new(sockets: Vec<Arc<UdpSocket>>, guard: &Guard) -> Self {
         Self {
+            drops: Mutex::new((vec![0; sockets.len()], 0)),
             sockets,
             // Where strangers are only counted, they must come through.
             wanted: guard.socket_filter && guard.mode == Mode::Enforce,
             allow: guard.allow_peers.clone(),
+            interface: guard.interface,
             state: State::Open,
             lifted: false,
             told: false,
-            past_drops: 0,
         }
     }
 
@@ -58,9 +60,8 @@ impl Gate {
         }
         let wanted = match self.lifted {
             true => State::Open,
-            false => {
-                filter::program(table.sources(), &self.allow).map_or(State::Open, State::Filtered)
-            }
+            false => filter::program(table.sources(), &self.allow, self.interface)
+                .map_or(State::Open, State::Filtered),
         };
         if wanted == self.state {
             return;
@@ -115,17 +116,28 @@ impl Gate {
     }
 
     /// Datagrams that the kernel dropped at these sockets: strangers', and those for which
-    /// there was no room.
+    /// there was no room. A socket's own count wraps; it must be looked at before it has done so
+    /// twice: within an hour, at a million drops a second.
     pub(super) fn drops(&self) -> u64 {
         let now = self.sockets.iter().map(|socket| socket.drops());
-        self.past_drops + now.sum::<u64>()
+        let mut drops = self.drops.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, sum) = &mut *drops;
+        *sum += risen(last, now);
+        *sum
     }
 
     /// Lets the sockets go; what they counted is kept.
     pub(super) fn close(&mut self) {
-        self.past_drops = self.drops();
+        self.drops();
         self.sockets.clear();
     }
+}
+
+/// How much counters that wrap have risen since `last`, which becomes `now`.
+fn risen(last: &mut [u32], now: impl Iterator<Item = u32>) -> u64 {
+    let rises = last.iter_mut().zip(now);
+    let rises = rises.map(|(last, now)| u64::from(now.wrapping_sub(std::mem::replace(last, now))));
+    rises.sum()
 }
 
 #[cfg(test)]
@@ -187,6 +199,30 @@ mod tests {
         let any_port = SocketAddrV4::new(KNOWN, 0);
         let socket = Arc::new(UdpSocket::receiver(any_port).unwrap());
         (Gate::new(vec![Arc::clone(&socket)], &guard(mode)), socket)
+    }
+
+    #[test]
+    fn a_count_that_wraps_goes_on_rising() {
+        let mut last = vec![0, 0];
+        assert_eq!(risen(&mut last, [5, u32::MAX].into_iter()), 5 + 0xffff_ffff);
+        assert_eq!(risen(&mut last, [5, 2].into_iter()), 3);
+        assert_eq!(risen(&mut last, [5, 2].into_iter()), 0);
+    }
+
+    #[test]
+    fn over_another_interface_nobody_comes_in() {
+        let any_port = SocketAddrV4::new(KNOWN, 0);
+        let socket = Arc::new(UdpSocket::receiver(any_port).unwrap());
+        // The first interface of a network namespace is its loopback.
+        for (interface, expected) in [(1, vec![KNOWN, ALLOWED]), (2, vec![])] {
+            let guard = Guard {
+                interface: Some(interface),
+                ..guard(Mode::Enforce)
+            };
+            let mut gate = Gate::new(vec![Arc::clone(&socket)], &guard);
+            gate.admit(&table(&[KNOWN]));
+            assert_eq!(arrived(&socket), expected, "{interface}");
+        }
     }
 
     #[test]

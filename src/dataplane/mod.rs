@@ -18,12 +18,14 @@ mod gate;
 pub mod guard;
 pub mod narrow;
 pub mod offloads;
+pub mod own_addresses;
 pub mod peer_counters;
 pub mod spin;
 pub mod stop;
 mod sync;
 pub mod tap;
 pub mod transmit;
+mod witness;
 pub mod worker;
 
 use std::io;
@@ -54,6 +56,7 @@ use crate::route::table::RouteTable;
 use crate::sys::poll::StopFlag;
 use crate::sys::privileges::{self, PacketCalls, PrivilegeError};
 use crate::sys::simd;
+use crate::sys::statistics::{KernelCounts, Missed};
 use crate::sys::tun::{Tun, TunOffload};
 use crate::sys::udp::{PathProbe, UdpSocket};
 use crate::wire::flow;
@@ -128,6 +131,9 @@ pub struct Dataplane {
     stop: Arc<Stop<StopFlag>>,
     threads: Vec<JoinHandle<()>>,
     gate: Gate,
+    kernel: KernelCounts,
+    /// What it had counted when the packet loop started.
+    missed_before: Missed,
     counters: Vec<Arc<Counters>>,
     peers: Vec<Arc<PeerCounters>>,
     progress: Vec<Arc<AtomicU64>>,
@@ -159,6 +165,10 @@ impl Dataplane {
             .iter()
             .map(|_| receiver(options.receive).map(Arc::new))
             .collect::<Result<_, _>>()?;
+        if options.guard.interface.is_some() {
+            let told = receivers.iter().try_for_each(|it| it.tell_interface());
+            told.map_err(io_error("ask over which interface datagrams come"))?;
+        }
         let mut gate = Gate::new(receivers.clone(), &options.guard);
         gate.lift(options.taps.watch_the_socket(), &options.routes.current());
         let senders = senders(options, receivers.len())?;
@@ -180,10 +190,13 @@ impl Dataplane {
             });
         }
         let calls = packet_calls();
+        let kernel = KernelCounts::open(&tun.name);
         let mut this = Self {
             stop,
             threads: Vec::new(),
             gate,
+            missed_before: kernel.now(),
+            kernel,
             counters: Vec::new(),
             peers: Vec::new(),
             progress: Vec::new(),
@@ -275,11 +288,25 @@ impl Dataplane {
         self.gate.lift(shown, table);
     }
 
-    /// Counters of all workers and sockets, added up.
+    /// Counters of all workers and sockets, added up, and what the kernel counted meanwhile.
     #[must_use]
     pub fn totals(&self) -> Totals {
+        let (missed, before) = (self.kernel.now(), self.missed_before);
         Totals::of(self.counters.iter().map(AsRef::as_ref))
             .with(Counter::SocketDrops, self.gate.drops())
+            .with(
+                Counter::SocketNoRoom,
+                missed.sockets.saturating_sub(before.sockets),
+            )
+            .with(
+                Counter::TunOverflow,
+                missed.device.saturating_sub(before.device),
+            )
+    }
+
+    /// Takes over what the sockets counted, which wraps: to be called now and then.
+    pub fn count_kernel_drops(&self) {
+        self.gate.drops();
     }
 
     /// What passed between this host and a peer, of all workers, since the packet loop

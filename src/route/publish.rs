@@ -11,7 +11,8 @@ use super::table::{Change, RouteTable};
 #[derive(Debug, Clone)]
 pub struct Routes(Arc<ArcSwap<RouteTable>>);
 
-/// A worker's view: it looks at the pointer once a drain and keeps the snapshot between.
+/// A worker's view: it keeps the snapshot of its last look, and looks at the pointer each time
+/// it is asked, which is one atomic load while nothing changes.
 #[derive(Debug, Clone)]
 pub struct Reader(Cache<Arc<ArcSwap<RouteTable>>, Arc<RouteTable>>);
 

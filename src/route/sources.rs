@@ -32,19 +32,34 @@ impl Sources {
             .map(|source| Ipv4Addr::from_bits(source.address))
     }
 
-    /// A subnet moved from behind one peer to behind another.
-    pub(super) fn replace(&mut self, before: &Peer, after: Option<&Peer>) {
+    /// A subnet moved from behind one peer to behind another. Returns an address, and the peer
+    /// it is still known as, which may be gone, where there are others behind the address: it
+    /// wants [`Self::rename`].
+    pub(super) fn replace(
+        &mut self,
+        before: &Peer,
+        after: Option<&Peer>,
+    ) -> Option<(Ipv4Addr, PeerId)> {
         let is_same = after.is_some_and(|after| {
             before.endpoint().ip() == after.endpoint().ip() && before.id() == after.id()
         });
         if is_same {
-            return;
+            return None;
         }
         if let Some(after) = after {
             self.add(after);
         }
-        if !before.is_vacant() {
-            self.remove(before.endpoint().ip().to_bits());
+        let address = *before.endpoint().ip();
+        let is_stale = !before.is_vacant()
+            && self.remove(address.to_bits())
+            && self.get(address) == Some(before.id());
+        is_stale.then_some((address, before.id()))
+    }
+
+    /// The peer that an address is known as from now on.
+    pub(super) fn rename(&mut self, address: Ipv4Addr, peer: PeerId) {
+        if let Ok(at) = self.place(address.to_bits()) {
+            Arc::make_mut(&mut self.0)[at].peer = peer;
         }
     }
 
@@ -73,13 +88,18 @@ impl Sources {
         }
     }
 
-    fn remove(&mut self, address: u32) {
-        let Ok(at) = self.place(address) else { return };
+    /// Returns whether there are others behind the address.
+    fn remove(&mut self, address: u32) -> bool {
+        let Ok(at) = self.place(address) else {
+            return false;
+        };
         let list = Arc::make_mut(&mut self.0);
         list[at].subnets -= 1;
-        if list[at].subnets == 0 {
+        let is_last = list[at].subnets == 0;
+        if is_last {
             list.remove(at);
         }
+        !is_last
     }
 }
 

@@ -98,17 +98,29 @@ impl RouteTable {
     #[must_use]
     pub fn with(&self, changes: impl IntoIterator<Item = Change>) -> Self {
         let mut next = self.clone();
+        let mut stale = Vec::new();
         for (prefix, peer) in changes {
             let prefix = prefix.trunc();
             let before = match next.slot(prefix) {
                 Some(slot) => std::mem::replace(slot, peer.unwrap_or(Peer::VACANT)),
                 None => next.change_odd(prefix, peer),
             };
-            next.sources.replace(&before, peer.as_ref());
+            stale.extend(next.sources.replace(&before, peer.as_ref()));
             match (before.is_vacant(), peer.is_none()) {
                 (true, false) => next.len += 1,
                 (false, true) => next.len -= 1,
                 _ => {}
+            }
+        }
+        // Rare: two leases behind one address, and the younger one is gone.
+        for (address, gone) in stale {
+            if next.sources.get(address) != Some(gone) {
+                continue;
+            }
+            let is_behind = |(_, peer): &(_, &Peer)| *peer.endpoint().ip() == address;
+            let other = next.iter().find(is_behind).map(|(_, peer)| peer.id());
+            if let Some(id) = other {
+                next.sources.rename(address, id);
             }
         }
         next
@@ -254,6 +266,24 @@ mod tests {
             empty.is_empty() && table.len() == 2,
             "a snapshot never changes"
         );
+    }
+
+    #[test]
+    fn an_address_is_known_as_a_peer_that_is_there() {
+        let peer = |id| {
+            let endpoint = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 8472);
+            Peer::new(endpoint, MacAddr([2; 6]), PeerId(id))
+        };
+        let address = Ipv4Addr::new(192, 0, 2, 1);
+        let (one, two) = (net("10.5.1.0/24"), net("10.5.2.0/24"));
+        let both = RouteTable::empty(net("10.5.0.0/16"), 24).with([(one, peer(7)), (two, peer(9))]);
+        assert_eq!(both.source(address), Some(PeerId(9)));
+        assert_eq!(both.with([(one, None)]).source(address), Some(PeerId(9)));
+        assert_eq!(both.with([(two, None)]).source(address), Some(PeerId(7)));
+        let none = both.with([(two, None), (one, None)]);
+        assert_eq!(none.source(address), None);
+        let moved = both.with([(two, None), (two, peer(11))]);
+        assert_eq!(moved.source(address), Some(PeerId(11)));
     }
 
     #[test]

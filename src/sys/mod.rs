@@ -7,5 +7,6 @@ pub mod poll;
 pub mod privileges;
 pub mod process;
 pub mod simd;
+pub mod statistics;
 pub mod tun;
 pub mod udp;

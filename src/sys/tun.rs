@@ -109,6 +109,8 @@ impl TunOffload {
 /// An open TUN device.
 #[derive(Debug)]
 pub struct Tun {
+    /// Its name.
+    pub name: String,
     /// The queues; a single one where the kernel has no more.
     pub queues: Vec<TunQueue>,
     /// Whether each packet has a virtio-net header before it.
@@ -178,6 +180,7 @@ fn finish(
         offload = set_offload(&files[0], options.offload);
     }
     Ok(Tun {
+        name: options.name.clone(),
         queues: files.into_iter().map(TunQueue).collect(),
         vnet_hdr,
         offload,

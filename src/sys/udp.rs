@@ -19,8 +19,9 @@ const RECEIVE_BUFFER: libc::c_int = 8 << 20;
 /// Send buffer asked for.
 const SEND_BUFFER: libc::c_int = 4 << 20;
 
-/// Space for the control messages of one datagram: type of service and segment size.
-const CONTROL_LEN: usize = 64;
+/// Space for the control messages of one datagram: type of service, segment size, and
+/// `struct in_pktinfo`.
+const CONTROL_LEN: usize = 96;
 
 /// `SO_MEMINFO` (`include/uapi/asm-generic/socket.h`, since Linux 4.12): what a socket holds.
 const SO_MEMINFO: libc::c_int = 55;
@@ -74,12 +75,33 @@ impl UdpSocket {
         {
             socket.option(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, PMTU_DISCOVERY_DONT)?;
         }
+        socket.receive_nothing();
         socket
             .0
             .bind(&SockAddr::from(SocketAddrV4::new(address, 0)))?;
-        // Whatever strangers send to this port is dropped by the kernel, not queued.
-        let _ = socket.0.set_recv_buffer_size(0);
         Ok(socket)
+    }
+
+    /// Lets each datagram tell over which interface it came (`IP_PKTINFO`).
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn tell_interface(&self) -> io::Result<()> {
+        self.option(libc::IPPROTO_IP, libc::IP_PKTINFO, 1)
+    }
+
+    /// Has the kernel drop whatever is sent to this socket: it only sends, and nobody reads.
+    fn receive_nothing(&self) {
+        // `BPF_RET | BPF_K` with 0: no byte of any datagram is taken.
+        const REFUSE: Instruction = Instruction {
+            code: 0x06,
+            jump_true: 0,
+            jump_false: 0,
+            k: 0,
+        };
+        // Where it cannot be had, the smallest buffer takes a datagram or two.
+        let _ = self.set_filter(&[REFUSE]);
+        let _ = self.0.set_recv_buffer_size(0);
     }
 
     fn open() -> io::Result<Self> {
@@ -125,9 +147,9 @@ impl UdpSocket {
     }
 
     /// Datagrams that the kernel dropped at this socket, since it was made: no room, or
-    /// refused by the filter. 0 on kernels before 4.12, which do not say; it wraps at 2^32.
+    /// refused by the filter. 0 on kernels before 4.12, which do not say; it wraps.
     #[must_use]
-    pub fn drops(&self) -> u64 {
+    pub fn drops(&self) -> u32 {
         let mut values = [0u32; MEMINFO_LEN];
         let mut length = mem::size_of_val(&values) as libc::socklen_t;
         // SAFETY: the descriptor is open; `values` and `length` live through the call, and
@@ -141,11 +163,7 @@ impl UdpSocket {
                 &raw mut length,
             )
         };
-        if result < 0 {
-            0
-        } else {
-            u64::from(values[MEMINFO_DROPS])
-        }
+        if result < 0 { 0 } else { values[MEMINFO_DROPS] }
     }
 
     /// The address it is bound to.
@@ -201,6 +219,7 @@ impl PathProbe {
     /// `AddrNotAvailable` when the address is not this host's.
     pub fn new(source: Ipv4Addr) -> io::Result<Self> {
         let socket = UdpSocket::open()?;
+        socket.receive_nothing();
         socket
             .0
             .bind(&SockAddr::from(SocketAddrV4::new(source, 0)))?;
@@ -288,6 +307,8 @@ pub struct DatagramInfo {
     pub segment: Option<usize>,
     /// The outer type of service byte.
     pub tos: u8,
+    /// Index of the interface that it came over, where the socket tells.
+    pub interface: Option<u32>,
     /// Bytes were cut: it was longer than a slot.
     pub truncated: bool,
 }
@@ -376,6 +397,7 @@ impl ReceiveBatch {
             ),
             segment: None,
             tos: 0,
+            interface: None,
             truncated: message.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
         };
         #[allow(clippy::unnecessary_cast)] // another integer type with musl
@@ -388,6 +410,10 @@ impl ReceiveBatch {
                         .first_chunk()
                         .map_or(0, |bytes| i32::from_ne_bytes(*bytes));
                     info.segment = usize::try_from(size).ok().filter(|size| *size > 0);
+                }
+                // `ipi_ifindex` is the first member of `struct in_pktinfo`.
+                (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                    info.interface = data.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
                 }
                 _ => {}
             }
@@ -721,6 +747,52 @@ mod tests {
         let error = sending.send(&sender, 1).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
         assert_eq!(sending.send(&sender, 2).unwrap(), 1);
+    }
+
+    #[test]
+    fn the_interface_is_told_beside_the_rest() {
+        let (sender, receiver, destination) = pair();
+        receiver.join_on_receive();
+        receiver.tell_interface().unwrap();
+        let mut batch = SendBatch::new(1);
+        let mut sending = batch.start();
+        sending.message(MessageHead {
+            destination,
+            segment: sender.can_segment().then_some(4),
+            ecn: 1,
+        });
+        sending.piece(b"eightbyt");
+        sending.send(&sender, 0).unwrap();
+        let mut received = ReceiveBatch::new(2, 64);
+        assert!(receive(&mut received, &receiver) >= 1);
+        let info = received.datagram(0);
+        // The first interface of a network namespace is its loopback.
+        assert_eq!((info.interface, info.tos), (Some(1), 1));
+    }
+
+    #[test]
+    fn sockets_that_only_send_hold_nothing() {
+        let source = Ipv4Addr::LOCALHOST;
+        let sender = UdpSocket::sender(source).unwrap();
+        let probe = PathProbe::new(source).unwrap();
+        let stranger = std::net::UdpSocket::bind((source, 0)).unwrap();
+        for socket in [&sender, &probe.0] {
+            let address = socket.local_address().unwrap();
+            for _ in 0..3 {
+                stranger.send_to(b"junk", address).unwrap();
+                stranger.send_to(&[], address).unwrap();
+            }
+            let mut batch = ReceiveBatch::new(8, 64);
+            let received = batch.receive(socket, usize::MAX);
+            assert_eq!(received.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            assert_eq!(socket.drops(), 6);
+        }
+        // It still sends, and asks.
+        let address = stranger.local_addr().unwrap();
+        let std::net::SocketAddr::V4(address) = address else {
+            panic!("{address}")
+        };
+        assert!(probe.mtu(address).unwrap() > 0);
     }
 
     #[test]

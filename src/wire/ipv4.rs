@@ -132,6 +132,23 @@ impl<'a> Packet<'a> {
         self.address(field::DESTINATION)
     }
 
+    /// Whether the header's checksum is right.
+    #[must_use]
+    #[inline]
+    pub fn is_header_undamaged(&self) -> bool {
+        // The sum of words of four bytes, in any byte order, folds to the same (RFC 1071);
+        // fifteen of them are not more than 64 bits hold.
+        let mut sum = 0;
+        for word in self.0[..self.header_len()].chunks_exact(4) {
+            sum += u64::from(u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
+        }
+        sum = (sum & 0xffff_ffff) + (sum >> 32);
+        sum = (sum & 0xffff) + (sum >> 16);
+        sum = (sum & 0xffff) + (sum >> 16);
+        sum = (sum & 0xffff) + (sum >> 16);
+        sum == 0xffff
+    }
+
     /// What follows the header.
     #[must_use]
     #[inline]
@@ -213,6 +230,7 @@ mod tests {
             prop_assert_eq!(view.payload(), payload.as_slice());
             prop_assert_eq!(view.tos(), tos);
             prop_assert_eq!(view.ttl(), 64);
+            prop_assert!(view.is_header_undamaged());
             prop_assert_eq!(view.source(), Ipv4Addr::new(10, 0, 0, 1));
             prop_assert_eq!(view.destination(), Ipv4Addr::new(10, 0, 1, 1));
         }

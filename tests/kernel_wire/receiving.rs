@@ -4,21 +4,30 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use ipnet::Ipv4Net;
 use uvxlan::dataplane::Dataplane;
 use uvxlan::dataplane::guard::{Guard, Mode};
 use uvxlan::sys::poll;
 use uvxlan::sys::udp::{MessageHead, ReceiveBatch, SendBatch, UdpSocket};
 use uvxlan::testbed::{Container, Host, Topology};
-use uvxlan::wire::Vni;
 use uvxlan::wire::vxlan::{DEFAULT_PORT, EncapTemplate};
+use uvxlan::wire::{MacAddr, Vni};
 
 use crate::inner::step;
 use crate::wire::{
-    End, KERNEL_MAC, Kind, MTU, OUR_MAC, UNDERLAY, guarded_end, kernel_subnet, network, our_subnet,
+    End, KERNEL_MAC, Kind, MTU, OUR_MAC, UNDERLAY, guarded_end_among, kernel_subnet, network,
+    our_subnet,
 };
 
 /// What the container got: the first four bytes of the payload, and the type of service.
 pub type Arrived = (u32, u8);
+
+/// Subnet, address and MAC of the second peer.
+pub const OTHER_PEER: (Ipv4Net, Ipv4Addr, MacAddr) = (
+    Ipv4Net::new_assert(Ipv4Addr::new(10, 3, 7, 0), 24),
+    Ipv4Addr::new(192, 0, 2, 88),
+    MacAddr([0x0e, 0, 0, 0, 0, 7]),
+);
 
 /// The number of the frame that comes after all others.
 const LAST: u32 = u32::MAX;
@@ -41,19 +50,18 @@ impl Receiving {
 
     /// A host of ours that enforces the peer check, with the kernel's help or without.
     pub fn guarded(socket_filter: bool) -> Self {
+        Self::judging(|_, _, guard| guard.socket_filter = socket_filter)
+    }
+
+    /// A host of ours that judges by these rules, which may depend on sender and receiver. It
+    /// has a second peer, which sends nothing.
+    pub fn judging(rules: impl FnOnce(&Host, &Host, &mut Guard)) -> Self {
         Self::with_end(|receiver, sender| {
-            let peer = (kernel_subnet(), sender, KERNEL_MAC);
-            let guard = Guard {
-                socket_filter,
-                ..Guard::new(Mode::Enforce, network(), our_subnet())
-            };
-            End::Ours(Box::new(guarded_end(
-                receiver,
-                our_subnet(),
-                OUR_MAC,
-                peer,
-                guard,
-            )))
+            let peers = [(kernel_subnet(), sender.address(), KERNEL_MAC), OTHER_PEER];
+            let mut guard = Guard::new(Mode::Enforce, network(), our_subnet());
+            rules(sender, receiver, &mut guard);
+            let end = guarded_end_among(receiver, our_subnet(), OUR_MAC, &peers, guard);
+            End::Ours(Box::new(end))
         })
     }
 
@@ -82,9 +90,27 @@ impl Receiving {
         self.topology.pair().unwrap().1.address()
     }
 
+    /// The sending host's address on the underlay.
+    pub fn sender(&self) -> Ipv4Addr {
+        self.topology.pair().unwrap().0.address()
+    }
+
+    /// Sender and receiver.
+    pub fn hosts(&self) -> (&Host, &Host) {
+        self.topology.pair().unwrap()
+    }
+
     /// The packet loop, where the end is ours.
     pub fn dataplane(&self) -> Option<&Dataplane> {
         match &self.end {
+            End::Ours(dataplane) => Some(dataplane),
+            End::Kernel(_) => None,
+        }
+    }
+
+    /// The same, to stop it.
+    pub fn dataplane_mut(&mut self) -> Option<&mut Dataplane> {
+        match &mut self.end {
             End::Ours(dataplane) => Some(dataplane),
             End::Kernel(_) => None,
         }
@@ -128,12 +154,26 @@ impl Receiving {
 
     /// As [`Self::send`], from another address that the sender has then, too.
     pub fn send_from(&self, from: Option<Ipv4Addr>, frames: &[(Vec<u8>, u8)]) -> Vec<Arrived> {
-        let (sender, receiver) = self.topology.pair().unwrap();
-        let destination = SocketAddrV4::new(receiver.address(), DEFAULT_PORT);
+        self.send_to(self.address(), from, frames)
+    }
+
+    /// As [`Self::send_from`], to another address of the receiver. The frame that comes after
+    /// all others goes the usual way.
+    pub fn send_to(
+        &self,
+        to: Ipv4Addr,
+        from: Option<Ipv4Addr>,
+        frames: &[(Vec<u8>, u8)],
+    ) -> Vec<Arrived> {
+        let (sender, _) = self.topology.pair().unwrap();
         if let Some(address) = from {
             let added = sender.node().netlink(async |netlink| {
                 let below = netlink.expect_link(UNDERLAY).await?;
-                netlink.add_address(below.index, address, 24).await
+                match netlink.add_address(below.index, address, 24).await {
+                    // From an earlier frame.
+                    Err(error) if error.is_exists() => Ok(()),
+                    added => added,
+                }
             });
             added.unwrap();
         }
@@ -147,10 +187,13 @@ impl Receiving {
         let mut batch = SendBatch::new(1);
         let mut arrived = Vec::new();
         for (number, (frame, ecn)) in frames.iter().chain([&last]).enumerate() {
+            let is_last = number == frames.len();
             let socket = match &other {
-                Some(other) if number < frames.len() => other,
+                Some(other) if !is_last => other,
                 _ => &own,
             };
+            let to = if is_last { self.address() } else { to };
+            let destination = SocketAddrV4::new(to, DEFAULT_PORT);
             let mut sending = batch.start();
             sending.message(MessageHead {
                 destination,
@@ -165,6 +208,10 @@ impl Receiving {
         while arrived.iter().all(|(number, _)| *number != LAST) {
             assert!(Instant::now() < deadline, "the last frame is good");
             self.take(&mut arrived, Duration::from_millis(100));
+        }
+        // Another sender's frames are another packet thread's, which may be behind.
+        if other.is_some() && arrived.len() == 1 {
+            self.take(&mut arrived, Duration::from_millis(300));
         }
         arrived.retain(|(number, _)| *number != LAST);
         arrived

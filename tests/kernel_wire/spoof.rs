@@ -4,13 +4,14 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
+use ipnet::Ipv4Net;
 use uvxlan::dataplane::Dataplane;
 use uvxlan::dataplane::counters::{Counter, Kind as CounterKind, Totals};
 use uvxlan::testbed::available;
 use uvxlan::wire::checksum::Sum;
 use uvxlan::wire::vxlan::ENCAP_LEN;
 
-use crate::receiving::Receiving;
+use crate::receiving::{OTHER_PEER, Receiving};
 use crate::wire::{OUR_MAC, kernel_subnet, need, our_subnet};
 
 type Change = Box<dyn Fn(&mut Vec<u8>)>;
@@ -43,12 +44,28 @@ fn reseal(frame: &mut [u8]) {
     header[10..12].copy_from_slice(&check);
 }
 
-fn set_address(at: usize, address: [u8; 4]) -> impl Fn(&mut Vec<u8>) {
+pub fn set_address(at: usize, address: [u8; 4]) -> impl Fn(&mut Vec<u8>) {
     move |frame| {
         frame[ENCAP_LEN + at..ENCAP_LEN + at + 4].copy_from_slice(&address);
         // No UDP checksum, so that only the addresses are wrong.
         frame[ENCAP_LEN + 26..ENCAP_LEN + 28].fill(0);
         reseal(frame);
+    }
+}
+
+/// Options behind the header, which grows by their length.
+fn set_options(options: &'static [u8]) -> impl Fn(&mut Vec<u8>) {
+    move |frame| {
+        let behind = ENCAP_LEN + 20;
+        frame.splice(behind..behind, options.iter().copied());
+        let header_len = 20 + options.len();
+        frame[ENCAP_LEN] = 0x40 | (header_len / 4) as u8;
+        let total = (frame.len() - ENCAP_LEN) as u16;
+        frame[ENCAP_LEN + 2..ENCAP_LEN + 4].copy_from_slice(&total.to_be_bytes());
+        let header = &mut frame[ENCAP_LEN..ENCAP_LEN + header_len];
+        header[10..12].fill(0);
+        let check = Sum::of(header).finish();
+        header[10..12].copy_from_slice(&check);
     }
 }
 
@@ -60,10 +77,14 @@ fn fragment(flags_and_offset: u16) -> impl Fn(&mut Vec<u8>) {
     }
 }
 
-const SOURCE: usize = 12;
-const DESTINATION: usize = 16;
+/// A sender without a lease that is allowed by configuration.
+const ALLOWED: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 66);
+pub const SOURCE: usize = 12;
+pub const DESTINATION: usize = 16;
 
-fn rows(host: Ipv4Addr) -> Vec<Row> {
+/// `peer` and `host` are the underlay addresses of the sender and of the receiver, which has
+/// `own` too; `other` is a second peer's.
+fn rows([peer, host, own, other]: [Ipv4Addr; 4]) -> Vec<Row> {
     use Counter::*;
     let [a, b, c, _] = kernel_subnet().network().octets();
     let [d, e, f, _] = our_subnet().network().octets();
@@ -130,6 +151,56 @@ fn rows(host: Ipv4Addr) -> Vec<Row> {
         ),
         row("a group", to([224, 0, 0, 1]), Some(InMartian)),
         row("broadcast", to([255; 4]), Some(InMartian)),
+        row(
+            "our subnet's broadcast",
+            to([d, e, f, 255]),
+            Some(InMartian),
+        ),
+        row("from the peer's own address", from(peer.octets()), None),
+        row(
+            "another peer's address",
+            from(other.octets()),
+            Some(InForeignSource),
+        ),
+        row("our address", from(host.octets()), Some(InForeignSource)),
+        row(
+            "another address of ours",
+            from(own.octets()),
+            Some(InForeignSource),
+        ),
+        Row {
+            from: Some(ALLOWED),
+            ..row("an allowed sender", from([a, b, c + 100, 9]), None)
+        },
+        Row {
+            from: Some(ALLOWED),
+            ..row(
+                "our own subnet, of an allowed sender",
+                from([d, e, f, 9]),
+                Some(InForeignSource),
+            )
+        },
+        row(
+            "a loose source route",
+            set_options(&[131, 7, 4, 10, 96, 0, 1, 0]),
+            Some(InSourceRoute),
+        ),
+        row(
+            "a strict source route",
+            set_options(&[1, 137, 7, 4, 10, 96, 0, 1]),
+            Some(InSourceRoute),
+        ),
+        row(
+            "an option that is none",
+            set_options(&[7, 60, 4, 0]),
+            Some(InMalformed),
+        ),
+        row("no operation", set_options(&[1, 1, 1, 0]), None),
+        row(
+            "a damaged header",
+            |frame| frame[ENCAP_LEN + 10] ^= 1,
+            Some(InHeaderChecksum),
+        ),
         row("another VNI", |frame| frame[6] = 9, Some(InOtherVni)),
         row("no I flag", |frame| frame[0] = 0, Some(InNoVni)),
         row(
@@ -187,7 +258,7 @@ fn rows(host: Ipv4Addr) -> Vec<Row> {
 }
 
 /// The drop counters that rose, with how much.
-fn risen(before: &Totals, after: &Totals) -> Vec<(&'static str, u64)> {
+pub fn risen(before: &Totals, after: &Totals) -> Vec<(&'static str, u64)> {
     let drops = Counter::ALL
         .iter()
         .filter(|counter| counter.kind() == CounterKind::DropIn);
@@ -199,7 +270,7 @@ fn risen(before: &Totals, after: &Totals) -> Vec<(&'static str, u64)> {
 
 /// The counters, once so many packets more than before were read and have been judged: a
 /// stranger's may lie with another worker than the peer's.
-fn settled(dataplane: &Dataplane, before: &Totals, packets: u64) -> Totals {
+pub fn settled(dataplane: &Dataplane, before: &Totals, packets: u64) -> Totals {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
         let now = dataplane.totals();
@@ -216,9 +287,16 @@ fn settled(dataplane: &Dataplane, before: &Totals, packets: u64) -> Totals {
 #[test]
 fn each_spoof_raises_its_own_counter_and_nothing_else() {
     need!(available());
-    let receiving = Receiving::guarded(false);
+    let own = Ipv4Addr::new(203, 0, 113, 5);
+    let receiving = Receiving::judging(|_, host, guard| {
+        guard.socket_filter = false;
+        guard.allow_peers = vec![Ipv4Net::from(ALLOWED)];
+        guard.own.set([host.address(), own]);
+    });
     let dataplane = receiving.dataplane().unwrap();
-    for (row, number) in rows(receiving.address()).into_iter().zip(1..) {
+    let (_, other, _) = OTHER_PEER;
+    let addresses = [receiving.sender(), receiving.address(), own, other];
+    for (row, number) in rows(addresses).into_iter().zip(1..) {
         let mut frame = receiving.frame(number, 0);
         (row.change)(&mut frame);
         let before = dataplane.totals();

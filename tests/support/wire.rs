@@ -85,9 +85,23 @@ pub fn guarded_end(
     guard: Guard,
 ) -> Dataplane {
     let (peer_subnet, peer_host, peer_mac) = peer;
-    let endpoint = SocketAddrV4::new(peer_host.address(), DEFAULT_PORT);
-    let table = RouteTable::empty(network(), 24)
-        .with([(peer_subnet, Peer::new(endpoint, peer_mac, PeerId(0)))]);
+    let peers = [(peer_subnet, peer_host.address(), peer_mac)];
+    guarded_end_among(host, subnet, mac, &peers, guard)
+}
+
+/// The same, with several peers, of which the first has a route.
+pub fn guarded_end_among(
+    host: &Host,
+    subnet: Ipv4Net,
+    mac: MacAddr,
+    peers: &[(Ipv4Net, Ipv4Addr, MacAddr)],
+    guard: Guard,
+) -> Dataplane {
+    let routes = peers.iter().zip(0..).map(|((subnet, address, mac), id)| {
+        let endpoint = SocketAddrV4::new(*address, DEFAULT_PORT);
+        (*subnet, Peer::new(endpoint, *mac, PeerId(id)))
+    });
+    let table = RouteTable::empty(network(), 24).with(routes);
     let options = Options {
         vtep: Vtep {
             vni: Vni::DEFAULT,
@@ -112,7 +126,7 @@ pub fn guarded_end(
         Dataplane::start(device, &options, |gone| panic!("{gone}")).unwrap()
     };
     let dataplane = host.namespace().run(start).unwrap();
-    configure(host.node(), subnet.network(), peer_subnet);
+    configure(host.node(), subnet.network(), peers[0].0);
     dataplane
 }
 

@@ -152,16 +152,26 @@ pub(super) const FLAGS: &[Flag] = &[
     Flag::new(
         Group::Subnet,
         "receive-on",
-        "Receive on any address, or on the public one only: any, public",
+        "Where to take packets from peers: any, public, interface",
         |to, text| {
-            let words = [("any", ReceiveOn::Any), ("public", ReceiveOn::Public)];
+            let words = [
+                ("any", ReceiveOn::Any),
+                ("public", ReceiveOn::Public),
+                ("interface", ReceiveOn::Interface),
+            ];
             to.receive_on = choice(text, &words)?;
             Ok(())
         },
     )
-    .value("ADDRESS")
+    .value("WHERE")
     .default("any")
-    .ours(),
+    .ours()
+    .details(
+        "any: to each address of the host and over each interface, as the kernel's vxlan. public: \
+         to the published address. interface: to that address, and over the interface that has \
+         it; what comes over another is dropped as in_other_interface. Not for hosts whose peers' \
+         packets take another way in than the way out (asymmetric routes, several uplinks).",
+    ),
     Flag::new(
         Group::Subnet,
         "peer-check",
