@@ -136,7 +136,7 @@ fn assert_balanced(log: &str) {
     assert_eq!(value("tun_read"), value("sent") + drops("out_"), "{line}");
     assert_eq!(
         value("udp_read"),
-        value("delivered") + drops("in_"),
+        value("delivered") + value("probes_in") + drops("in_"),
         "{line}"
     );
     assert!(

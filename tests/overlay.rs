@@ -110,10 +110,11 @@ fn containers_reach_each_other_and_the_leases_are_flannels() {
             node.host.address(),
             mac(node)
         );
-        // Behind flannel's fields one of ours, where the machine has an id.
+        // Behind flannel's fields ours: the machine, where it has an id, and that probes are
+        // answered.
         let rest = value.strip_prefix(&expected[..expected.len() - 1]).unwrap();
         let number = rest.strip_prefix(",\"Node\":").unwrap_or(rest);
-        let digits = number.strip_suffix('}').unwrap();
+        let digits = number.strip_suffix(",\"Probe\":1}").unwrap();
         assert!(digits.bytes().all(|byte| byte.is_ascii_digit()), "{value}");
         let key = format!("{PREFIX}/subnets/{key}");
         assert_eq!(cluster.granted_ttl(&key), 86_400, "flannel's day");

@@ -27,7 +27,7 @@ use super::notify::{self, Watchdog};
 use super::options::{ReceiveOn, RunOptions, StoreChoice};
 use super::overlay::{Overlay, Plan};
 use super::preflight::{self, Needs};
-use super::probes::Probes;
+use super::probes::{self, Post, Probes};
 use super::serving::Serving;
 use super::state_file::{self, State};
 use super::{confine, instance, rules, subnet_env};
@@ -142,6 +142,7 @@ async fn start(
         );
     }
     let (ended, device_gone) = mpsc::unbounded_channel();
+    let post = Post::new(options.probe_interval);
     let port = config.backend.port;
     let plan = Plan {
         device,
@@ -162,6 +163,7 @@ async fn start(
         offloads: options.offloads,
         spin: options.spin,
         taps: captures.taps(),
+        probes: post.as_ref().map(Post::inbox),
         keep_device: options.keep_device,
         blackhole: options.ip_blackhole_route,
         direct_routing: config.backend.direct_routing,
@@ -217,11 +219,22 @@ async fn start(
     let changes = Changes::listen().inspect_err(|error| {
         tracing::warn!(event = "no_netlink_events", %error, "the host is looked at every two seconds only");
     });
+    let probing = probes::Setup {
+        vtep,
+        port,
+        own: own.network(),
+        source: external.address,
+        mtu,
+        interval: options.probe_interval,
+        routes: overlay.routes().clone(),
+        leases: manager.view.clone(),
+        viewer: captures.taps().viewer(),
+    };
     let serving = Serving {
         changes: changes.ok(),
         started,
         store: Arc::clone(store),
-        probes: Probes::start(own.network(), mtu, options.probe_interval),
+        probes: Probes::start(probing, post),
         seen: BTreeMap::new(),
         config: Arc::new(config),
         netlink: netlink.clone(),
@@ -467,6 +480,10 @@ fn request(
     let attrs = match NodeId::of_machine(&machine) {
         Some(node) => attrs.map(|attrs| attrs.with_node(node)),
         None => attrs,
+    };
+    let attrs = match options.probe_interval.is_zero() {
+        false => attrs.map(LeaseAttrs::with_probe),
+        true => attrs,
     };
     // The subnet file lies in /run: where it is there, this host was not rebooted since.
     let in_use = traces.subnet_file.filter(|_| !options.allow_renumber);

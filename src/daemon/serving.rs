@@ -17,12 +17,13 @@ use super::instance::InstanceLock;
 use super::lifecycle::Patience;
 use super::notify::{self, Watchdog};
 use super::overlay::Overlay;
-use super::probes::Probes;
+use super::probes::{Probes, Target};
 use super::rules::RulesKept;
 use super::state_file::State;
 use crate::dataplane::DeviceGone;
 use crate::host::interface::ExternalInterface;
 use crate::host::netlink::{Changes, Netlink};
+use crate::host::routes::Way;
 use crate::subnet::config::NetworkConfig;
 use crate::subnet::lease::LeaseAttrs;
 use crate::subnet::manager;
@@ -142,6 +143,8 @@ impl Serving {
             Err(error) => tracing::debug!(event = "underlay_unseen", %error, "looking again soon"),
         }
         self.note_seen();
+        // Ways may have changed.
+        self.tell_probes();
         self.watchdog.feed(&self.overlay.progress(), Instant::now());
         if self.manager.own.has_changed().unwrap_or(false) {
             self.manager.own.mark_unchanged();
@@ -166,8 +169,12 @@ impl Serving {
     /// Tells the probes whom there is to ask.
     pub(super) fn tell_probes(&self) {
         let peers = self.overlay.peer_totals();
-        self.probes
-            .set_peers(peers.into_iter().map(|(peer, _)| peer.subnet));
+        let targets = peers.iter().filter_map(|(peer, _)| {
+            // Where there is no way, nothing is sent.
+            let way = self.overlay.way(peer.subnet)?;
+            Some(Target::new(peer, way != Way::Tunnel))
+        });
+        self.probes.set_peers(&targets.collect::<Vec<_>>());
     }
 
     /// The interface to the other hosts is not what it was.
@@ -197,6 +204,7 @@ impl Serving {
             tracing::error!(event = "restore_failed", %error, "trying again");
             self.restore().await;
         }
+        self.probes.set_source(now.address);
         if self.attrs.public_ip != now.public_ip {
             self.attrs.public_ip = now.public_ip;
             self.state.public_ip = now.public_ip;

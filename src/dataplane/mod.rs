@@ -19,6 +19,7 @@ pub mod guard;
 pub mod narrow;
 pub mod offloads;
 pub mod peer_counters;
+pub mod probes;
 pub mod spin;
 pub mod stop;
 mod sync;
@@ -42,6 +43,7 @@ use gate::Gate;
 use guard::Guard;
 use offloads::{Lacking, Offloads};
 use peer_counters::{PeerCounters, PeerTotals};
+use probes::{Inbox, Intake};
 use spin::Spin;
 use stop::{Stop, Wake};
 use tap::Taps;
@@ -114,6 +116,8 @@ pub struct Options {
     pub spin: Duration,
     /// Who captures.
     pub taps: Taps,
+    /// Where probes of peers go; without, they are frames like others that are not IPv4.
+    pub probes: Option<Arc<Inbox>>,
 }
 
 impl Wake for StopFlag {
@@ -135,6 +139,7 @@ pub struct Dataplane {
     lacking: Vec<Lacking>,
     mtu: Arc<AtomicU16>,
     source_ports: Vec<u16>,
+    probes: Option<Arc<Inbox>>,
 }
 
 impl Dataplane {
@@ -191,6 +196,7 @@ impl Dataplane {
             lacking,
             mtu: Arc::new(AtomicU16::new(options.mtu)),
             source_ports: source_ports(&senders),
+            probes: options.probes.clone(),
         };
         for (number, (queue, socket)) in tun.queues.into_iter().zip(receivers).enumerate() {
             let counters = Arc::new(Counters::default());
@@ -239,6 +245,7 @@ impl Dataplane {
                     Arc::clone(&counters),
                     Arc::clone(&peers),
                     options.taps.viewer(),
+                    options.probes.clone().map(Intake::new),
                 ),
                 tun: queue,
                 stop: Arc::clone(&this.stop),
@@ -278,8 +285,12 @@ impl Dataplane {
     /// Counters of all workers and sockets, added up.
     #[must_use]
     pub fn totals(&self) -> Totals {
-        Totals::of(self.counters.iter().map(AsRef::as_ref))
-            .with(Counter::SocketDrops, self.gate.drops())
+        let totals = Totals::of(self.counters.iter().map(AsRef::as_ref))
+            .with(Counter::SocketDrops, self.gate.drops());
+        let probes = self.probes.iter().flat_map(|inbox| inbox.events());
+        probes.fold(totals, |totals, (counter, amount)| {
+            totals.with(counter, amount)
+        })
     }
 
     /// What passed between this host and a peer, of all workers, since the packet loop

@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
-use crate::wire::{MacAddr, Vni};
+use crate::wire::{MacAddr, Vni, probe};
 
 /// The only backend type that this program speaks, compared case-sensitively in leases
 /// as flannel does.
 pub const BACKEND_TYPE: &str = "vxlan";
 
 /// The value stored under a subnet key, byte for byte as newest flannel writes it:
-/// fields in this order, no blanks, `PublicIPv6` always present; then one field of ours.
+/// fields in this order, no blanks, `PublicIPv6` always present; then fields of ours.
 ///
 /// v0.11 of flannel has no `PublicIPv6` and no `VNI`; both are optional when read.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -50,6 +50,10 @@ pub struct LeaseAttrs {
     /// The machine that wrote it, where it was one of ours.
     #[serde(rename = "Node", default, skip_serializing_if = "Option::is_none")]
     pub node: Option<NodeId>,
+    /// Version of the probes ([`crate::wire::probe`]) that its holder answers. A flannel that
+    /// takes the lease over writes it anew, without this.
+    #[serde(rename = "Probe", default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<u32>,
 }
 
 /// `BackendData` of the vxlan backend.
@@ -118,6 +122,7 @@ impl LeaseAttrs {
             backend_data: Some(serde_json::value::to_raw_value(&data)?),
             backend_v6_data: None,
             node: None,
+            probe: None,
         })
     }
 
@@ -126,6 +131,19 @@ impl LeaseAttrs {
     pub const fn with_node(mut self, node: NodeId) -> Self {
         self.node = Some(node);
         self
+    }
+
+    /// The same, promising to answer probes.
+    #[must_use]
+    pub fn with_probe(mut self) -> Self {
+        self.probe = Some(probe::VERSION.into());
+        self
+    }
+
+    /// Whether its holder answers the probes that we send.
+    #[must_use]
+    pub fn answers_probes(&self) -> bool {
+        self.probe == Some(probe::VERSION.into())
     }
 
     /// Reads a value.
@@ -165,11 +183,12 @@ impl LeaseAttrs {
             backend_type: &self.backend_type,
             backend_data,
             node: self.node,
+            probe: self.probe,
         })
     }
 }
 
-/// [`LeaseForm::V011`], with our field behind.
+/// [`LeaseForm::V011`], with our fields behind.
 #[derive(Serialize)]
 struct V011<'a> {
     #[serde(rename = "PublicIP")]
@@ -180,6 +199,8 @@ struct V011<'a> {
     backend_data: Option<Box<RawValue>>,
     #[serde(rename = "Node", skip_serializing_if = "Option::is_none")]
     node: Option<NodeId>,
+    #[serde(rename = "Probe", skip_serializing_if = "Option::is_none")]
+    probe: Option<u32>,
 }
 
 impl VxlanData {
@@ -236,6 +257,26 @@ mod tests {
         let text = String::from_utf8(bytes).unwrap();
         let rest = text.strip_prefix(&without[..without.len() - 1]).unwrap();
         assert!(rest.starts_with(",\"Node\":"), "{text}");
+    }
+
+    #[test]
+    fn a_promise_to_answer_probes_stands_behind_what_flannel_reads() {
+        let data = VxlanData {
+            vni: Some(Vni::DEFAULT),
+            vtep_mac: MacAddr([0xc6, 0xd2, 0x32, 0x6f, 0x8f, 0x44]),
+        };
+        let plain = LeaseAttrs::vxlan(Ipv4Addr::new(192, 168, 64, 3), data).unwrap();
+        assert!(!plain.answers_probes());
+        let promised = plain.clone().with_probe();
+        for form in [LeaseForm::Newest, LeaseForm::V011] {
+            let bytes = promised.encode_as(form).unwrap();
+            assert!(LeaseAttrs::decode(&bytes).unwrap().answers_probes());
+            let flannels = plain.encode_as(form).unwrap();
+            let (last, rest) = flannels.split_last().unwrap();
+            assert_eq!([rest, b",\"Probe\":1", &[*last]].concat(), bytes);
+        }
+        let later = br#"{"PublicIP":"1.2.3.4","Probe":2}"#;
+        assert!(!LeaseAttrs::decode(later).unwrap().answers_probes());
     }
 
     #[test]

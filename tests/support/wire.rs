@@ -102,6 +102,7 @@ pub fn guarded_end(
         offloads: Offloads::AUTO,
         spin: Duration::ZERO,
         taps: uvxlan::dataplane::tap::Taps::default(),
+        probes: None,
     };
     let start = || {
         let device = tun::open(&TunOptions {
