@@ -168,7 +168,7 @@ fn loss_is_told_by_direction() {
         store.start(one, &["--probe-interval=1"]),
         store.start(two, &["--probe-interval=1"]),
     );
-    eventually("nothing is lost", || {
+    within_minutes("nothing is lost", || {
         peer(&a)["loss_out_percent"] == 0 && peer(&b)["loss_out_percent"] == 0
     });
     // Half of what one sends does not reach the other.
@@ -321,4 +321,45 @@ fn without_probes_nothing_is_promised_asked_or_answered() {
     for host in [one, two] {
         assert_eq!(probes_on_the_wire(host), 0);
     }
+}
+
+/// Peers by the thousand that are not there: whatever the interval, the host sends so much and
+/// no more, and everybody has a turn.
+#[test]
+fn thousands_of_peers_are_asked_at_a_bounded_rate() {
+    need!(possible(&["ip"]));
+    const PEERS: u64 = 2000;
+    const A_SECOND: f64 = 500.0;
+    let topology = Topology::two_hosts().unwrap();
+    let (one, two) = topology.pair().unwrap();
+    // They all lie behind the other host, which knows none of them.
+    let away = format!("ip route add 172.16.0.0/12 via {}", two.address());
+    shell(one, &away);
+    let store = Store::new();
+    let config = r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan"}}"#;
+    std::fs::write(store.path().join("config"), config).unwrap();
+    for number in 0..PEERS {
+        let (high, low) = (number / 250, number % 250 + 1);
+        let value = format!(
+            "{{\"PublicIP\":\"172.16.{high}.{low}\",\"BackendType\":\"vxlan\",\
+             \"BackendData\":{{\"VNI\":1,\"VtepMAC\":\"02:00:00:00:{high:02x}:{low:02x}\"}},\"Probe\":1}}"
+        );
+        let name = format!("10.{}.{low}.0-24", high + 1);
+        std::fs::write(store.path().join("subnets").join(name), value).unwrap();
+    }
+    let node = store.start(one, &["--probe-interval=1"]);
+    let (begin, before) = (Instant::now(), counter(&node, "probes_sent"));
+    within_minutes("everybody was asked", || {
+        let asked = counter(&node, "probes_sent") - before;
+        let seconds = begin.elapsed().as_secs_f64();
+        assert!(
+            asked as f64 <= (seconds + 0.5) * A_SECOND,
+            "{asked} in {seconds} s"
+        );
+        asked > 2 * PEERS
+    });
+    let peers = status(&node)["peers"].as_array().unwrap().clone();
+    assert_eq!(peers.len() as u64, PEERS);
+    let asked = peers.iter().filter(|peer| !peer["loss_percent"].is_null());
+    assert!(asked.count() as u64 > PEERS / 2);
 }

@@ -11,6 +11,7 @@ mod asked;
 mod ledger;
 mod loss;
 mod path;
+mod target;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -22,8 +23,8 @@ use tokio::net::UdpSocket as AnySocket;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-pub use self::ledger::{Health, Means, Target};
 pub use self::loss::Loss;
+pub use self::target::{Health, Means, Target};
 
 use self::ledger::{Ask, Ledger, Outcome};
 use crate::dataplane::checks::Vtep;
@@ -229,12 +230,12 @@ impl Prober {
     /// Asks whoever is due.
     fn ask(&mut self) {
         let (now, setup) = (Instant::now(), &self.setup);
-        let may = |target: &Target| target.means() == Means::Echo || promises(setup, target);
+        let may = |target: &Target| promises(setup, target);
         let next = self.shared.lock().ledger.next(rand::random(), now, may);
         let Some(ask) = next else {
             return;
         };
-        let sent = match ask.target.means() {
+        let sent = match ask.means {
             Means::InBand => {
                 self.post.inbox.count(Counter::ProbesSent);
                 self.send(&ask.target, &ask.message)

@@ -8,11 +8,10 @@ use std::time::{Duration, Instant};
 use ipnet::Ipv4Net;
 
 use super::asked::{Asked, Judged};
-use super::loss::{Loss, Losses};
+use super::loss::Losses;
 use super::path::{Path, SMALL};
+use super::target::{Health, Means, SILENT_AFTER, Target};
 use crate::dataplane::probes::Heard;
-use crate::subnet::validate::PeerRecord;
-use crate::wire::MacAddr;
 use crate::wire::probe::{Kind, Message};
 
 /// No peer is asked more often.
@@ -21,98 +20,19 @@ const LEAST_PAUSE: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_millis(200);
 /// Every so many probes one has the length of the path.
 const LENGTH_EVERY: u32 = 4;
-/// So many small ones unanswered in a row, and a peer is silent.
-const SILENT_AFTER: u32 = 3;
-
-/// How a peer is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Means {
-    /// By a probe of our own, through the tunnel.
-    InBand,
-    /// By ICMP echo, to the network address of its subnet.
-    Echo,
-}
-
-impl Means {
-    /// The name, for machines.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::InBand => "in-band",
-            Self::Echo => "icmp",
-        }
-    }
-}
-
-/// Whom to ask.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Target {
-    /// The leased subnet.
-    pub subnet: Ipv4Net,
-    /// Where its datagrams go, and come from.
-    pub public_ip: Ipv4Addr,
-    /// Its VTEP's MAC.
-    pub mac: MacAddr,
-    /// Whether its lease promises answers to probes of our own.
-    pub answers: bool,
-    /// Whether it is reached without the tunnel: then a probe in the tunnel tells nothing.
-    pub direct: bool,
-}
-
-impl Target {
-    /// The peer of a lease.
-    #[must_use]
-    pub const fn new(record: &PeerRecord, direct: bool) -> Self {
-        Self {
-            subnet: record.subnet,
-            public_ip: record.public_ip,
-            mac: record.vxlan.vtep_mac,
-            answers: record.answers_probes,
-            direct,
-        }
-    }
-
-    /// How it is asked.
-    #[must_use]
-    pub const fn means(&self) -> Means {
-        if self.answers && !self.direct {
-            Means::InBand
-        } else {
-            Means::Echo
-        }
-    }
-}
-
-/// What probes found out about a peer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Health {
-    /// How it is asked.
-    pub means: Means,
-    /// Last round trip.
-    pub rtt: Option<Duration>,
-    /// Lost among the latest; none before the first ended.
-    pub loss: Option<Loss>,
-    /// Longest packet that passes, in bytes.
-    pub path_mtu: Option<u16>,
-    /// When it last asked or answered inside of the tunnel.
-    pub heard: Option<Instant>,
-    /// Small probes unanswered since the last answer.
-    unanswered: u32,
-}
-
-impl Health {
-    /// Whether it answered nothing for some time.
-    #[must_use]
-    pub const fn is_silent(&self) -> bool {
-        self.unanswered >= SILENT_AFTER
-    }
-}
+/// Of a silent peer that promises answers, so many probes until one by ICMP: its answers may
+/// come from an address that is not its lease's.
+const CHECK_EVERY: u32 = 4;
+/// Of one that answers ICMP alone, so many probes until one inside of the tunnel.
+const RETRY_EVERY: u32 = 20;
 
 /// A probe to be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ask {
     /// To whom.
     pub target: Target,
+    /// How it goes.
+    pub means: Means,
     /// What it says, where it goes by [`Means::InBand`]; else its length and nonce are used.
     pub message: Message,
 }
@@ -136,12 +56,17 @@ pub enum Outcome {
 #[derive(Debug, Clone, Copy)]
 struct Pending {
     message: Message,
+    means: Means,
+    /// It only tries whether the other means works: unanswered, it says nothing.
+    is_try: bool,
     sent: Instant,
 }
 
 #[derive(Debug)]
 struct Peer {
     target: Target,
+    /// It promises answers, but only those to ICMP reach us.
+    only_echo: bool,
     losses: Losses,
     path: Path,
     rtt: Option<Duration>,
@@ -165,6 +90,7 @@ impl Peer {
     fn new(target: Target, mtu: u16, due: Instant) -> Self {
         Self {
             target,
+            only_echo: false,
             losses: Losses::default(),
             path: Path::new(mtu),
             rtt: None,
@@ -182,18 +108,42 @@ impl Peer {
         }
     }
 
-    /// What is still on its way by now is lost. Whether the length of the path is asked next.
-    fn turn(&mut self) -> bool {
-        if self.small.take().is_some() {
+    /// How it is asked, but for tries.
+    const fn means(&self) -> Means {
+        if self.only_echo {
+            Means::Echo
+        } else {
+            self.target.means()
+        }
+    }
+
+    /// What is still on its way by now is lost.
+    fn give_up(&mut self) {
+        if self.small.take().is_some_and(|small| !small.is_try) {
             self.unanswered += 1;
             self.suspect = None;
         }
         if let Some(large) = self.large.take() {
             self.suspect = Some(large.message.length);
         }
+    }
+
+    /// The next turn: by which means, whether that is a try, and whether the length of the
+    /// path is asked.
+    fn turn(&mut self) -> (Means, bool, bool) {
+        self.give_up();
         self.turns = self.turns.wrapping_add(1);
+        let every = |count| self.turns.is_multiple_of(count);
+        let promises = self.target.means() == Means::InBand;
+        if self.only_echo && every(RETRY_EVERY) {
+            return (Means::InBand, true, false);
+        }
+        if promises && self.unanswered >= SILENT_AFTER && every(CHECK_EVERY) {
+            return (Means::Echo, true, false);
+        }
         let answers = self.rtt.is_some() && self.unanswered == 0 && self.suspect.is_none();
-        answers && (self.path.is_searching() || self.turns.is_multiple_of(LENGTH_EVERY))
+        let is_large = answers && (self.path.is_searching() || every(LENGTH_EVERY));
+        (self.means(), false, is_large)
     }
 
     /// Whether something is found out right now.
@@ -202,16 +152,25 @@ impl Peer {
     }
 
     /// A reply came, after `rtt`; whether it was waited for.
-    fn answered(&mut self, nonce: u64, length: u16, number: Option<u32>, rtt: Rtt) -> bool {
+    fn answered(&mut self, means: Means, nonce: u64, length: u16, rtt: Rtt) -> bool {
         let fits = |pending: &mut Pending| {
             let asked = &pending.message;
-            let same = asked.nonce == nonce && asked.length == length;
-            same && number.is_none_or(|number| asked.number == number)
+            pending.means == means && asked.nonce == nonce && asked.length == length
         };
         if let Some(probe) = self.small.take_if(fits) {
+            // What was lost before it ever answered was sent to nobody yet.
+            if self.rtt.is_none() {
+                self.losses = Losses::default();
+                self.losses.sent(probe.message.number, probe.sent);
+            }
             self.rtt = Some(rtt.since(probe.sent));
             self.unanswered = 0;
-            self.losses.answered(probe.message.number);
+            if probe.is_try {
+                self.only_echo = means == Means::Echo;
+                self.losses = Losses::default();
+            } else {
+                self.losses.answered(probe.message.number);
+            }
             if let Some(length) = self.suspect.take() {
                 self.path.missed(length);
             }
@@ -341,7 +300,7 @@ impl Ledger {
     }
 
     /// Whom to ask at `now`: peers that were never asked first, then who waits longest. Who
-    /// `may` not be asked has its next turn later.
+    /// `may` not be asked inside of the tunnel has its next turn later.
     pub fn next(
         &mut self,
         nonce: u64,
@@ -356,7 +315,9 @@ impl Ledger {
         self.known.remove(&key);
         let network = key.1;
         let peer = self.peers.get_mut(&network)?;
-        let ask = may(&peer.target).then(|| Self::ask(self.session, peer, nonce, now));
+        let turn = peer.turn();
+        let may = turn.0 == Means::Echo || may(&peer.target);
+        let ask = may.then(|| Self::ask(self.session, peer, turn, nonce, now));
         let pause = match peer.is_busy() {
             true => LEAST_PAUSE,
             false => self.interval,
@@ -366,8 +327,13 @@ impl Ledger {
         ask
     }
 
-    fn ask(session: u32, peer: &mut Peer, nonce: u64, now: Instant) -> Ask {
-        let is_large = peer.turn();
+    fn ask(
+        session: u32,
+        peer: &mut Peer,
+        (means, is_try, is_large): (Means, bool, bool),
+        nonce: u64,
+        now: Instant,
+    ) -> Ask {
         peer.sent = Some(now);
         let (kind, length, number) = match is_large {
             true => (Kind::SizeRequest, peer.path.length(), &mut peer.size_number),
@@ -383,16 +349,22 @@ impl Ledger {
             seen: peer.asked.seen(),
             held: 0,
         };
-        let pending = Some(Pending { message, sent: now });
+        let pending = Some(Pending {
+            message,
+            means,
+            is_try,
+            sent: now,
+        });
         match is_large {
             true => peer.large = pending,
-            false => {
-                peer.losses.sent(message.number, now);
-                peer.small = pending;
-            }
+            false => peer.small = pending,
+        }
+        if !is_large && !is_try {
+            peer.losses.sent(message.number, now);
         }
         Ask {
             target: peer.target,
+            means,
             message,
         }
     }
@@ -411,14 +383,12 @@ impl Ledger {
 
     /// An echo reply with this nonce came, of an IPv4 packet of `length` bytes.
     pub fn echoed(&mut self, from: Ipv4Addr, nonce: u64, length: u16, at: Instant) {
-        if let Some(peer) = self.peers.get_mut(&from)
-            && peer.target.means() == Means::Echo
-        {
+        if let Some(peer) = self.peers.get_mut(&from) {
             let rtt = Rtt {
                 at,
                 held: Duration::ZERO,
             };
-            peer.answered(nonce, length, None, rtt);
+            peer.answered(Means::Echo, nonce, length, rtt);
         }
     }
 
@@ -437,14 +407,14 @@ impl Ledger {
                 Kind::Reply => peer.small.as_ref(),
                 _ => peer.large.as_ref(),
             };
+            let asked = expected.is_some_and(|probe| {
+                (probe.message.session, probe.message.number) == (message.session, message.number)
+            });
             let rtt = Rtt {
                 at: heard.at,
                 held: Duration::from_micros(message.held.into()),
             };
-            if expected.is_none()
-                || message.session != self.session
-                || !peer.answered(message.nonce, message.length, Some(message.number), rtt)
-            {
+            if !asked || !peer.answered(Means::InBand, message.nonce, message.length, rtt) {
                 return Outcome::Stray;
             }
             peer.note(message, self.session, heard.at);
@@ -455,6 +425,8 @@ impl Ledger {
             Judged::Excess => return Outcome::Excess,
             Judged::Answer => peer.note(message, self.session, heard.at),
         }
+        // What it sends comes from where its lease says.
+        peer.only_echo = false;
         let held = now.saturating_duration_since(heard.at).as_micros();
         let answer = Message {
             kind: reply,
@@ -470,7 +442,7 @@ impl Ledger {
     pub fn health(&self, subnet: Ipv4Net) -> Option<Health> {
         let peer = self.peers.get(&subnet.network())?;
         Some(Health {
-            means: peer.target.means(),
+            means: peer.means(),
             rtt: peer.rtt,
             loss: peer.losses.count(),
             path_mtu: peer.path.found(),

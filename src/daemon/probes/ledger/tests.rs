@@ -1,4 +1,5 @@
 use super::*;
+use crate::wire::MacAddr;
 use crate::wire::probe::Seen;
 use proptest::prelude::*;
 
@@ -62,7 +63,7 @@ fn run(
         asked.push((ask, now - from));
         if answers(&ask, now - from) {
             let at = now + Duration::from_millis(3);
-            match ask.target.means() {
+            match ask.means {
                 Means::InBand => {
                     let number = ask.target.public_ip.octets()[3];
                     let outcome = ledger.heard(&heard(number, reply(&ask), at), at);
@@ -216,6 +217,16 @@ fn silence_is_noticed_and_asked_about_at_the_usual_pace() {
 }
 
 #[test]
+fn what_was_lost_before_a_peer_was_there_is_no_loss() {
+    let (mut ledger, now) = (ledger(), Instant::now());
+    ledger.set_peers(&[target(1, true)], now);
+    let later = Duration::from_secs(3);
+    run(&mut ledger, now, INTERVAL * 3, |_, at| at > later);
+    let loss = ledger.health(target(1, true).subnet).unwrap().loss;
+    assert_eq!(loss.unwrap().percent, 0);
+}
+
+#[test]
 fn a_path_that_narrows_is_found_while_small_probes_pass() {
     let (mut ledger, now) = (ledger(), Instant::now());
     ledger.set_peers(&[target(1, true)], now);
@@ -301,6 +312,51 @@ fn who_may_not_be_asked_is_not_counted_as_lost() {
     }
     let health = ledger.health(target(1, true).subnet).unwrap();
     assert_eq!((health.loss, health.is_silent()), (None, false));
+}
+
+#[test]
+fn a_peer_whose_answers_come_from_elsewhere_is_asked_by_echo_after_a_while() {
+    let (mut ledger, now) = (ledger(), Instant::now());
+    ledger.set_peers(&[target(1, true)], now);
+    let subnet = target(1, true).subnet;
+    let only_echo = |ask: &Ask, _| ask.means == Means::Echo;
+    let asked = run(&mut ledger, now, Duration::from_secs(600), only_echo);
+    let health = ledger.health(subnet).unwrap();
+    assert_eq!((health.means, health.is_silent()), (Means::Echo, false));
+    assert_eq!(health.loss.unwrap().percent, 0, "tries are no losses");
+    assert_eq!(health.path_mtu, Some(MTU));
+    let tries = asked.iter().filter(|(ask, _)| ask.means == Means::InBand);
+    assert!((8..=12).contains(&tries.count()));
+    // Once they come, it is asked as others.
+    run(&mut ledger, now, Duration::from_secs(720), |_, _| true);
+    assert_eq!(ledger.health(subnet).unwrap().means, Means::InBand);
+}
+
+#[test]
+fn a_peer_that_is_heard_is_asked_in_the_tunnel_again() {
+    let (mut ledger, now) = (ledger(), Instant::now());
+    ledger.set_peers(&[target(1, true)], now);
+    let subnet = target(1, true).subnet;
+    let only_echo = |ask: &Ask, _| ask.means == Means::Echo;
+    run(&mut ledger, now, Duration::from_secs(60), only_echo);
+    assert_eq!(ledger.health(subnet).unwrap().means, Means::Echo);
+    let request = Message {
+        kind: Kind::Request,
+        length: SMALL,
+        nonce: 1,
+        session: 9,
+        number: 1,
+        seen: Seen::default(),
+        held: 0,
+    };
+    let later = now + Duration::from_secs(61);
+    ledger.heard(&heard(1, request, later), later);
+    assert_eq!(ledger.health(subnet).unwrap().means, Means::InBand);
+    // Nothing answers any more: no means is given up for the other.
+    run(&mut ledger, now, Duration::from_secs(300), |_, _| false);
+    let health = ledger.health(subnet).unwrap();
+    assert_eq!((health.means, health.is_silent()), (Means::InBand, true));
+    assert_eq!(health.loss.unwrap().percent, 100);
 }
 
 #[test]
