@@ -40,6 +40,8 @@ use crate::wire::probe::Message;
 
 /// Between two probes, to whomever: 500 a second at most.
 const PACE: Duration = Duration::from_millis(2);
+/// So much may be made up for where this thread was away.
+const BEHIND: Duration = Duration::from_millis(50);
 
 /// Where packet threads leave what they hear.
 #[derive(Debug, Clone)]
@@ -216,7 +218,8 @@ impl Prober {
                 () = self.shared.changed.notified() => {}
                 () = at(due) => {
                     self.ask();
-                    free = Instant::now() + PACE;
+                    let now = Instant::now();
+                    free = (free + PACE).max(now.checked_sub(BEHIND).unwrap_or(now));
                 }
                 read = receive(self.echo.as_ref(), &mut buffer) => match read {
                     Ok(length) => self.take_echo(&buffer[..length]),
