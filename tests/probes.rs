@@ -365,3 +365,59 @@ fn thousands_of_peers_are_asked_at_a_bounded_rate() {
     let asked = peers.iter().filter(|peer| !peer["loss_percent"].is_null());
     assert!(asked.count() as u64 > PEERS / 2);
 }
+
+#[test]
+fn probes_follow_an_address_that_changes() {
+    need!(possible(&["ip"]));
+    let topology = Topology::two_hosts().unwrap();
+    let (one, two) = topology.pair().unwrap();
+    let store = Store::new();
+    let (a, b) = (
+        store.start(one, &["--probe-interval=1"]),
+        store.start(two, &["--probe-interval=1"]),
+    );
+    let known = |node: &NodeUnderTest| {
+        let peer = peer(node);
+        peer["probe"] == "in-band" && peer["path_mtu"] == 1450 && peer["loss_percent"] == 0
+    };
+    within_minutes("both are known", || known(&a) && known(&b));
+    let old = two.address();
+    let [first, second, third, _] = old.octets();
+    let new = format!("{first}.{second}.{third}.77");
+    shell(
+        two,
+        &format!(
+            "ip address flush dev eth0; ip address add {new}/24 dev eth0; \
+             ip route replace default dev eth0"
+        ),
+    );
+    within_minutes("both are known again", || {
+        peer(&a)["public_ip"] == new && known(&a) && known(&b)
+    });
+    let before = counter(&b, "probes_answered");
+    eventually("it answers from there", || {
+        counter(&b, "probes_answered") > before + 2
+    });
+}
+
+/// Where containers' packets do not go through the tunnel, a probe in it would tell nothing.
+#[test]
+fn peers_that_are_reached_without_the_tunnel_are_asked_by_icmp() {
+    need!(possible(&["ip", "nft"]));
+    let topology = Topology::two_hosts().unwrap();
+    let (one, two) = topology.pair().unwrap();
+    shell(two, COUNT_PROBES);
+    let store = Store::new();
+    let config =
+        r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "DirectRouting": true}}"#;
+    std::fs::write(store.path().join("config"), config).unwrap();
+    let (a, _b) = (
+        store.start(one, &["--probe-interval=1"]),
+        store.start(two, &["--probe-interval=1"]),
+    );
+    eventually("it answers", || {
+        let peer = peer(&a);
+        peer["way"] == "direct" && peer["probe"] == "icmp" && peer["state"] == "ok"
+    });
+    assert_eq!(probes_on_the_wire(two), 0);
+}
