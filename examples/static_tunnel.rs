@@ -61,6 +61,7 @@ fn main() -> anyhow::Result<()> {
         offloads: Offloads::AUTO,
         spin: Duration::ZERO,
         taps: Taps::default(),
+        probes: None,
     };
     let dataplane = Dataplane::start(tun::open(&options)?, &options_loop, |gone| {
         eprintln!("{gone}")

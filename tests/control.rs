@@ -140,7 +140,9 @@ fn status_tells_node_peers_and_drops() {
         let counters = &status(a)["counters"];
         value(counters, "tun_read") == value(counters, "sent") + drops(counters, "drop-out")
             && value(counters, "udp_read")
-                == value(counters, "delivered") + drops(counters, "drop-in")
+                == value(counters, "delivered")
+                    + value(counters, "probes_in")
+                    + drops(counters, "drop-in")
     });
 
     // For people: a packet without lease, and a record that is refused.

@@ -115,6 +115,7 @@ fn containers_reach_each_other_and_the_leases_are_flannels() {
         // Behind flannel's fields those of ours.
         assert_eq!(without_writer(&value), expected);
         assert!(value.contains(",\"Instance\":"), "{value}");
+        assert!(value.ends_with(",\"Probe\":1}"), "{value}");
         let key = format!("{PREFIX}/subnets/{key}");
         assert_eq!(cluster.granted_ttl(&key), 86_400, "flannel's day");
         let third = subnet.network().octets()[2];

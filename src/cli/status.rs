@@ -298,7 +298,7 @@ fn row(peer: &PeerStatus) -> [String; 10] {
         peer.state.clone(),
         peer.way.clone(),
         or_dash(peer.rtt_us.map(|us| format!("{:.2} ms", us as f64 / 1e3))),
-        or_dash(peer.loss_percent.map(|percent| format!("{percent} %"))),
+        or_dash(loss(peer)),
         or_dash(peer.path_mtu.map(|mtu| mtu.to_string())),
         or_dash(
             peer.seen_seconds_ago
@@ -307,6 +307,18 @@ fn row(peer: &PeerStatus) -> [String; 10] {
         format!("{} ({})", peer.out_packets, bytes(peer.out_bytes)),
         format!("{} ({})", peer.in_packets, bytes(peer.in_bytes)),
     ]
+}
+
+/// Lost probes, and on which way, where the peer says so.
+fn loss(peer: &PeerStatus) -> Option<String> {
+    let percent = peer.loss_percent?;
+    let way = match (peer.loss_out_percent, peer.loss_in_percent) {
+        (Some(1..), Some(1..)) => " both ways",
+        (Some(1..), _) => " out",
+        (_, Some(1..)) => " in",
+        _ => "",
+    };
+    Some(format!("{percent} %{way}"))
 }
 
 fn drops(out: &mut String, status: &Status, paint: Paint) {
@@ -417,8 +429,11 @@ mod tests {
             vtep_mac: "0e:11:22:33:44:55".into(),
             way: "tunnel".into(),
             state: "silent".into(),
+            probe: Some("in-band".into()),
             rtt_us: Some(310),
             loss_percent: Some(5),
+            loss_out_percent: Some(5),
+            loss_in_percent: None,
             path_mtu: None,
             seen_seconds_ago: Some(3),
             out_packets: 12,
@@ -453,7 +468,7 @@ mod tests {
         for expected in [
             "10.5.24.0/24",
             "0.31 ms",
-            "5 %",
+            "5 % out",
             "silent",
             "12 (3.5 kB)",
             "3 s ago",

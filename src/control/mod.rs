@@ -181,13 +181,23 @@ pub struct PeerStatus {
     /// `ok`, `silent` (probes go unanswered), `unknown` (not probed yet), `blocked` (nothing
     /// is sent to it), `stale` (known from memory, and nothing came from it yet).
     pub state: String,
+    /// How it is probed: `in-band` (inside of the tunnel, peers of ours) or `icmp`.
+    #[serde(default)]
+    pub probe: Option<String>,
     /// Last round trip of a probe, in microseconds.
     pub rtt_us: Option<u64>,
     /// Unanswered probes among the latest, in percent.
     pub loss_percent: Option<u8>,
-    /// Longest inner packet that a probe has carried there and back, in bytes.
+    /// Of the probes that were sent, what did not reach it, in percent; only peers of ours say.
+    #[serde(default)]
+    pub loss_out_percent: Option<u8>,
+    /// Of those that reached it, what was answered in vain, in percent.
+    #[serde(default)]
+    pub loss_in_percent: Option<u8>,
+    /// Longest inner packet that passes there and back, in bytes: to peers of ours in one
+    /// piece, to others perhaps in fragments.
     pub path_mtu: Option<u16>,
-    /// Seconds since a packet came from it.
+    /// Seconds since a packet or a probe came from it.
     pub seen_seconds_ago: Option<u64>,
     /// Inner packets sent to it.
     pub out_packets: u64,

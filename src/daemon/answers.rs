@@ -157,7 +157,9 @@ impl Serving {
                 (None, _) => "tunnel".into(),
             };
             let health = self.probes.health(peer.subnet);
+            let loss = health.and_then(|health| health.loss);
             let seen = self.seen.get(&peer.subnet).and_then(|seen| seen.last);
+            let seen = seen.max(health.and_then(|health| health.heard));
             let seen = seen.map(|last| last.elapsed().as_secs());
             let state = match health {
                 _ if blocked.is_some() => "blocked",
@@ -173,11 +175,14 @@ impl Serving {
                 vtep_mac: peer.vxlan.vtep_mac.to_string(),
                 way,
                 state: state.into(),
+                probe: health.map(|health| health.means.label().into()),
                 rtt_us: health
                     .and_then(|health| health.rtt)
                     .map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
-                loss_percent: health.and_then(|health| health.loss_percent()),
-                path_mtu: health.and_then(|health| health.largest),
+                loss_percent: loss.map(|loss| loss.percent),
+                loss_out_percent: loss.and_then(|loss| loss.out_percent),
+                loss_in_percent: loss.and_then(|loss| loss.in_percent),
+                path_mtu: health.and_then(|health| health.path_mtu),
                 seen_seconds_ago: seen,
                 out_packets: counted.out_packets,
                 out_bytes: counted.out_bytes,
@@ -354,7 +359,10 @@ impl Serving {
 
     fn size(&self, subnet: ipnet::Ipv4Net) -> Step {
         let mtu = self.mtu;
-        let probed = self.probes.health(subnet).and_then(|health| health.largest);
+        let probed = self
+            .probes
+            .health(subnet)
+            .and_then(|health| health.path_mtu);
         match probed {
             Some(largest) if largest < mtu => Step::passed(
                 "size",

@@ -31,7 +31,7 @@ use super::options::{ReceiveOn, RunOptions, StoreChoice};
 use super::overlay::{Overlay, Plan};
 use super::patience::Patience;
 use super::preflight::{self, Needs};
-use super::probes::Probes;
+use super::probes::{self, Post, Probes};
 use super::remembered::{self, Place, Remembered};
 use super::serving::{Due, Serving};
 use super::state_file::{self, State};
@@ -197,6 +197,7 @@ async fn start(
         );
     }
     let (ended, device_gone) = mpsc::unbounded_channel();
+    let post = Post::new(options.probe_interval);
     let port = config.backend.port;
     let plan = Plan {
         device,
@@ -218,6 +219,7 @@ async fn start(
         offloads: options.offloads,
         spin: options.spin,
         taps: captures.taps(),
+        probes: post.as_ref().map(Post::inbox),
         keep_device: options.keep_device,
         blackhole: options.ip_blackhole_route,
         direct_routing: config.backend.direct_routing,
@@ -276,11 +278,22 @@ async fn start(
     let changes = Changes::listen(netlink).inspect_err(|error| {
         tracing::warn!(event = "no_netlink_events", %error, "the host is looked at every two seconds only");
     });
+    let probing = probes::Setup {
+        vtep,
+        port,
+        own: own.network(),
+        source: external.address,
+        mtu,
+        interval: options.probe_interval,
+        routes: overlay.routes().clone(),
+        leases: manager.view.clone(),
+        viewer: captures.taps().viewer(),
+    };
     let serving = Serving {
         changes: changes.ok(),
         started,
         store: Arc::clone(store),
-        probes: Probes::start(own.network(), mtu, options.probe_interval),
+        probes: Probes::start(probing, post),
         seen: BTreeMap::new(),
         config: Arc::new(config),
         netlink: netlink.clone(),
@@ -521,6 +534,10 @@ fn request(
     let attrs = match NodeId::of_machine(&machine) {
         Some(node) => attrs.with_node(node),
         None => attrs,
+    };
+    let attrs = match options.probe_interval.is_zero() {
+        false => attrs.with_probe(),
+        true => attrs,
     };
     let in_use = identity::subnet_in_use(traces, instance).filter(|_| !options.allow_renumber);
     Ok(AcquireRequest {

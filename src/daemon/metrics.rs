@@ -260,12 +260,17 @@ fn packets(page: &mut Page, status: &Status) {
             "delivered",
             "Packets written to the device",
         ),
+        (
+            "probe_packets",
+            "probes_in",
+            "Probe messages of peers received from the tunnel",
+        ),
     ] {
         page.counter(name, help, value(source));
     }
     let drops = page.counters(
         "drops",
-        "Packets that went nowhere; tun_read = encap + drops{dir=\"out\"}, udp_read = decap + drops{dir=\"in\"}",
+        "Packets that went nowhere; tun_read = encap + drops{dir=\"out\"}, udp_read = decap + probe + drops{dir=\"in\"}",
     );
     let events = page.counters("events", "What happened to the packet loop, by name");
     for counter in &status.counters {
@@ -296,6 +301,10 @@ fn peers(page: &mut Page, peers: &[PeerStatus]) {
     let bytes = page.counters("peer_bytes", "Inner bytes by peer");
     let rtt = page.gauges_in(Unit::Seconds, "probe_rtt", "Last round trip of a probe");
     let loss = page.gauges("probe_loss_ratio", "Unanswered among the latest probes");
+    let one_way = page.gauges(
+        "probe_one_way_loss_ratio",
+        "Lost among the latest probes by direction, where the peer says so",
+    );
     let mtu = page.gauges_in(
         Unit::Bytes,
         "path_mtu",
@@ -317,6 +326,12 @@ fn peers(page: &mut Page, peers: &[PeerStatus]) {
         bytes.get_or_create(&labels("in")).inc_by(peer.in_bytes);
         if !own {
             continue;
+        }
+        for (dir, value) in [("out", peer.loss_out_percent), ("in", peer.loss_in_percent)] {
+            if let Some(value) = value {
+                let ratio = f64::from(value) / 100.0;
+                one_way.get_or_create(&labels(dir)).set(ratio);
+            }
         }
         let labels = vec![("peer", name.clone())];
         if let Some(value) = peer.rtt_us {
@@ -343,8 +358,11 @@ mod tests {
             vtep_mac: "02:00:00:00:00:01".into(),
             way: "tunnel".into(),
             state: "ok".into(),
+            probe: Some("in-band".into()),
             rtt_us: Some(1500),
             loss_percent: Some(5),
+            loss_out_percent: Some(5),
+            loss_in_percent: None,
             path_mtu: Some(1450),
             seen_seconds_ago: None,
             out_packets: 1,
@@ -383,6 +401,7 @@ mod tests {
             "uvxlan_peer_packets_total{peer=\"10.5.255.0/24\",dir=\"in\"} 2",
             "uvxlan_peer_packets_total{peer=\"other\",dir=\"out\"} 1",
             "uvxlan_probe_rtt_seconds{peer=\"10.5.1.0/24\"} 0.0015",
+            "uvxlan_probe_one_way_loss_ratio{peer=\"10.5.1.0/24\",dir=\"out\"} 0.05",
             "uvxlan_path_mtu_bytes{peer=\"10.5.1.0/24\"} 1450.0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");

@@ -18,6 +18,7 @@ use crate::dataplane::counters::Totals;
 use crate::dataplane::guard::Guard;
 use crate::dataplane::offloads::Offloads;
 use crate::dataplane::peer_counters::PeerTotals;
+use crate::dataplane::probes::Inbox;
 use crate::dataplane::tap::Taps;
 use crate::dataplane::{Dataplane, DeviceGone, Options};
 use crate::host::link::{self, DeviceSettings, LinkError};
@@ -63,6 +64,8 @@ pub struct Plan {
     pub spin: Duration,
     /// Who captures.
     pub taps: Taps,
+    /// Where probes of peers go, if they are answered.
+    pub probes: Option<Arc<Inbox>>,
     /// Whether the device stays when the daemon stops.
     pub keep_device: bool,
     /// Whether packets to our subnet that no other route takes are discarded.
@@ -168,6 +171,7 @@ impl Overlay {
             offloads: plan.offloads,
             spin: plan.spin,
             taps: plan.taps.clone(),
+            probes: plan.probes.clone(),
         };
         let ended = self.ended.clone();
         let dataplane = Dataplane::start(tun, &options, move |gone| {
@@ -406,6 +410,12 @@ impl Overlay {
     #[must_use]
     pub fn table(&self) -> Arc<RouteTable> {
         self.routes.current()
+    }
+
+    /// The route table as it is published, now and later.
+    #[must_use]
+    pub const fn routes(&self) -> &Routes {
+        &self.routes
     }
 
     /// How the kernel sends to a peer's subnet.

@@ -225,6 +225,7 @@ mod tests {
                 vni: None,
                 vtep_mac: MacAddr([2, 0, 0, 0, 0, number]),
             },
+            answers_probes: false,
         }
     }
 

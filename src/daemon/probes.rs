@@ -1,282 +1,228 @@
-//! Asks each peer, now and then, whether it is there: an ICMP echo from our overlay address
-//! to the network address of its subnet, which every VTEP of flannel's and ours has on its
-//! device. So the whole way is tried, both directions, with nothing that a kernel peer would
-//! not expect; a nonce in the request tells a reply from a guess.
+//! Asks each peer, now and then, whether it is there, for how long the way takes, what is
+//! lost on it and in which direction, and how long a packet may be.
+//!
+//! Peers whose lease promises answers ([`crate::wire::probe`]) are asked inside of the tunnel,
+//! with DF outside: what does not fit in one piece is lost. Whether the lease still promises
+//! is looked up for each probe, so that none goes to a kernel that has taken over. All others
+//! are asked by ICMP echo from our overlay address to the network address of their subnet,
+//! which every VTEP of flannel's and ours has on its device.
 
-use std::collections::BTreeMap;
+mod asked;
+mod ledger;
+mod loss;
+mod path;
+mod target;
+
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
-use tokio::net::UdpSocket;
-use tokio::sync::watch;
+use tokio::net::UdpSocket as AnySocket;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use crate::host::echo::{HEADERS, SMALL, raw};
+pub use self::loss::Loss;
+pub use self::target::{Health, Means, Target};
+
+use self::ledger::{Ask, Ledger, Outcome};
+use crate::dataplane::checks::Vtep;
+use crate::dataplane::counters::Counter;
+use crate::dataplane::probes::Inbox;
+use crate::dataplane::tap::{Direction, Sighting, View as TapView, Viewer};
+use crate::host::echo::{HEADERS, raw};
+use crate::route::publish::Routes;
+use crate::subnet::manager::View;
+use crate::sys::udp::{self, UdpSocket};
 use crate::wire::echo::{self, Received};
+use crate::wire::probe::Message;
 
-/// Every so many probes one fills the device's MTU.
-const LARGE_EVERY: u32 = 4;
-/// Probes that loss is counted over.
-const WINDOW: u32 = 20;
-/// So many unanswered in a row, and a peer is silent.
-const SILENT_AFTER: u32 = 3;
+/// Between two probes, to whomever: 500 a second at most.
+const PACE: Duration = Duration::from_millis(2);
+/// So much may be made up for where this thread was away.
+const BEHIND: Duration = Duration::from_millis(50);
 
-/// What probes found out about a peer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Health {
-    /// Last round trip.
-    pub rtt: Option<Duration>,
-    /// Longest packet that was answered whole, in bytes.
-    pub largest: Option<u16>,
-    /// Probes sent.
-    pub sent: u32,
-    /// Unanswered since the last answer.
-    pub unanswered: u32,
-    /// Whether the latest can still be answered in time.
-    on_the_way: bool,
-    /// The latest probes, one bit each, 1 is lost.
-    lost: u32,
+/// Where packet threads leave what they hear.
+#[derive(Debug, Clone)]
+pub struct Post {
+    inbox: Arc<Inbox>,
+    arrived: Arc<Notify>,
 }
 
-impl Health {
-    /// Unanswered probes among the latest, in percent; none before the first ended.
+impl Post {
+    /// None, where nobody is probed: probes of peers are not answered then.
     #[must_use]
-    pub fn loss_percent(&self) -> Option<u8> {
-        let on_the_way = u32::from(self.on_the_way);
-        let ended = self.sent.checked_sub(on_the_way)?.min(WINDOW);
-        let lost = (self.lost >> on_the_way & ((1 << WINDOW) - 1)).count_ones();
-        (ended > 0).then(|| u8::try_from(lost * 100 / ended).unwrap_or(100))
+    pub fn new(interval: Duration) -> Option<Self> {
+        let arrived = Arc::new(Notify::new());
+        let wake = Arc::clone(&arrived);
+        (!interval.is_zero()).then(|| Self {
+            inbox: Arc::new(Inbox::new(move || wake.notify_one())),
+            arrived,
+        })
     }
 
-    /// Whether it answered nothing for some time.
+    /// The packet threads' side.
     #[must_use]
-    pub const fn is_silent(&self) -> bool {
-        self.unanswered >= SILENT_AFTER
-    }
-
-    fn answered(&mut self, rtt: Duration, length: u16) {
-        self.rtt = Some(rtt);
-        self.unanswered = 0;
-        self.on_the_way = false;
-        self.lost &= !1;
-        self.largest = self.largest.max(Some(length));
+    pub fn inbox(&self) -> Arc<Inbox> {
+        Arc::clone(&self.inbox)
     }
 }
 
-/// A probe on its way.
-#[derive(Debug, Clone, Copy)]
-struct Pending {
-    sequence: u16,
-    nonce: u64,
-    length: u16,
-    sent: Instant,
-}
-
-/// The books of all peers. Pure: what is sent and what came is handed in.
-#[derive(Debug, Default)]
-pub struct Ledger {
-    peers: BTreeMap<Ipv4Addr, (Health, Option<Pending>)>,
-    cursor: Option<Ipv4Addr>,
-    sequence: u16,
-}
-
-impl Ledger {
-    /// From now on these peers, by the network addresses of their subnets.
-    pub fn set_peers(&mut self, peers: &[Ipv4Addr]) {
-        let mut before = std::mem::take(&mut self.peers);
-        self.peers = peers
-            .iter()
-            .map(|address| (*address, before.remove(address).unwrap_or_default()))
-            .collect();
-    }
-
-    /// Whom to ask next, in turn, with which packet, where the device takes packets of `mtu`
-    /// bytes.
-    pub fn next(
-        &mut self,
-        identifier: u16,
-        nonce: u64,
-        mtu: u16,
-        now: Instant,
-    ) -> Option<(Ipv4Addr, Vec<u8>)> {
-        let after = self.cursor.and_then(|cursor| {
-            let mut rest = self.peers.range(cursor..);
-            rest.find(|(address, _)| **address != cursor)
-        });
-        let (address, _) = after.or_else(|| self.peers.iter().next())?;
-        let address = *address;
-        self.cursor = Some(address);
-        self.sequence = self.sequence.wrapping_add(1);
-        let (health, pending) = self.peers.get_mut(&address)?;
-        if pending.is_some() {
-            health.unanswered += 1;
-        }
-        // The one that begins now counts as lost until it is answered.
-        health.lost = health.lost << 1 | 1;
-        health.on_the_way = true;
-        let large = health.sent % LARGE_EVERY == LARGE_EVERY - 1;
-        health.sent = health.sent.wrapping_add(1);
-        let payload = match large {
-            true => usize::from(mtu).saturating_sub(HEADERS).max(SMALL),
-            false => SMALL,
-        };
-        let mut body = nonce.to_be_bytes().to_vec();
-        body.resize(payload, 0);
-        *pending = Some(Pending {
-            sequence: self.sequence,
-            nonce,
-            length: u16::try_from(payload + HEADERS).unwrap_or(u16::MAX),
-            sent: now,
-        });
-        Some((address, echo::request(identifier, self.sequence, &body)))
-    }
-
-    /// A message came.
-    pub fn take(&mut self, identifier: u16, packet: &[u8], now: Instant) {
-        let Some(message) = Received::parse(packet) else {
-            return;
-        };
-        let Some((sequence, body)) = message.reply(identifier) else {
-            return;
-        };
-        let Some((health, pending)) = self.peers.get_mut(&Ipv4Addr::from(message.source)) else {
-            return;
-        };
-        let Some(probe) = pending.filter(|probe| probe.sequence == sequence) else {
-            return;
-        };
-        let whole = body.len() + HEADERS == usize::from(probe.length);
-        if whole && body.starts_with(&probe.nonce.to_be_bytes()) {
-            health.answered(now - probe.sent, probe.length);
-            *pending = None;
-        }
-    }
-
-    /// What is known of a peer.
-    #[must_use]
-    pub fn health(&self, address: Ipv4Addr) -> Option<Health> {
-        self.peers.get(&address).map(|(health, _)| *health)
-    }
+/// What probes need to know.
+#[derive(Debug)]
+pub struct Setup {
+    /// Our VTEP.
+    pub vtep: Vtep,
+    /// UDP port of the tunnels.
+    pub port: u16,
+    /// Our subnet's network address.
+    pub own: Ipv4Addr,
+    /// Address from which datagrams are sent.
+    pub source: Ipv4Addr,
+    /// MTU of the device.
+    pub mtu: u16,
+    /// Pause between two probes of a peer.
+    pub interval: Duration,
+    /// Where packets go now.
+    pub routes: Routes,
+    /// What the leases say now.
+    pub leases: View,
+    /// Who captures.
+    pub viewer: Viewer,
 }
 
 /// Running probes; they end when this is dropped.
 #[derive(Debug)]
-pub struct Probes {
-    ledger: Arc<Mutex<Ledger>>,
-    peers: watch::Sender<Vec<Ipv4Addr>>,
-    mtu: watch::Sender<u16>,
-    task: Option<JoinHandle<()>>,
+pub struct Probes(Option<(Arc<Shared>, JoinHandle<()>)>);
+
+#[derive(Debug)]
+struct Shared {
+    books: Mutex<Books>,
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct Books {
+    ledger: Ledger,
+    source: Ipv4Addr,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Books> {
+        // No panic can leave the books half written.
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Drop for Probes {
     fn drop(&mut self) {
-        if let Some(task) = self.task.take() {
+        if let Some((_, task)) = self.0.take() {
             task.abort();
         }
     }
 }
 
 impl Probes {
-    /// Probes every peer once in `interval`, from `own`, our subnet's network address; zero
-    /// never does.
+    /// Probes from now on, if there is a post.
     #[must_use]
-    pub fn start(own: Ipv4Addr, mtu: u16, interval: Duration) -> Self {
-        let ledger = Arc::new(Mutex::new(Ledger::default()));
-        let (peers, peers_seen) = watch::channel(Vec::new());
-        let (mtu, mtu_seen) = watch::channel(mtu);
-        let task = match (interval.is_zero(), open(own)) {
-            (true, _) => None,
-            (false, Ok(socket)) => {
-                let prober = Prober {
-                    socket,
-                    identifier: rand::random(),
-                    ledger: Arc::clone(&ledger),
-                    peers: peers_seen,
-                    mtu: mtu_seen,
-                    interval,
-                };
-                Some(tokio::spawn(prober.run()))
-            }
-            (false, Err(error)) => {
-                tracing::warn!(event = "no_probes", %error, "peers are not probed");
-                None
-            }
+    pub fn start(setup: Setup, post: Option<Post>) -> Self {
+        let Some(post) = post else {
+            return Self(None);
         };
-        Self {
-            ledger,
-            peers,
-            mtu,
-            task,
-        }
+        let shared = Arc::new(Shared {
+            books: Mutex::new(Books {
+                ledger: Ledger::new(rand::random(), setup.mtu, setup.interval),
+                source: setup.source,
+            }),
+            changed: Notify::new(),
+        });
+        let echo = open_echo(setup.own).inspect_err(|error| {
+            tracing::warn!(
+                event = "no_probes", %error,
+                "peers that run another program are not probed: no socket for ICMP"
+            );
+        });
+        let prober = Prober {
+            setup,
+            post,
+            shared: Arc::clone(&shared),
+            echo: echo.ok(),
+            tunnel: None,
+            identifier: rand::random(),
+            sequence: 0,
+        };
+        Self(Some((shared, tokio::spawn(prober.run()))))
     }
 
     /// From now on these peers.
-    pub fn set_peers(&self, subnets: impl IntoIterator<Item = Ipv4Net>) {
-        let addresses: Vec<_> = subnets.into_iter().map(|subnet| subnet.network()).collect();
-        lock(&self.ledger).set_peers(&addresses);
-        self.peers.send_replace(addresses);
+    pub fn set_peers(&self, targets: &[Target]) {
+        if let Some((shared, _)) = &self.0
+            && shared.lock().ledger.set_peers(targets, Instant::now())
+        {
+            shared.changed.notify_one();
+        }
     }
 
     /// The device has another MTU.
     pub fn set_mtu(&self, mtu: u16) {
-        self.mtu.send_replace(mtu);
+        if let Some((shared, _)) = &self.0 {
+            shared.lock().ledger.set_mtu(mtu);
+        }
+    }
+
+    /// Datagrams are sent from another address.
+    pub fn set_source(&self, source: Ipv4Addr) {
+        if let Some((shared, _)) = &self.0 {
+            shared.lock().source = source;
+        }
     }
 
     /// What is known of a peer.
     #[must_use]
     pub fn health(&self, subnet: Ipv4Net) -> Option<Health> {
-        self.task.as_ref()?;
-        lock(&self.ledger).health(subnet.network())
+        let (shared, _) = self.0.as_ref()?;
+        shared.lock().ledger.health(subnet)
     }
-}
-
-fn lock(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
-    // No panic can leave the books half written.
-    ledger.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A raw socket for ICMP in the clothes of tokio's UDP socket: both only send and receive
 /// datagrams.
-fn open(own: Ipv4Addr) -> io::Result<UdpSocket> {
+fn open_echo(own: Ipv4Addr) -> io::Result<AnySocket> {
     let socket = raw(own)?;
+    udp::never_cut(&socket)?;
     socket.set_nonblocking(true)?;
-    UdpSocket::from_std(socket.into())
+    AnySocket::from_std(socket.into())
 }
 
 struct Prober {
-    socket: UdpSocket,
+    setup: Setup,
+    post: Post,
+    shared: Arc<Shared>,
+    echo: Option<AnySocket>,
+    /// Sends inside of the tunnel, and its address.
+    tunnel: Option<(Ipv4Addr, UdpSocket)>,
     identifier: u16,
-    ledger: Arc<Mutex<Ledger>>,
-    peers: watch::Receiver<Vec<Ipv4Addr>>,
-    mtu: watch::Receiver<u16>,
-    interval: Duration,
+    sequence: u16,
 }
 
 impl Prober {
     async fn run(mut self) {
         let mut buffer = vec![0; usize::from(u16::MAX)];
-        let mut due = tokio::time::Instant::now() + Duration::from_millis(200);
+        let mut free = Instant::now();
         loop {
+            let due = self.shared.lock().ledger.due();
+            let due = due.map(|due| due.max(free));
             tokio::select! {
-                // A new peer has its first probe soon.
-                Ok(()) = self.peers.changed() => {
-                    let soon = tokio::time::Instant::now() + Duration::from_millis(200);
-                    due = due.min(soon);
+                () = self.post.arrived.notified() => self.hear(),
+                () = self.shared.changed.notified() => {}
+                () = at(due) => {
+                    self.ask();
+                    let now = Instant::now();
+                    free = (free + PACE).max(now.checked_sub(BEHIND).unwrap_or(now));
                 }
-                () = tokio::time::sleep_until(due) => {
-                    self.send();
-                    let peers = self.peers.borrow().len().max(1);
-                    let pause = self.interval / u32::try_from(peers).unwrap_or(u32::MAX);
-                    due = tokio::time::Instant::now() + pause.max(Duration::from_millis(1));
-                }
-                read = self.socket.recv(&mut buffer) => match read {
-                    Ok(length) => {
-                        let now = Instant::now();
-                        lock(&self.ledger).take(self.identifier, &buffer[..length], now);
-                    }
+                read = receive(self.echo.as_ref(), &mut buffer) => match read {
+                    Ok(length) => self.take_echo(&buffer[..length]),
                     // Errors of earlier probes (no route, a firewall) come back here.
                     Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
                 },
@@ -284,79 +230,128 @@ impl Prober {
         }
     }
 
-    fn send(&self) {
-        let mtu = *self.mtu.borrow();
-        let next = lock(&self.ledger).next(self.identifier, rand::random(), mtu, Instant::now());
-        if let Some((address, packet)) = next {
-            let to = SocketAddrV4::new(address, 0).into();
-            // A device that is away, or a firewall: the probe stays unanswered.
-            let _ = self.socket.try_send_to(&packet, to);
+    /// Asks whoever is due.
+    fn ask(&mut self) {
+        let (now, setup) = (Instant::now(), &self.setup);
+        let may = |target: &Target| promises(setup, target);
+        let next = self.shared.lock().ledger.next(rand::random(), now, may);
+        let Some(ask) = next else {
+            return;
+        };
+        let sent = match ask.means {
+            Means::InBand => {
+                self.post.inbox.count(Counter::ProbesSent);
+                self.send(&ask.target, &ask.message)
+            }
+            Means::Echo => self.send_echo(&ask),
+        };
+        // Anything else (a device that is away, a firewall): the probe stays unanswered.
+        if let Err(error) = sent
+            && error.raw_os_error() == Some(libc::EMSGSIZE)
+        {
+            self.shared.lock().ledger.refused(&ask);
         }
+    }
+
+    fn send_echo(&mut self, ask: &Ask) -> io::Result<()> {
+        let Some(socket) = &self.echo else {
+            return Ok(());
+        };
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut body = ask.message.nonce.to_be_bytes().to_vec();
+        body.resize(usize::from(ask.message.length).saturating_sub(HEADERS), 0);
+        let packet = echo::request(self.identifier, self.sequence, &body);
+        let to = SocketAddrV4::new(ask.target.subnet.network(), 0).into();
+        socket.try_send_to(&packet, to).map(|_| ())
+    }
+
+    fn take_echo(&self, packet: &[u8]) {
+        let at = Instant::now();
+        let reply = Received::parse(packet).and_then(|message| {
+            let (_, body) = message.reply(self.identifier)?;
+            let nonce = body.first_chunk().copied().map(u64::from_be_bytes)?;
+            let length = u16::try_from(body.len() + HEADERS).ok()?;
+            Some((Ipv4Addr::from(message.source), nonce, length))
+        });
+        if let Some((from, nonce, length)) = reply {
+            self.shared.lock().ledger.echoed(from, nonce, length, at);
+        }
+    }
+
+    /// Takes in what packet threads have left, and answers what is to be answered.
+    fn hear(&mut self) {
+        while let Some(heard) = self.post.inbox.next() {
+            let outcome = self.shared.lock().ledger.heard(&heard, Instant::now());
+            let event = match outcome {
+                Outcome::Taken => continue,
+                Outcome::Answer(to, message) if promises(&self.setup, &to) => {
+                    // It is lost then, as any may be.
+                    let _ = self.send(&to, &message);
+                    Counter::ProbesAnswered
+                }
+                Outcome::Answer(..) | Outcome::Stray => Counter::ProbeStrays,
+                Outcome::Replay => Counter::ProbeReplays,
+                Outcome::Excess => Counter::ProbeExcess,
+            };
+            self.post.inbox.count(event);
+        }
+    }
+
+    fn send(&mut self, to: &Target, message: &Message) -> io::Result<()> {
+        let Setup { vtep, port, .. } = &self.setup;
+        let datagram = message.datagram(vtep.vni, vtep.mac, to.mac);
+        let destination = SocketAddrV4::new(to.public_ip, *port);
+        let source = self.shared.lock().source;
+        let socket = match &self.tunnel {
+            Some((address, socket)) if *address == source => socket,
+            _ => {
+                let socket = UdpSocket::whole_sender(source)?;
+                &self.tunnel.insert((source, socket)).1
+            }
+        };
+        socket.send_to(&datagram, destination)?;
+        let sent_from = socket.local_address().map_or(0, |own| own.port());
+        self.setup.viewer.refresh();
+        self.setup.viewer.show(&Sighting {
+            view: TapView::Outer {
+                remote: destination,
+                port: sent_from,
+                tos: 0,
+            },
+            direction: Direction::Out,
+            pieces: [&datagram, &[]],
+            dropped: None,
+        });
+        Ok(())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Whether a peer is at this moment who it was when its turn was planned: by its lease, and
+/// by the table that packets go by.
+fn promises(setup: &Setup, target: &Target) -> bool {
+    let network = target.subnet.network();
+    let by_lease = setup.leases.with(|leases| {
+        let lease = leases.peer(network);
+        lease.is_some_and(|lease| Target::new(lease, target.direct) == *target)
+    });
+    let table = setup.routes.current();
+    by_lease
+        && target.answers
+        && table.lookup(network).is_some_and(|peer| {
+            *peer.endpoint().ip() == target.public_ip && peer.vtep_mac() == target.mac
+        })
+}
 
-    const A: Ipv4Addr = Ipv4Addr::new(10, 5, 1, 0);
-    const B: Ipv4Addr = Ipv4Addr::new(10, 5, 2, 0);
-
-    /// A reply to a request, as a raw socket hands it over.
-    fn reply(from: Ipv4Addr, request: &[u8]) -> Vec<u8> {
-        let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 1, 0, 0];
-        packet.extend(from.octets());
-        packet.extend([0; 4]);
-        packet.extend(request);
-        packet[20] = 0;
-        packet
+async fn at(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
     }
+}
 
-    #[test]
-    fn every_peer_has_its_turn_and_answers_count_once() {
-        let mut ledger = Ledger::default();
-        ledger.set_peers(&[B, A]);
-        let start = Instant::now();
-        let (first, request) = ledger.next(7, 1, 1450, start).unwrap();
-        let (second, _) = ledger.next(7, 2, 1450, start).unwrap();
-        assert_eq!((first, second), (A, B));
-        let later = start + Duration::from_millis(3);
-        // From somebody else, with another identifier, changed: no answer.
-        ledger.take(7, &reply(B, &request), later);
-        ledger.take(8, &reply(A, &request), later);
-        let mut changed = request.clone();
-        changed[10] ^= 1;
-        ledger.take(7, &reply(A, &changed), later);
-        assert_eq!(ledger.health(A).unwrap().rtt, None);
-        ledger.take(7, &reply(A, &request), later);
-        let health = ledger.health(A).unwrap();
-        assert_eq!(health.rtt, Some(Duration::from_millis(3)));
-        assert_eq!(health.largest, Some(84));
-        assert_eq!(ledger.next(7, 3, 1450, later).unwrap().0, A);
-    }
-
-    #[test]
-    fn silence_is_noticed_and_loss_counted() {
-        let mut ledger = Ledger::default();
-        ledger.set_peers(&[A]);
-        let now = Instant::now();
-        for round in 0..5 {
-            assert_eq!(ledger.health(A).unwrap().is_silent(), round > 3, "{round}");
-            ledger.next(7, round, 1450, now);
-        }
-        assert_eq!(ledger.health(A).unwrap().loss_percent(), Some(100));
-        for round in 0..40 {
-            let (_, request) = ledger.next(7, round, 1450, now).unwrap();
-            ledger.take(7, &reply(A, &request), now);
-        }
-        let health = ledger.health(A).unwrap();
-        assert!(!health.is_silent());
-        assert_eq!(
-            (health.loss_percent(), health.largest),
-            (Some(0), Some(1450))
-        );
-        ledger.set_peers(&[]);
-        assert_eq!(ledger.health(A), None);
-        assert_eq!(ledger.next(7, 0, 1450, now), None);
+async fn receive(socket: Option<&AnySocket>, buffer: &mut [u8]) -> io::Result<usize> {
+    match socket {
+        Some(socket) => socket.recv(buffer).await,
+        None => std::future::pending().await,
     }
 }

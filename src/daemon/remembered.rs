@@ -140,6 +140,9 @@ impl Remembered {
                      subnet,
                      public_ip,
                      vxlan,
+                     // The holder may be another by the time this is read: it is asked by
+                     // ICMP until the store has said so again.
+                     answers_probes: _,
                  }| { (subnet, public_ip, vxlan.vtep_mac, vxlan.vni) },
             )
             .collect();
@@ -306,6 +309,7 @@ mod tests {
                 vni: number.is_multiple_of(2).then_some(Vni::DEFAULT),
                 vtep_mac: MacAddr([2, 0, 0, 1, high, low]),
             },
+            answers_probes: false,
         }
     }
 

@@ -20,13 +20,14 @@ use super::memory::Memory;
 use super::notify::{self, Watchdog};
 use super::overlay::Overlay;
 use super::patience::Patience;
-use super::probes::Probes;
+use super::probes::{Probes, Target};
 use super::rules::RulesKept;
 use super::state_file::State;
 use super::suspended::Suspended;
 use crate::dataplane::DeviceGone;
 use crate::host::interface::ExternalInterface;
 use crate::host::netlink::{Changes, Netlink};
+use crate::host::routes::Way;
 use crate::subnet::config::NetworkConfig;
 use crate::subnet::lease::LeaseAttrs;
 use crate::subnet::manager::{self, PeerChange};
@@ -285,6 +286,8 @@ impl Serving {
         let subnet = self.state.subnet;
         self.bridges.look(&self.netlink, subnet, self.mtu).await;
         self.note_seen();
+        // Ways may have changed.
+        self.tell_probes();
         let now = Instant::now();
         self.due.looked = Some(now);
         self.watchdog.feed(&self.overlay.progress(), now);
@@ -310,8 +313,12 @@ impl Serving {
     /// Tells the probes whom there is to ask.
     pub(super) fn tell_probes(&self) {
         let peers = self.overlay.peer_totals();
-        self.probes
-            .set_peers(peers.into_iter().map(|(peer, _)| peer.subnet));
+        let targets = peers.iter().filter_map(|(peer, _)| {
+            // Where there is no way, nothing is sent.
+            let way = self.overlay.way(peer.subnet)?;
+            Some(Target::new(peer, way != Way::Tunnel))
+        });
+        self.probes.set_peers(&targets.collect::<Vec<_>>());
     }
 
     /// Follows the interface to the other hosts; `before` is what it was, where it is
@@ -351,6 +358,7 @@ impl Serving {
             "this host has another address: publishing it, and sending from it"
         );
         self.receive_at(now).await;
+        self.probes.set_source(now.address);
         if self.attrs.public_ip != now.public_ip {
             self.attrs.public_ip = now.public_ip;
             self.state.public_ip = now.public_ip;

@@ -1,7 +1,7 @@
 //! Every packet under one name: a closed list of counters for each worker.
 //!
 //! Both invariants hold at any time when the worker is between two drains:
-//! `tun_read = sent + Σ drops out` and `udp_read = delivered + Σ drops in`.
+//! `tun_read = sent + Σ drops out` and `udp_read = delivered + probes_in + Σ drops in`.
 //! A packet is what fits the tunnel: a super-packet counts as its segments. Only what a
 //! kernel peer on this machine hands over uncut counts as one, in and out.
 
@@ -61,6 +61,8 @@ counters! {
     UdpRead => "udp_read", Packets;
     /// Packets written to the TUN device.
     Delivered => "delivered", Packets;
+    /// Probe messages of peers, handed to the control side: no tunnel traffic.
+    ProbesIn => "probes_in", Packets;
 
     /// Not a whole IPv4 packet, or an impossible virtio-net header.
     OutMalformed => "out_malformed", DropOut;
@@ -97,6 +99,10 @@ counters! {
     InOwnMac => "in_own_mac", DropIn;
     /// Inner frame is not IPv4 (ARP, VLAN tag, IPv6).
     InNotIpv4 => "in_not_ipv4", DropIn;
+    /// A probe's ethertype from a peer, and no whole probe behind it.
+    InProbeMalformed => "in_probe_malformed", DropIn;
+    /// More probe messages in a second than a peer of ours sends.
+    InProbeFlood => "in_probe_flood", DropIn;
     /// Inner IPv4 header impossible or truncated.
     InMalformed => "in_malformed", DropIn;
     /// Checksum of the inner IPv4 header wrong.
@@ -144,6 +150,17 @@ counters! {
     WriteCalls => "write_calls", Event;
     /// Times that the kernel refused a merged packet, and it was written in parts.
     MergeFallbacks => "merge_fallbacks", Event;
+    /// Probes sent through the tunnel.
+    ProbesSent => "probes_sent", Event;
+    /// Probes of peers answered.
+    ProbesAnswered => "probes_answered", Event;
+    /// Probes that came before, not answered again.
+    ProbeReplays => "probe_replays", Event;
+    /// Probes beyond what one peer may ask in a second, not answered.
+    ProbeExcess => "probe_excess", Event;
+    /// Probe messages that fit nothing: answers to nobody's question, with another nonce, or
+    /// too late; from another MAC than the lease's, or of a lease that promises no answers.
+    ProbeStrays => "probe_strays", Event;
 }
 
 const COUNT: usize = Counter::ALL.len();

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use super::DeviceGone;
 use super::checks::{self, Vtep};
-use super::counters::{Counter, Counters};
+use super::counters::{Counter, Counters, Kind};
 use super::deliver::{self, Deliverer};
 use super::guard::{Guard, Mode};
 use super::peer_counters::PeerCounters;
+use super::probes::Intake;
 use super::tap::{Direction, Sighting, View, Viewer};
 use super::witness::Witness;
 use crate::offload::coalesce::{PacketRef, classify_flat_giant};
@@ -17,7 +18,7 @@ use crate::route::publish::Reader;
 use crate::sys::udp::{DatagramInfo, ReceiveBatch, UdpSocket};
 use crate::wire::ecn;
 use crate::wire::ipv4::{self, Packet};
-use crate::wire::vxlan::ENCAP_LEN;
+use crate::wire::vxlan::{ENCAP_LEN, HEADER_LEN};
 
 /// Datagrams of one call at most. What is received in one call can be merged, and 46 TCP
 /// segments at an MTU of 1450 fill a packet of 64 KiB: two of them.
@@ -56,6 +57,7 @@ pub struct Decap {
     viewer: Viewer,
     witness: Witness,
     port: u16,
+    probes: Option<Intake>,
 }
 
 impl Decap {
@@ -74,11 +76,13 @@ impl Decap {
         counters: Arc<Counters>,
         peers: Arc<PeerCounters>,
         viewer: Viewer,
+        probes: Option<Intake>,
     ) -> Self {
         Self {
             viewer,
             witness: Witness::default(),
             port,
+            probes,
             socket,
             vtep,
             guard,
@@ -174,10 +178,14 @@ impl Decap {
                 Ok(_) if info.truncated => Err(Counter::InTruncated),
                 Ok(sender) => self
                     .open(at, len, &info, sender)
-                    .map(|packet| (packet, sender.peer())),
+                    .map(|packet| (packet, sender.peer()))
+                    .map_err(|reason| match reason {
+                        Counter::InNotIpv4 => self.not_ipv4(at, len, &info, sender),
+                        _ => reason,
+                    }),
             };
             if let Some(frame) = came {
-                self.show(&info, &frame, opened.as_ref().err().copied());
+                self.show(&info, &frame, opened.as_ref().map(drop).map_err(|it| *it));
             }
             match opened {
                 Ok((packet, peer)) => {
@@ -202,7 +210,7 @@ impl Decap {
 
     /// Shows a frame to whoever captures, and what is inside if it is let in.
     #[cold]
-    fn show(&self, info: &DatagramInfo, frame: &[u8], dropped: Option<Counter>) {
+    fn show(&self, info: &DatagramInfo, frame: &[u8], opened: Result<(), Counter>) {
         self.viewer.show(&Sighting {
             view: View::Outer {
                 remote: info.source,
@@ -211,9 +219,9 @@ impl Decap {
             },
             direction: Direction::In,
             pieces: [frame, &[]],
-            dropped,
+            dropped: opened.err().filter(|it| it.kind() == Kind::DropIn),
         });
-        if let (None, Some(packet)) = (dropped, frame.get(ENCAP_LEN..)) {
+        if let (Ok(()), Some(packet)) = (opened, frame.get(ENCAP_LEN..)) {
             self.viewer.show_inner(Direction::In, packet, None);
         }
     }
@@ -258,6 +266,19 @@ impl Decap {
             offset: (at + ENCAP_LEN) as u32,
             len: packet_len as u32,
         })
+    }
+
+    /// A frame that passed all checks but that for its ethertype: a probe, where probes are
+    /// wanted and the sender has a lease.
+    #[cold]
+    fn not_ipv4(&mut self, at: usize, len: usize, info: &DatagramInfo, sender: Sender) -> Counter {
+        match (&mut self.probes, sender.peer()) {
+            (Some(probes), Some(peer)) => {
+                let inner = &self.batch.buffer()[at + HEADER_LEN..at + len];
+                probes.take(peer, *info.source.ip(), inner)
+            }
+            _ => Counter::InNotIpv4,
+        }
     }
 
     fn take(&mut self, packet: PacketRef, flat: Option<usize>) {

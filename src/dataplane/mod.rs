@@ -20,6 +20,7 @@ pub mod narrow;
 pub mod offloads;
 pub mod own_addresses;
 pub mod peer_counters;
+pub mod probes;
 pub mod spin;
 pub mod stop;
 mod sync;
@@ -44,6 +45,7 @@ use gate::Gate;
 use guard::Guard;
 use offloads::{Lacking, Offloads};
 use peer_counters::{PeerCounters, PeerTotals};
+use probes::{Inbox, Intake};
 use spin::Spin;
 use stop::{Stop, Wake};
 use tap::Taps;
@@ -117,6 +119,8 @@ pub struct Options {
     pub spin: Duration,
     /// Who captures.
     pub taps: Taps,
+    /// Where probes of peers go; without, they are frames like others that are not IPv4.
+    pub probes: Option<Arc<Inbox>>,
 }
 
 impl Wake for StopFlag {
@@ -141,6 +145,7 @@ pub struct Dataplane {
     lacking: Vec<Lacking>,
     mtu: Arc<AtomicU16>,
     source_ports: Vec<u16>,
+    probes: Option<Arc<Inbox>>,
 }
 
 impl Dataplane {
@@ -204,6 +209,7 @@ impl Dataplane {
             lacking,
             mtu: Arc::new(AtomicU16::new(options.mtu)),
             source_ports: source_ports(&senders),
+            probes: options.probes.clone(),
         };
         for (number, (queue, socket)) in tun.queues.into_iter().zip(receivers).enumerate() {
             let counters = Arc::new(Counters::default());
@@ -252,6 +258,7 @@ impl Dataplane {
                     Arc::clone(&counters),
                     Arc::clone(&peers),
                     options.taps.viewer(),
+                    options.probes.clone().map(Intake::new),
                 ),
                 tun: queue,
                 stop: Arc::clone(&this.stop),
@@ -292,7 +299,7 @@ impl Dataplane {
     #[must_use]
     pub fn totals(&self) -> Totals {
         let (missed, before) = (self.kernel.now(), self.missed_before);
-        Totals::of(self.counters.iter().map(AsRef::as_ref))
+        let totals = Totals::of(self.counters.iter().map(AsRef::as_ref))
             .with(Counter::SocketDrops, self.gate.drops())
             .with(
                 Counter::SocketNoRoom,
@@ -301,7 +308,11 @@ impl Dataplane {
             .with(
                 Counter::TunOverflow,
                 missed.device.saturating_sub(before.device),
-            )
+            );
+        let probes = self.probes.iter().flat_map(|inbox| inbox.events());
+        probes.fold(totals, |totals, (counter, amount)| {
+            totals.with(counter, amount)
+        })
     }
 
     /// Takes over what the sockets counted, which wraps: to be called now and then.

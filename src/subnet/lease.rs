@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
-use crate::wire::{MacAddr, Vni};
+use crate::wire::{MacAddr, Vni, probe};
 
 /// The only backend type that this program speaks, compared case-sensitively in leases
 /// as flannel does.
 pub const BACKEND_TYPE: &str = "vxlan";
 
 /// The value stored under a subnet key, byte for byte as newest flannel writes it:
-/// fields in this order, no blanks, `PublicIPv6` always present; then one field of ours.
+/// fields in this order, no blanks, `PublicIPv6` always present; then fields of ours.
 ///
 /// v0.11 of flannel has no `PublicIPv6` and no `VNI`; both are optional when read.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -71,6 +71,10 @@ pub struct LeaseAttrs {
         skip_serializing_if = "Option::is_none"
     )]
     pub challenge: Option<NodeId>,
+    /// Version of the probes ([`crate::wire::probe`]) that its holder answers. A flannel that
+    /// takes the lease over writes it anew, without this.
+    #[serde(rename = "Probe", default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<u32>,
 }
 
 /// `BackendData` of the vxlan backend.
@@ -166,6 +170,7 @@ impl LeaseAttrs {
             node: None,
             instance: None,
             challenge: None,
+            probe: None,
         })
     }
 
@@ -188,6 +193,19 @@ impl LeaseAttrs {
     pub const fn with_challenge(mut self, challenge: NodeId) -> Self {
         self.challenge = Some(challenge);
         self
+    }
+
+    /// The same, promising to answer probes.
+    #[must_use]
+    pub fn with_probe(mut self) -> Self {
+        self.probe = Some(probe::VERSION.into());
+        self
+    }
+
+    /// Whether its holder answers the probes that we send.
+    #[must_use]
+    pub fn answers_probes(&self) -> bool {
+        self.probe == Some(probe::VERSION.into())
     }
 
     /// Reads a value.
@@ -229,6 +247,7 @@ impl LeaseAttrs {
             node: self.node,
             instance: self.instance,
             challenge: self.challenge,
+            probe: self.probe,
         })
     }
 }
@@ -254,6 +273,8 @@ struct V011<'a> {
     instance: Option<NodeId>,
     #[serde(rename = "Challenge", skip_serializing_if = "Option::is_none")]
     challenge: Option<NodeId>,
+    #[serde(rename = "Probe", skip_serializing_if = "Option::is_none")]
+    probe: Option<u32>,
 }
 
 impl VxlanData {
@@ -341,6 +362,26 @@ mod tests {
             let ours = (attrs.node, attrs.instance, attrs.challenge);
             assert_eq!(ours, (None, None, None), "{foreign}");
         }
+    }
+
+    #[test]
+    fn a_promise_to_answer_probes_stands_behind_what_flannel_reads() {
+        let data = VxlanData {
+            vni: Some(Vni::DEFAULT),
+            vtep_mac: MacAddr([0xc6, 0xd2, 0x32, 0x6f, 0x8f, 0x44]),
+        };
+        let plain = LeaseAttrs::vxlan(Ipv4Addr::new(192, 168, 64, 3), data).unwrap();
+        assert!(!plain.answers_probes());
+        let promised = plain.clone().with_probe();
+        for form in [LeaseForm::Newest, LeaseForm::V011] {
+            let bytes = promised.encode_as(form).unwrap();
+            assert!(LeaseAttrs::decode(&bytes).unwrap().answers_probes());
+            let flannels = plain.encode_as(form).unwrap();
+            let (last, rest) = flannels.split_last().unwrap();
+            assert_eq!([rest, b",\"Probe\":1", &[*last]].concat(), bytes);
+        }
+        let later = br#"{"PublicIP":"1.2.3.4","Probe":2}"#;
+        assert!(!LeaseAttrs::decode(later).unwrap().answers_probes());
     }
 
     #[test]

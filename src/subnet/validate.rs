@@ -35,6 +35,8 @@ pub struct PeerRecord {
     pub public_ip: Ipv4Addr,
     /// Its VTEP.
     pub vxlan: VxlanData,
+    /// Whether it promises to answer our probes.
+    pub answers_probes: bool,
 }
 
 macro_rules! rejections {
@@ -125,6 +127,7 @@ pub fn check(name: &str, value: &[u8], context: &Context) -> Result<PeerRecord, 
     if !is_host(attrs.public_ip) || context.network.contains(&attrs.public_ip) {
         return Err(Rejection::PublicIp);
     }
+    let answers_probes = attrs.answers_probes();
     let data = attrs.backend_data.ok_or(Rejection::BackendData)?;
     let vxlan = VxlanData::decode(&data).map_err(|_| Rejection::BackendData)?;
     if !vxlan.vtep_mac.is_valid_vtep() {
@@ -137,6 +140,7 @@ pub fn check(name: &str, value: &[u8], context: &Context) -> Result<PeerRecord, 
         subnet,
         public_ip: attrs.public_ip,
         vxlan,
+        answers_probes,
     })
 }
 

@@ -14,6 +14,9 @@ const PMTU_DISCOVERY_OMIT: libc::c_int = 5;
 /// `IP_PMTUDISC_DONT`, for kernels before 3.15.
 const PMTU_DISCOVERY_DONT: libc::c_int = 0;
 
+/// `IP_PMTUDISC_PROBE`: set DF on everything, ignore what path MTU discovery learned.
+const PMTU_DISCOVERY_PROBE: libc::c_int = 3;
+
 /// Receive buffer asked for: a burst of 64 KiB trains must fit while a worker is away.
 const RECEIVE_BUFFER: libc::c_int = 8 << 20;
 /// Send buffer asked for.
@@ -104,6 +107,30 @@ impl UdpSocket {
         let _ = self.0.set_recv_buffer_size(0);
     }
 
+    /// A socket that sends single datagrams from this address, which are never cut on the way:
+    /// what does not fit is lost, or refused here with `EMSGSIZE`. It receives nothing.
+    ///
+    /// # Errors
+    /// `AddrNotAvailable` when the address is not this host's.
+    pub fn whole_sender(address: Ipv4Addr) -> io::Result<Self> {
+        let socket = Self::open()?;
+        never_cut(&socket)?;
+        socket
+            .0
+            .bind(&SockAddr::from(SocketAddrV4::new(address, 0)))?;
+        socket.receive_nothing();
+        Ok(socket)
+    }
+
+    /// Sends one datagram.
+    ///
+    /// # Errors
+    /// The kernel's; `WouldBlock` where there is no room.
+    pub fn send_to(&self, datagram: &[u8], destination: SocketAddrV4) -> io::Result<()> {
+        self.0.send_to(datagram, &SockAddr::from(destination))?;
+        Ok(())
+    }
+
     fn open() -> io::Result<Self> {
         let socket = Socket::new(
             Domain::IPV4,
@@ -189,21 +216,43 @@ impl UdpSocket {
     }
 
     fn option(&self, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
-        // SAFETY: the descriptor is open; `value` lives through the call and its size is given.
-        let result = unsafe {
-            libc::setsockopt(
-                self.0.as_raw_fd(),
-                level,
-                name,
-                (&raw const value).cast(),
-                mem::size_of_val(&value) as libc::socklen_t,
-            )
-        };
-        if result < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
+        set_option(self.0.as_fd(), level, name, value)
+    }
+}
+
+/// Sets DF on all packets of a socket, whatever is known about their ways.
+///
+/// # Errors
+/// The kernel's; every kernel since 2.6.22 knows it.
+pub fn never_cut(socket: &impl AsFd) -> io::Result<()> {
+    set_option(
+        socket.as_fd(),
+        libc::IPPROTO_IP,
+        libc::IP_MTU_DISCOVER,
+        PMTU_DISCOVERY_PROBE,
+    )
+}
+
+fn set_option(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    // SAFETY: the descriptor is open; `value` lives through the call and its size is given.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            mem::size_of_val(&value) as libc::socklen_t,
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
     }
 }
 

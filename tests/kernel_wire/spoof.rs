@@ -221,6 +221,11 @@ fn rows([peer, host, own, other]: [Ipv4Addr; 4]) -> Vec<Row> {
             Some(InNotIpv4),
         ),
         row(
+            "a probe, where none are wanted",
+            |frame| frame[20..22].copy_from_slice(&[0x88, 0xb5]),
+            Some(InNotIpv4),
+        ),
+        row(
             "another VTEP's MAC",
             |frame| frame[9] ^= 1,
             Some(InOtherMac),

@@ -51,7 +51,7 @@ pub fn eventually(what: &str, mut check: impl FnMut() -> bool) {
 /// A lease as flannel would have written it: without what names its writer.
 pub fn without_writer(value: &str) -> String {
     let mut value = value.to_owned();
-    for field in [",\"Node\":", ",\"Instance\":"] {
+    for field in [",\"Node\":", ",\"Instance\":", ",\"Probe\":"] {
         if let Some((before, after)) = value.split_once(field) {
             let rest = after.trim_start_matches(|c: char| c.is_ascii_digit());
             assert_ne!(rest.len(), after.len(), "a number: {value}");

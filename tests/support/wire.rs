@@ -115,6 +115,7 @@ pub fn guarded_end_among(
         offloads: Offloads::AUTO,
         spin: Duration::ZERO,
         taps: uvxlan::dataplane::tap::Taps::default(),
+        probes: None,
     };
     let start = || {
         let device = tun::open(&TunOptions {

@@ -116,14 +116,22 @@ async fn listen(socket: &Path, before: &Status, reached: &mut [Reach]) {
             .peers
             .iter()
             .find(|peer| peer.subnet == reach.subnet)?;
-        Some(peer.in_packets)
+        Some((peer.in_packets, peer.seen_seconds_ago))
     };
-    let deadline = Instant::now() + LISTEN;
+    let start = Instant::now();
+    let deadline = start + LISTEN;
     loop {
         let path = socket.to_owned();
         if let Ok(Ok(now)) = tokio::task::spawn_blocking(move || status(&path)).await {
             for reach in reached.iter_mut().filter(|reach| reach.answers_nothing()) {
-                reach.heard |= received(&now, reach) > received(before, reach);
+                let (Some((packets, seen)), Some((earlier, _))) =
+                    (received(&now, reach), received(before, reach))
+                else {
+                    continue;
+                };
+                // Probes of our own count as no packets, but they are seen.
+                let lately = seen.is_some_and(|ago| ago < start.elapsed().as_secs());
+                reach.heard |= packets > earlier || lately;
             }
         }
         let waiting = reached

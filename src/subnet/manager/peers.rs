@@ -167,6 +167,11 @@ impl PeerSet {
         self.by_network.values().map(|accepted| &accepted.peer)
     }
 
+    /// The accepted peer whose subnet begins with this address.
+    pub fn peer(&self, network: Ipv4Addr) -> Option<&PeerRecord> {
+        self.by_network.get(&network).map(|accepted| &accepted.peer)
+    }
+
     /// Records that are refused now, with the reason; no more than some thousand.
     pub fn refused(&self) -> impl Iterator<Item = &Refused> {
         self.refusals.all()

@@ -450,6 +450,7 @@ fn peer(subnet: &str, host: u8, mac: u8) -> PeerRecord {
         subnet: net(subnet),
         public_ip: Ipv4Addr::new(192, 168, 0, host),
         vxlan,
+        answers_probes: false,
     }
 }
 

@@ -62,7 +62,7 @@ pub(super) const FLAGS: &[Flag] = &[
     .value("SECONDS")
     .default("5")
     .ours()
-    .details("An ICMP echo from our subnet's network address to the peer's, for round trip, loss and path MTU in uvxlan status."),
+    .details("Round trip, loss by direction and path MTU for uvxlan status. Nodes of this program ask each other inside of the tunnel, and their leases say that they answer; others are asked by ICMP echo, from our subnet's network address to theirs. A peer is asked at most once a second, all together 500 times. With 0 nobody is asked, or answered."),
     Flag::new(
         Group::Daemon,
         "workers",
