@@ -278,7 +278,12 @@ fn without_a_subnet_file_there_is_no_ready() {
     let log = service.log();
     assert!(log.contains("write the subnet file"), "{log}");
     assert!(log.contains(nowhere.to_str().unwrap()), "{log}");
-    assert!(!lab.has_device(), "nothing is left of a start that failed");
+    lab.assert_untouched();
+    let leases = fs::read_dir(lab.path("store/subnets")).unwrap().count();
+    assert_eq!(
+        leases, 1,
+        "the peer's, and none of a start that cannot succeed"
+    );
 }
 
 #[test]

@@ -135,11 +135,12 @@ async fn start(
     let lock = instance::claim(&device)?;
     let files = Files::new(options);
     let rules = rules::Plan::look(options, &config).await;
+    let links = netlink.links().await?;
     preflight::check(&Needs {
         address: receive_address(options, &external),
         port: config.backend.port,
         device: &device,
-        links: &netlink.links().await?,
+        links: &links,
         files: &files,
         rules: &rules,
     })?;
@@ -265,6 +266,15 @@ async fn start(
     let mut rules = rules.establish(own, readiness.clone()).await;
     if let Err(failure) = files.write(&state, mtu) {
         rules.undo().await;
+        let ifindex = overlay.ifindex();
+        overlay.stop();
+        // One that was there before is left as a kept one is.
+        if options.keep_device
+            && !links.iter().any(|link| link.index == ifindex)
+            && let Err(error) = netlink.delete_link(ifindex).await
+        {
+            tracing::warn!(event = "device_left", %error, "uvxlan down removes it");
+        }
         return Err(failure);
     }
     rules.settle().await;

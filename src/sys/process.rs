@@ -36,17 +36,25 @@ pub fn while_stopped<T>(thread: u32, work: impl FnOnce() -> T) -> io::Result<T> 
     // Each request is this thread's, whom the kernel takes for the tracer; if it ends, the
     // other thread goes on.
     trace(libc::PTRACE_SEIZE, thread)?;
-    let stopped = trace(libc::PTRACE_INTERRUPT, thread).and_then(|()| {
-        let mut status = 0;
-        // SAFETY: `status` lives through the call, which writes one int.
-        match unsafe { libc::waitpid(thread, &raw mut status, libc::__WALL) } {
-            -1 => Err(io::Error::last_os_error()),
-            _ => Ok(()),
-        }
-    });
-    let outcome = stopped.map(|()| work());
-    trace(libc::PTRACE_DETACH, thread)?;
-    outcome
+    let _held = Held(thread);
+    trace(libc::PTRACE_INTERRUPT, thread)?;
+    let mut status = 0;
+    // SAFETY: `status` lives through the call, which writes one int.
+    if unsafe { libc::waitpid(thread, &raw mut status, libc::__WALL) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(work())
+}
+
+/// A thread that is traced. It goes on when this value is dropped, by a panic too: nobody
+/// could wait for the end of its process otherwise.
+struct Held(libc::pid_t);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // It may be gone.
+        let _ = trace(libc::PTRACE_DETACH, self.0);
+    }
 }
 
 fn trace(request: libc::c_uint, thread: libc::pid_t) -> io::Result<()> {

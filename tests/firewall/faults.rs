@@ -65,7 +65,8 @@ fn a_start_that_fails_later_takes_its_rules_and_forwarding_back() {
             let folder = bench.folder.path().join("node");
             // A folder where the subnet file should be: it can be made, and not put there.
             std::fs::create_dir_all(folder.join("subnet.env/full")).unwrap();
-            let mut daemon = bench.daemon(&folder, &["--ip-masq", &tool.flag()]);
+            let flags = ["--ip-masq", "--keep-device", &tool.flag()];
+            let mut daemon = bench.daemon(&folder, &flags);
             let ended = daemon.ready(PATIENCE).unwrap_err().to_string();
             assert!(ended.contains("exit status: 73"), "{ended}");
             let log = daemon.log();
@@ -74,6 +75,8 @@ fn a_start_that_fails_later_takes_its_rules_and_forwarding_back() {
             assert_eq!(after, before, "{tool:?}, {with_leftovers}");
             let forwards = bench.shell("sysctl -n net.ipv4.ip_forward");
             assert_eq!(forwards, "0\n");
+            let links = bench.shell("ip -o link");
+            assert!(!links.contains("flannel"), "{links}");
         }
     }
 }
