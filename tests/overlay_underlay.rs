@@ -299,7 +299,8 @@ fn addresses_that_change_while_etcd_hangs_hold_up_nothing() {
     // Whatever is in the way of the lease, the host is still looked after.
     b.change(&["link", "set", "flannel.1", "down"]);
     soon("the device is up again", || {
-        b.output("ip", &["-o", "link", "show", "flannel.1"]).contains(",UP")
+        b.output("ip", &["-o", "link", "show", "flannel.1"])
+            .contains(",UP")
     });
     cluster.etcd.signal(rustix::process::Signal::CONT);
     eventually("the last address is published", || {
