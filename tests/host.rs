@@ -9,7 +9,7 @@ use ipnet::Ipv4Net;
 use uvxlan::host::interface::{self, Selection};
 use uvxlan::host::link::{DeviceSettings, LinkError, configure, take_over_kernel_vxlan};
 use uvxlan::host::netlink::{Netlink, NetlinkError, ROUTE_PROTOCOL, Route, VxlanSettings};
-use uvxlan::host::routes::{Realm, RouteError, Way, overlay_route, reconcile};
+use uvxlan::host::routes::{Realm, RouteError, Way, WayChange, follow, overlay_route, reconcile};
 use uvxlan::testbed::{Node, Topology, available, kernel_has_vxlan};
 use uvxlan::wire::{MacAddr, Vni};
 
@@ -219,6 +219,26 @@ fn routes_follow_the_peers_and_foreign_ones_stay() {
         let outcome = reconcile(&netlink, &fewer, realm(device)).await.unwrap();
         assert_eq!((outcome.added, outcome.removed), (1, 1));
         expect_ours(&netlink, device, &["10.3.6.0/24", "10.3.8.0/24"]).await;
+
+        // Single changes, without reading what there is; one is not as it is said to be.
+        assert!(outcome.foreign.contains(&foreign.destination));
+        let tunnel = Some(Way::Tunnel);
+        let change = |subnet: &str, before, after| WayChange {
+            subnet: net(subnet),
+            before,
+            after,
+        };
+        let changes = [
+            change("10.3.5.0/24", None, tunnel),
+            change("10.3.6.0/24", tunnel, None),
+            change("10.3.4.0/24", tunnel, None),
+            change("10.3.8.0/24", tunnel, tunnel),
+        ];
+        let outcome = follow(&netlink, &changes, realm(device)).await;
+        assert!(outcome.failed.is_empty(), "{outcome:?}");
+        expect_ours(&netlink, device, &["10.3.5.0/24", "10.3.8.0/24"]).await;
+        let outcome = follow(&netlink, &changes[..1], realm(device)).await;
+        assert_eq!(outcome.failed.len(), 1, "it is there already");
 
         reconcile(&netlink, &BTreeMap::new(), realm(device))
             .await

@@ -350,6 +350,37 @@ fn what_somebody_changes_on_the_host_is_mended() {
 }
 
 #[test]
+fn a_persons_route_to_a_peers_subnet_is_neither_replaced_nor_passed_over() {
+    need!(tools());
+    let cluster = Cluster::new(1);
+    let a = cluster.start(0);
+    let stranger = r#"{"PublicIP":"192.0.2.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:00:00:00:00:99"}}"#;
+    // One that would take precedence before ours, and one that ours would.
+    for (number, metric) in [(252, "0"), (253, "100")] {
+        let subnet = format!("10.5.{number}.0/24");
+        a.change(&["route", "add", &subnet, "dev", "eth0", "metric", metric]);
+        // Until it was looked at.
+        std::thread::sleep(Duration::from_secs(3));
+        let key = format!("{PREFIX}/subnets/10.5.{number}.0-24");
+        cluster.etcd.ctl(&["put", &key, stranger]);
+        let told = format!("subnet={subnet} error=no route to {subnet} was installed");
+        soon("it is told", || a.log().contains(&told));
+        let routes = a.output("ip", &["route", "show", &subnet]);
+        assert_eq!(routes.lines().count(), 1, "{routes}");
+        assert!(routes.contains("dev eth0"), "{routes}");
+        a.change(&["route", "del", &subnet, "metric", metric]);
+        soon("ours takes its place", || {
+            a.output("ip", &["route", "show", &subnet])
+                .contains("dev flannel.1")
+        });
+        cluster.etcd.ctl(&["del", &key]);
+        soon("and goes", || {
+            a.output("ip", &["route", "show", &subnet]).is_empty()
+        });
+    }
+}
+
+#[test]
 fn junk_in_the_store_costs_itself_alone() {
     need!(tools());
     let cluster = Cluster::new(3);

@@ -28,6 +28,8 @@ pub struct Ways {
     desired: BTreeMap<Ipv4Net, Way>,
     /// Those of them for which there is no route now.
     unrouted: BTreeSet<Ipv4Net>,
+    /// Prefixes for which there were routes of others when the kernel's were read last.
+    foreign: BTreeSet<Ipv4Net>,
     /// Whether the kernel's routes were compared since the start.
     compared: bool,
     /// Behind which subnet the next questions begin.
@@ -106,8 +108,12 @@ impl Ways {
     /// Has the kernel follow some changes; `false` where only [`Ways::reconcile`] can tell
     /// what is the matter.
     pub async fn follow(&self, netlink: &Netlink, realm: Realm, changes: &[WayChange]) -> bool {
-        let outcome = routes::follow(netlink, changes, realm).await;
-        outcome.failed.is_empty()
+        let (doubtful, clear): (Vec<_>, Vec<_>) = changes
+            .iter()
+            .copied()
+            .partition(|change| self.foreign.contains(&change.subnet));
+        let outcome = routes::follow(netlink, &clear, realm).await;
+        doubtful.is_empty() && outcome.failed.is_empty()
     }
 
     /// Compares all routes of the kernel with what is wanted, and mends them. `address` knows
@@ -126,6 +132,7 @@ impl Ways {
         self.decide(netlink, realm.device, peers).await;
         let outcome = routes::reconcile(netlink, &self.desired, realm).await?;
         self.compared = true;
+        self.foreign.clone_from(&outcome.foreign);
         for (subnet, error) in &outcome.failed {
             if !self.unrouted.contains(subnet) {
                 tracing::error!(event = "route_failed", %subnet, %error, "no route to a peer's subnet");

@@ -26,6 +26,12 @@ pub fn life(facts: &Facts) -> Finding {
     const CHECK: &str = "daemon";
     match &facts.daemon {
         Daemon::Answers(status) => match &status.node {
+            Some(node) if status.phase != "serving" => Finding::error(
+                CHECK,
+                format!("pid {} forwards nothing: {}", status.pid, status.phase),
+                "the overlay device is gone and cannot be made anew; something else may have its name",
+                format!("ip -d link show {}", node.device),
+            ),
             Some(node) => Finding::ok(
                 CHECK,
                 format!("serves {} (pid {})", node.subnet, status.pid),
@@ -70,6 +76,18 @@ pub fn life(facts: &Facts) -> Finding {
 mod tests {
     use super::super::{Outcome, samples};
     use super::*;
+
+    #[test]
+    fn a_daemon_without_its_device_is_an_error() {
+        let mut facts = samples::healthy();
+        let Daemon::Answers(status) = &mut facts.daemon else {
+            unreachable!("it answers");
+        };
+        status.phase = "making the device anew: no".into();
+        let found = life(&facts);
+        assert_eq!(found.status, Outcome::Error);
+        assert!(found.seen.contains("making the device anew"), "{found:?}");
+    }
 
     #[test]
     fn a_daemon_that_holds_the_device_and_is_mute_is_an_error() {

@@ -12,7 +12,7 @@
 //! device or directly to a peer. All others are never touched: not those of another
 //! instance, not those of people.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use futures_util::{StreamExt, stream};
@@ -105,6 +105,8 @@ pub struct Outcome {
     pub removed: usize,
     /// What failed, each for one subnet; the others are done.
     pub failed: Vec<(Ipv4Net, RouteError)>,
+    /// Prefixes in the network for which there are routes that are not ours.
+    pub foreign: BTreeSet<Ipv4Net>,
 }
 
 /// The route to a peer's `subnet` over the overlay device with index `device`.
@@ -209,7 +211,13 @@ pub async fn reconcile(
     realm: Realm,
 ) -> Result<Outcome, NetlinkError> {
     let kernel = netlink.routes().await?;
-    Ok(apply(netlink, plan(desired, &kernel, realm)).await)
+    let mut outcome = apply(netlink, plan(desired, &kernel, realm)).await;
+    let others = kernel.iter().filter(|route| !realm.owns(route));
+    outcome.foreign = others
+        .map(|route| route.destination)
+        .filter(|prefix| realm.network.contains(prefix))
+        .collect();
+    Ok(outcome)
 }
 
 /// Carries out a plan. One failure doesn't stop the rest.
@@ -250,7 +258,9 @@ pub struct WayChange {
 }
 
 /// Follows changes of some peers without reading the kernel's routes. Where those are not
-/// what they should have been, something fails or is left, for [`reconcile`] to find.
+/// what they should have been, something fails or is left, for [`reconcile`] to find; a route
+/// of another metric for the very prefix is not noticed, so subnets that have one
+/// ([`Outcome::foreign`]) are for [`reconcile`] too.
 pub async fn follow(netlink: &Netlink, changes: &[WayChange], realm: Realm) -> Outcome {
     let following = changes.iter().map(async |change| {
         let route = |way: Option<Way>| way.map(|way| realm.route(change.subnet, way));
