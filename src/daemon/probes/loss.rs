@@ -1,17 +1,16 @@
 //! Which of the latest probes were lost, and on which of both ways. Pure.
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::wire::probe::Seen;
 
 /// Probes that losses are counted over.
-const WINDOW: usize = 20;
+const WINDOW: u32 = 20;
 /// A probe that was on its way for so long when the peer said what it has got would have been
 /// among it.
 const GRACE: Duration = Duration::from_secs(1);
 /// Lost probes of which the way is not known, and the others still tell the ways apart.
-const UNKNOWN: usize = 2;
+const UNKNOWN: u32 = 2;
 
 /// Losses among the latest probes, in percent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,51 +23,69 @@ pub struct Loss {
     pub in_percent: Option<u8>,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Sent {
-    number: u32,
-    at: Instant,
-    answered: bool,
-    /// Whether it reached the peer, as far as that is known.
-    arrived: Option<bool>,
+/// The latest probes to one peer: bit `i` stands for the one with the number `latest - i`.
+/// They are a second apart at least, so all but the latest were on their way for long enough.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Losses {
+    latest: u32,
+    /// When the latest was sent.
+    at: Option<Instant>,
+    sent: u32,
+    answered: u32,
+    /// Which reached the peer, and which did not, as far as that is known.
+    arrived: u32,
+    missing: u32,
 }
-
-/// The latest probes to one peer.
-#[derive(Debug, Clone, Default)]
-pub struct Losses(VecDeque<Sent>);
 
 impl Losses {
     /// A probe is on its way.
     pub fn sent(&mut self, number: u32, at: Instant) {
-        // The one that is on its way does not count yet.
-        while self.0.len() > WINDOW {
-            self.0.pop_front();
+        let ahead = match self.at {
+            Some(_) => number.wrapping_sub(self.latest),
+            None => u32::BITS,
+        };
+        for bits in [
+            &mut self.sent,
+            &mut self.answered,
+            &mut self.arrived,
+            &mut self.missing,
+        ] {
+            // One more than the window: what is on its way does not count yet.
+            *bits = bits.checked_shl(ahead).unwrap_or(0) & ((2 << WINDOW) - 1);
         }
-        self.0.push_back(Sent {
-            number,
-            at,
-            answered: false,
-            arrived: None,
-        });
+        self.sent |= 1;
+        (self.latest, self.at) = (number, Some(at));
     }
 
     /// It was answered in time.
     pub fn answered(&mut self, number: u32) {
-        if let Some(sent) = self.0.iter_mut().find(|sent| sent.number == number) {
-            sent.answered = true;
-            sent.arrived = Some(true);
-        }
+        let behind = self.latest.wrapping_sub(number);
+        let bit = 1u32.checked_shl(behind).unwrap_or(0) & self.sent;
+        self.answered |= bit;
+        self.arrived |= bit;
+        self.missing &= !bit;
     }
 
     /// The peer said at `now` what has reached it.
     pub fn reported(&mut self, seen: Seen, now: Instant) {
-        for sent in &mut self.0 {
-            let behind = seen.latest.wrapping_sub(sent.number);
-            match behind {
-                // Of one that it knows to have got, later words of it change nothing.
-                _ if sent.arrived == Some(true) => {}
-                0..32 => sent.arrived = Some(seen.mask >> behind & 1 == 1),
-                _ if now.saturating_duration_since(sent.at) >= GRACE => sent.arrived = Some(false),
+        for behind in 0..=WINDOW {
+            let bit = 1 << behind;
+            // Of one that it knows to have got, later words of it change nothing.
+            if self.sent & !self.arrived & bit == 0 {
+                continue;
+            }
+            let number = self.latest.wrapping_sub(behind);
+            let on_its_way = behind == 0
+                && self
+                    .at
+                    .is_some_and(|at| now.saturating_duration_since(at) < GRACE);
+            match seen.latest.wrapping_sub(number) {
+                age @ 0..32 if seen.mask >> age & 1 == 1 => {
+                    self.arrived |= bit;
+                    self.missing &= !bit;
+                }
+                0..32 => self.missing |= bit,
+                _ if !on_its_way => self.missing |= bit,
                 _ => {}
             }
         }
@@ -77,27 +94,20 @@ impl Losses {
     /// Losses, once a probe has ended.
     #[must_use]
     pub fn count(&self) -> Option<Loss> {
-        let latest = self.0.back()?.number;
-        let ended = || {
-            let ended = self.0.iter();
-            ended.filter(move |sent| sent.answered || sent.number != latest)
-        };
-        let all = ended().count();
-        let count = |wanted: &dyn Fn(&Sent) -> bool| ended().filter(|sent| wanted(sent)).count();
-        let lost = count(&|sent| !sent.answered);
-        let unknown = count(&|sent| sent.arrived.is_none());
-        let arrived = count(&|sent| sent.arrived == Some(true));
-        let in_vain = count(&|sent| sent.arrived == Some(true) && !sent.answered);
-        let told = unknown <= UNKNOWN;
+        let ended = self.sent & (self.answered | !1);
+        let count = |bits: u32| (bits & ended).count_ones();
+        let all = count(ended);
+        let (arrived, missing) = (count(self.arrived), count(self.missing));
+        let told = all - arrived - missing <= UNKNOWN;
         Some(Loss {
-            percent: percent(lost, all)?,
-            out_percent: percent(all - unknown - arrived, all - unknown).filter(|_| told),
-            in_percent: percent(in_vain, arrived).filter(|_| told),
+            percent: percent(count(!self.answered), all)?,
+            out_percent: percent(missing, arrived + missing).filter(|_| told),
+            in_percent: percent(count(self.arrived & !self.answered), arrived).filter(|_| told),
         })
     }
 }
 
-fn percent(part: usize, whole: usize) -> Option<u8> {
+fn percent(part: u32, whole: u32) -> Option<u8> {
     let percent = (part * 100).checked_div(whole)?;
     u8::try_from(percent).ok()
 }
@@ -164,11 +174,28 @@ mod tests {
         let (mut losses, now) = twenty();
         (1..=10).for_each(|number| losses.answered(number));
         assert_eq!(losses.count(), loss(47, None, None));
-        // Too early to know of those that are on the way.
-        losses.reported(seen(10, u32::MAX), now - Duration::from_secs(9));
-        assert_eq!(losses.count(), loss(47, None, None));
         losses.reported(seen(10, u32::MAX), now);
         assert_eq!(losses.count(), loss(47, Some(47), Some(0)));
+        // Of the latest it is known only when it was on the way for long enough.
+        losses.sent(21, now + GRACE);
+        assert_eq!(losses.count(), loss(50, Some(47), Some(0)));
+        losses.reported(seen(10, u32::MAX), now + GRACE);
+        assert_eq!(losses.count(), loss(50, Some(50), Some(0)));
+    }
+
+    #[test]
+    fn numbers_that_were_used_otherwise_are_no_probes() {
+        let (mut losses, now) = (Losses::default(), Instant::now());
+        for number in [u32::MAX, 2, 5] {
+            losses.sent(number, now);
+        }
+        losses.answered(5);
+        losses.answered(3);
+        losses.reported(seen(5, u32::MAX), now);
+        assert_eq!(losses.count(), loss(66, Some(0), Some(66)));
+        losses.sent(500, now);
+        losses.sent(501, now);
+        assert_eq!(losses.count(), loss(100, None, None));
     }
 
     #[test]
@@ -179,6 +206,5 @@ mod tests {
             losses.answered(number);
         }
         assert_eq!(losses.count(), loss(0, Some(0), Some(0)));
-        assert!(losses.0.len() <= WINDOW + 1);
     }
 }
