@@ -13,6 +13,7 @@ pub mod leases;
 pub mod machine;
 pub mod peers;
 pub mod port;
+pub mod redact;
 pub mod report;
 pub mod routes;
 #[cfg(test)]
