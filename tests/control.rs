@@ -3,8 +3,12 @@
 #[path = "support/nodes.rs"]
 mod nodes;
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+#[path = "control/metrics.rs"]
+mod metrics;
+#[path = "control/terminal.rs"]
+mod terminal;
+
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -301,62 +305,6 @@ fn a_daemon_that_waits_says_for_what() {
 }
 
 #[test]
-fn prometheus_finds_the_metrics() {
-    need!(possible(&["ip"]));
-    let lab = Lab::new();
-    lab.a.transfer(&lab.b, 1 << 20);
-    let page = || {
-        let namespace = lab.a.host.namespace();
-        let read = namespace.run(|| {
-            let mut stream = TcpStream::connect("127.0.0.1:9472").unwrap();
-            stream
-                .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-                .unwrap();
-            let mut text = String::new();
-            stream.read_to_string(&mut text).unwrap();
-            text
-        });
-        read.unwrap()
-    };
-    eventually("a probe is on the page", || {
-        page().contains("uvxlan_probe_rtt_seconds{peer=")
-    });
-    let text = page();
-    assert!(text.starts_with("HTTP/1.1 200"), "{text}");
-    let body = text.split_once("\r\n\r\n").unwrap().1;
-    for line in [
-        "uvxlan_serving 1",
-        "uvxlan_peers{state=\"ok\"} 1",
-        "uvxlan_lease_held 1",
-    ] {
-        assert!(
-            body.lines().any(|found| found.starts_with(line)),
-            "{line}\n{body}"
-        );
-    }
-    // Prometheus' own opinion, where it is installed.
-    if let Err(reason) = possible(&["promtool"]) {
-        eprintln!("skipped: {reason}");
-        return;
-    }
-    let mut check = Command::new("promtool")
-        .args(["check", "metrics"])
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    check
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(body.as_bytes())
-        .unwrap();
-    let output = check.wait_with_output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-}
-
-#[test]
 fn ping_asks_peers_and_containers_with_small_and_large_packets() {
     need!(possible(&["ip"]));
     let lab = Lab::new();
@@ -380,74 +328,6 @@ fn ping_asks_peers_and_containers_with_small_and_large_packets() {
     let (code, said) = ping("10.5.252.9");
     assert_eq!(code, 1, "{said}");
     assert!(said.contains("behind no peer"), "{said}");
-}
-
-/// A terminal of its own; closed when dropped.
-struct Tmux {
-    socket: PathBuf,
-}
-
-impl Tmux {
-    fn run(&self, arguments: &[&str]) -> String {
-        let output = Command::new("tmux")
-            .env_remove("TMUX")
-            .env("TERM", "xterm")
-            .env("LC_ALL", "C.UTF-8")
-            .arg("-S")
-            .arg(&self.socket)
-            .args(arguments)
-            .output()
-            .unwrap();
-        text(&output)
-    }
-
-    fn screen(&self) -> String {
-        self.run(&["capture-pane", "-p"])
-    }
-}
-
-impl Drop for Tmux {
-    fn drop(&mut self) {
-        self.run(&["kill-server"]);
-    }
-}
-
-#[test]
-fn top_lives_in_a_terminal_and_listens_to_its_keys() {
-    need!(possible(&["ip"]));
-    if Command::new("tmux").arg("-V").output().is_err() {
-        eprintln!("skipped: no program tmux");
-        return;
-    }
-    let lab = Lab::new();
-    let tmux = Tmux {
-        socket: lab.folder.path().join("tmux"),
-    };
-    let command = format!(
-        "{PROGRAM} top --interval 0.3 --control-socket {}; echo left with $?; sleep 60",
-        socket(&lab.a).display()
-    );
-    tmux.run(&["new-session", "-d", "-x", "120", "-y", "40", &command]);
-    let subnet = lab.b.env.unwrap().subnet.to_string();
-    eventually("the peer is on the screen", || {
-        tmux.screen().contains(&subnet)
-    });
-    lab.a.transfer(&lab.b, 4 << 20);
-    eventually("traffic was seen", || {
-        let screen = tmux.screen();
-        screen.contains("to peers") && screen.contains("by traffic")
-    });
-    tmux.run(&["send-keys", "s"]);
-    eventually("another order", || tmux.screen().contains("by round trip"));
-    tmux.run(&["send-keys", "p"]);
-    eventually("a pause", || tmux.screen().contains("PAUSED"));
-    tmux.run(&["send-keys", "q"]);
-    eventually("it ends well, and the terminal is as before", || {
-        tmux.screen().contains("left with 0")
-    });
-    // Not for a pipe.
-    let output = ask(&lab.a, &["top"]);
-    assert_eq!(output.status.code(), Some(2));
 }
 
 #[test]
@@ -476,53 +356,50 @@ fn a_daemon_that_cannot_be_asked_forwards_all_the_same() {
     );
 }
 
-/// Metrics that the alert rules and the board name, and the page does not have, would never
-/// fire and never show.
 #[test]
-fn alert_rules_and_board_name_metrics_that_there_are() {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("monitoring");
-    let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
-    let status: uvxlan::control::Status = serde_json::from_value(serde_json::json!({
-        "phase": "serving", "version": "1", "pid": 1, "uptime_seconds": 1, "node": null,
-        "datastore": {"place": "", "lease": "held", "detail": null, "heard_seconds_ago": 1},
-        "packet_loop": null, "refused": [], "refused_total": [["key", 1]],
-        "peers": [{
-            "subnet": "10.5.1.0/24", "public_ip": "192.0.2.1", "vtep_mac": "", "way": "tunnel",
-            "state": "ok", "rtt_us": 1, "loss_percent": 0, "path_mtu": 1450,
-            "seen_seconds_ago": 1, "out_packets": 1, "out_bytes": 1, "in_packets": 1,
-            "in_bytes": 1
-        }],
-        "counters": [{"name": "out_no_route", "kind": "drop-out", "value": 1}]
-    }))
-    .unwrap();
-    let page = uvxlan::daemon::metrics::page(&status);
-    let board = read("grafana.json");
-    let _: Value = serde_json::from_str(&board).unwrap();
-    let rules = read("alerts.yml");
-    for text in [&rules, &board] {
-        let mut names: Vec<&str> = text
-            .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
-            .filter(|word| word.starts_with("uvxlan_"))
-            .collect();
-        names.sort_unstable();
-        names.dedup();
-        assert!(names.len() > 4, "{names:?}");
-        for name in names {
-            let found = page.lines().any(|line| {
-                line.strip_prefix(name)
-                    .is_some_and(|rest| rest.starts_with(['{', ' ']))
-            });
-            assert!(found, "no metric {name} on the page:\n{page}");
-        }
+fn every_setting_is_told_at_start() {
+    need!(possible(&["ip"]));
+    let topology = Topology::two_hosts().unwrap();
+    let host = topology.pair().unwrap().0;
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    std::fs::create_dir_all(store.join("subnets")).unwrap();
+    std::fs::write(store.join("config"), nodes::CONFIG).unwrap();
+    // With those that every test gives, more than fifteen.
+    let flags = [
+        &format!("--store=dir:{}", store.display()),
+        "--probe-interval=2",
+        "--peer-check=log",
+        "--iptables-resync=9",
+        "--subnet-lease-renew-margin=61",
+        "--ip-masq",
+        "--healthz-ip=127.0.0.1",
+        "--healthz-port=9473",
+        "--metrics-listen=127.0.0.1:9474",
+        "--mass-delete-hold=31",
+        "--allow-peer=198.51.100.0/24",
+        "--forward-extra=198.51.101.0/24",
+    ]
+    .map(str::to_owned);
+    let mut node = NodeUnderTest {
+        program: PROGRAM.into(),
+        host: host.clone(),
+        folder: folder.path().join("host-a"),
+        flags: flags.to_vec(),
+        daemon: None,
+        env: None,
+        container: None,
+    };
+    node.start_daemon();
+    let log = node.log();
+    for flag in flags {
+        let name = flag.trim_start_matches("--");
+        let name = name.split('=').next().unwrap();
+        let told = log
+            .lines()
+            .any(|line| line.contains("event=\"setting\"") && line.contains(name));
+        assert!(told, "{name} is not told:\n{log}");
     }
-    if let Err(reason) = possible(&["promtool"]) {
-        eprintln!("skipped: {reason}");
-        return;
-    }
-    let check = Command::new("promtool")
-        .args(["check", "rules"])
-        .arg(folder.join("alerts.yml"))
-        .output()
-        .unwrap();
-    assert!(check.status.success(), "{check:?}");
+    let told = log.matches("event=\"setting\"").count();
+    assert!(told >= 15, "{told}:\n{log}");
 }
