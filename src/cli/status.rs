@@ -31,7 +31,7 @@ pub struct StatusArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Show it again every two seconds
+    /// Show it again every two seconds, also when the daemon is restarted meanwhile
     #[arg(long, conflicts_with = "json")]
     watch: bool,
     #[command(flatten)]
@@ -93,22 +93,51 @@ pub(super) fn failed(command: &str, error: &AskError) -> ExitCode {
 #[must_use]
 pub fn run(args: &StatusArgs) -> ExitCode {
     let paint = Paint::of_stdout();
+    let status = match args.socket.status() {
+        Ok(status) => status,
+        Err(error) => return failed("status", &error),
+    };
+    if args.json {
+        return json(&status);
+    }
+    let text = text(&status, paint);
+    if args.watch {
+        return watch(&args.socket, text, paint);
+    }
+    super::print_out(&text);
+    ExitCode::from(super::OK)
+}
+
+/// Shows one picture after the other until nobody looks any more. A daemon that does not
+/// answer, because it is restarted perhaps, is waited for under its last picture.
+fn watch(socket: &Socket, first: String, paint: Paint) -> ExitCode {
+    // Home and clear: the picture stays in place. Into a file or a pipe goes one after the other.
+    let (before, after) = match std::io::stdout().is_terminal() {
+        true => ("\x1b[H\x1b[2J", ""),
+        false => ("", "\n"),
+    };
+    let mut last = first;
+    let mut trouble = None;
     loop {
-        let status = match args.socket.status() {
-            Ok(status) => status,
-            Err(error) => return failed("status", &error),
+        let shown = match &trouble {
+            None => format!("{before}{last}{after}"),
+            Some(text) => format!("{before}{text}{after}"),
         };
-        if args.json {
-            return json(&status);
-        }
-        let text = text(&status, paint);
-        if !args.watch {
-            super::print_out(&text);
+        // Whoever read it has seen enough.
+        if super::try_print_out(&shown).is_err() {
             return ExitCode::from(super::OK);
         }
-        // Home and clear: the picture stays in place.
-        super::print_out(&format!("\x1b[H\x1b[2J{text}"));
         std::thread::sleep(WATCH_EVERY);
+        trouble = match socket.status() {
+            Ok(status) => {
+                last = text(&status, paint);
+                None
+            }
+            Err(error) => Some(format!(
+                "{}\n\nasking again; before that it was:\n\n{last}",
+                paint.bad(&error.to_string())
+            )),
+        };
     }
 }
 
