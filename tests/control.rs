@@ -189,6 +189,35 @@ fn a_silent_peer_is_called_silent_and_ok_again() {
 }
 
 #[test]
+fn a_peer_that_hears_nothing_is_called_one_way() {
+    need!(possible(&["ip", "iptables"]));
+    let lab = Lab::new();
+    let state = |node: &NodeUnderTest| {
+        let state = &status(node)["peers"][0]["state"];
+        state.as_str().unwrap().to_owned()
+    };
+    eventually("both are there", || {
+        state(&lab.a) == "ok" && state(&lab.b) == "ok"
+    });
+    let rule = |change: &str| {
+        let rule = [
+            change, "INPUT", "-p", "udp", "--dport", "8472", "-j", "DROP",
+        ];
+        lab.b.output("iptables", &rule);
+    };
+    rule("-I");
+    eventually("the other side hears nothing, and is heard", || {
+        state(&lab.a) == "one-way" && state(&lab.b) == "silent"
+    });
+    let shown = text(&ask(&lab.a, &["status"]));
+    assert!(shown.contains("one-way: packets come from it"), "{shown}");
+    rule("-D");
+    eventually("both are there again", || {
+        state(&lab.a) == "ok" && state(&lab.b) == "ok"
+    });
+}
+
+#[test]
 fn trace_tells_where_a_packet_goes_and_where_it_ends() {
     need!(possible(&["ip"]));
     let lab = Lab::new();

@@ -255,7 +255,13 @@ fn summary(out: &mut String, status: &Status, paint: Paint) {
         .map(|ago| format!(", heard {} ago", duration(ago)))
         .unwrap_or_default();
     let _ = writeln!(out, "  datastore    {}", store.place);
-    let _ = writeln!(out, "               {lease}{heard}");
+    let left = store.lease_ends_in_seconds;
+    let left = left.map(|left| format!(" ({} left)", duration(left)));
+    let _ = writeln!(
+        out,
+        "               {lease}{}{heard}",
+        left.unwrap_or_default()
+    );
     if let Some(packets) = &status.packet_loop {
         let _ = writeln!(
             out,
@@ -304,14 +310,31 @@ fn peers(out: &mut String, status: &Status, paint: Paint) {
             let painted = match (number, column, cell.as_str()) {
                 (0, ..) => paint.heading(&padded),
                 (_, 2, "ok") => paint.good(&padded),
-                (_, 2, "silent" | "blocked") => paint.bad(&padded),
+                (_, 2, "silent" | "one-way" | "blocked") => paint.bad(&padded),
                 _ => padded,
             };
             let _ = write!(line, " {painted}");
         }
         let _ = writeln!(out, "{}", line.trim_end());
     }
+    for (state, hint) in HINTS {
+        if status.peers.iter().any(|peer| peer.state == *state) {
+            let _ = writeln!(out, "  {}: {hint}", paint.bad(state));
+        }
+    }
 }
+
+/// States of peers that want something done.
+const HINTS: &[(&str, &str)] = &[
+    (
+        "one-way",
+        "packets come from it, and none of ours is answered: uvxlan doctor, on that node",
+    ),
+    (
+        "silent",
+        "nothing comes from it: uvxlan doctor, on that node and here",
+    ),
+];
 
 fn row(peer: &PeerStatus) -> [String; 10] {
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
@@ -483,6 +506,7 @@ mod tests {
         ] {
             assert!(plain.contains(expected), "{expected}:\n{plain}");
         }
+        assert!(plain.contains("silent: nothing comes from it"), "{plain}");
         assert!(plain.contains("in_martian") && !plain.contains("in_short"));
         assert!(!plain.contains('\u{1b}'), "names cannot paint the terminal");
         assert!(text(&status, Paint(true)).contains("\u{1b}[31m"));

@@ -11,6 +11,7 @@ use ipnet::Ipv4Net;
 use tokio::sync::mpsc;
 
 use super::failure::Failure;
+use super::mended::Mended;
 use super::peers::{Peers, Place};
 use crate::dataplane::checks::Vtep;
 use crate::dataplane::counters::Totals;
@@ -215,6 +216,7 @@ impl Overlay {
                 device = self.plan.device,
                 "the device had been changed; set it up again"
             );
+            Mended::Device.note();
         }
         self.look_for_loops().await?;
         let outcome = self.reconcile_routes().await?;
@@ -226,6 +228,7 @@ impl Overlay {
                 removed = outcome.removed,
                 "routes to peers had been changed; put them back"
             );
+            Mended::Routes.note();
         }
         Ok(())
     }

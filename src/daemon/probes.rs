@@ -14,6 +14,8 @@ use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::round_trips::RoundTrips;
+use crate::control::SizeCounts;
 use crate::host::echo::{HEADERS, SMALL, raw};
 use crate::wire::echo::{self, Received};
 
@@ -81,6 +83,7 @@ pub struct Ledger {
     peers: BTreeMap<Ipv4Addr, (Health, Option<Pending>)>,
     cursor: Option<Ipv4Addr>,
     sequence: u16,
+    trips: RoundTrips,
 }
 
 impl Ledger {
@@ -150,6 +153,7 @@ impl Ledger {
         let whole = body.len() + HEADERS == usize::from(probe.length);
         if whole && body.starts_with(&probe.nonce.to_be_bytes()) {
             health.answered(now - probe.sent, probe.length);
+            self.trips.count(now - probe.sent);
             *pending = None;
         }
     }
@@ -222,6 +226,13 @@ impl Probes {
     /// The device has another MTU.
     pub fn set_mtu(&self, mtu: u16) {
         self.mtu.send_replace(mtu);
+    }
+
+    /// Round trips of all answered probes; none where peers are not probed.
+    #[must_use]
+    pub fn round_trips(&self) -> Option<SizeCounts> {
+        self.task.as_ref()?;
+        Some(lock(&self.ledger).trips.told())
     }
 
     /// What is known of a peer.

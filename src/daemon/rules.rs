@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
+use super::mended::Mended;
 use super::options::{FirewallChoice, RunOptions};
 use super::subnet_env::Previous;
 use crate::firewall::keeper::{Firewall, Tool};
@@ -83,8 +84,11 @@ pub async fn establish(
         }
     }
     let every = options.iptables_resync;
-    let task =
-        (every > Duration::ZERO).then(|| tokio::spawn(async move { firewall.keep(every).await }));
+    let task = (every > Duration::ZERO).then(|| {
+        tokio::spawn(async move {
+            firewall.keep(every, || Mended::Rules.note()).await;
+        })
+    });
     RulesKept(task)
 }
 

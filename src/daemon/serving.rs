@@ -15,6 +15,7 @@ use super::files::Files;
 use super::follow::Underlay;
 use super::instance::InstanceLock;
 use super::lifecycle::Patience;
+use super::mended::Mended;
 use super::notify::{self, Watchdog};
 use super::overlay::Overlay;
 use super::probes::Probes;
@@ -240,6 +241,7 @@ impl Serving {
         }
         // Every worker has reported the same loss.
         while self.device_gone.try_recv().is_ok() {}
+        Mended::Device.note();
         tracing::info!(event = "device_restored", "device and packet loop are back");
     }
 

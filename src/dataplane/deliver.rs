@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use super::DeviceGone;
-use super::counters::{Counter, Counters};
+use super::counters::{Call, Counter, Counters};
 use super::tap::{Direction, Viewer};
 use crate::offload::coalesce::{
     Coalescer, MAX_MEMBERS, PacketRef, Policy, Write, classify_partial,
@@ -132,7 +132,8 @@ impl Sink<'_> {
         }
         let start = range.start - HEADROOM;
         arena[start..range.start].copy_from_slice(&vnet.to_bytes());
-        let written = self.book(self.tun.write(&arena[start..range.end]), 1)?;
+        let bytes = range.len();
+        let written = self.book(self.tun.write(&arena[start..range.end]), 1, bytes)?;
         self.show(&arena[range], written);
         Ok(())
     }
@@ -150,7 +151,7 @@ impl Sink<'_> {
                 self.show(packet, Counter::InMalformed);
                 return Ok(());
             }
-            let written = self.book(self.tun.write(packet), 1)?;
+            let written = self.book(self.tun.write(packet), 1, packet.len())?;
             self.show(packet, written);
             return Ok(());
         }
@@ -170,11 +171,12 @@ impl Sink<'_> {
                 self.counters.add(Counter::InMalformed, 1);
                 continue;
             };
+            let bytes = plan.header_len() + payload.len();
             let pieces = [
                 IoSlice::new(&block[..plan.header_len()]),
                 IoSlice::new(&packet[payload]),
             ];
-            self.book(self.tun.write_gather(&pieces), 1)?;
+            self.book(self.tun.write_gather(&pieces), 1, bytes)?;
         }
         Ok(())
     }
@@ -219,7 +221,12 @@ impl Sink<'_> {
                 Ok(())
             }
             written => {
-                let written = self.book(written, packets as u64)?;
+                // Each packet had the header that the merged one has once.
+                let header = write.header.len();
+                let bytes = written.as_ref().map_or(0, |written| {
+                    (written + packets * header).saturating_sub(HEADROOM + header)
+                });
+                let written = self.book(written, packets as u64, bytes)?;
                 if self.viewer.is_open() {
                     for packet in write.packets() {
                         self.show(&arena[packet.range()], written);
@@ -250,10 +257,19 @@ impl Sink<'_> {
         }
     }
 
-    fn book(&self, written: io::Result<usize>, packets: u64) -> Result<Counter, DeviceGone> {
+    fn book(
+        &self,
+        written: io::Result<usize>,
+        packets: u64,
+        bytes: usize,
+    ) -> Result<Counter, DeviceGone> {
         self.counters.add(Counter::WriteCalls, 1);
         let counter = match written {
-            Ok(_) => Counter::Delivered,
+            Ok(_) => {
+                self.counters.add(Counter::DeliveredBytes, bytes as u64);
+                self.counters.batch(Call::Write, packets);
+                Counter::Delivered
+            }
             Err(error) => match error.raw_os_error() {
                 Some(libc::EBADFD) => return Err(DeviceGone(error)),
                 Some(libc::EIO) => Counter::InDeviceDown,

@@ -85,6 +85,7 @@ fn status() -> Status {
             offloads: "read,send".into(),
             lacking: vec![],
             peer_check: "enforce".into(),
+            ..PacketLoopStatus::default()
         }),
         peers: vec![PeerStatus {
             subnet: "10.5.2.0/24".parse().unwrap(),

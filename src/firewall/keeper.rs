@@ -162,8 +162,8 @@ impl Firewall {
         }
     }
 
-    /// Looks every so often, and mends; never returns. A failure is logged when it is news.
-    pub async fn keep(&self, every: Duration) {
+    /// Looks every so often, and mends, and calls back each time it did; never returns. A failure is logged when it is news.
+    pub async fn keep(&self, every: Duration, mended_again: impl Fn()) {
         let mut failed = false;
         loop {
             tokio::time::sleep(every).await;
@@ -175,6 +175,7 @@ impl Firewall {
             match mended {
                 Ok(true) => {
                     tracing::warn!(event = "firewall_mended", tool = %self.tool, "rules had been changed; put them back");
+                    mended_again();
                     failed = false;
                 }
                 Ok(false) => failed = false,

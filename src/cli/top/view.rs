@@ -134,7 +134,7 @@ fn peer_row<'a>(row: &PeerRow) -> Row<'a> {
     let peer = &row.peer;
     let colour = match peer.state.as_str() {
         "ok" => Color::Green,
-        "silent" | "blocked" => Color::Red,
+        "silent" | "one-way" | "blocked" => Color::Red,
         _ => Color::Yellow,
     };
     let rate = |rate: Rate| format!("{} {}", bits(rate.bits), packets(rate.packets));

@@ -13,6 +13,7 @@ use super::super::key::SubnetKey;
 use super::super::lease::{LeaseAttrs, VxlanData};
 use super::super::store::{Record, Store, StoreError, WatchEvent, WriteOutcome};
 use super::acquire::Acquired;
+use super::books::Books;
 
 /// A sign of life is cheap, and a lost session should be noticed before the day is over.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(600);
@@ -66,6 +67,7 @@ pub struct Keeper {
     session_lost: bool,
     /// What is to be published instead, until that is written.
     wanted: Option<LeaseAttrs>,
+    books: Arc<Books>,
 }
 
 impl std::fmt::Debug for dyn Store {
@@ -89,6 +91,8 @@ impl Keeper {
     pub fn new(store: Arc<dyn Store>, acquired: &Acquired, margin: Duration) -> Self {
         let lease = &acquired.lease;
         let interval = interval(acquired.ttl, margin);
+        let books = Arc::<Books>::default();
+        books.lives((!lease.reserved).then_some(acquired.ttl));
         Self {
             store,
             name: SubnetKey::from(lease.subnet).to_string(),
@@ -103,7 +107,14 @@ impl Keeper {
             failures: 0,
             session_lost: false,
             wanted: None,
+            books,
         }
+    }
+
+    /// What is counted of the lease's life.
+    #[must_use]
+    pub fn books(&self) -> Arc<Books> {
+        Arc::clone(&self.books)
     }
 
     /// Follows the lease's state.
@@ -282,7 +293,9 @@ impl Keeper {
     /// Notes the state, says so once per change, and sets the time of the next look.
     fn settle(&mut self, new: OwnState) {
         let now = Instant::now();
+        self.books.renewed(new == OwnState::Held);
         if new == OwnState::Held {
+            self.books.lives((!self.reserved).then_some(self.ttl));
             self.failures = 0;
             self.due = now + self.interval;
         } else {

@@ -6,6 +6,7 @@
 //! stays ours for the rest of the TTL, as with flannel.
 
 pub mod acquire;
+pub mod books;
 pub mod keeper;
 pub mod peers;
 
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 pub use self::acquire::{AcquireError, AcquireRequest, Acquired, acquire};
+pub use self::books::Books;
 pub use self::keeper::{Keeper, OwnState};
 pub use self::peers::{PeerChange, PeerSet, Refused};
 use super::lease::LeaseAttrs;
@@ -53,6 +55,8 @@ pub struct Running {
     pub own: watch::Receiver<OwnState>,
     /// When the store last said something.
     pub heard: watch::Receiver<Instant>,
+    /// What happened to our lease and to the list of leases so far.
+    pub books: Arc<Books>,
     /// What our lease shall say from now on.
     pub republish: mpsc::Sender<LeaseAttrs>,
     /// Ends after the token was cancelled, or when `changes` is dropped.
@@ -120,6 +124,7 @@ pub fn spawn(
     let (changes, receiver) = mpsc::channel(CAPACITY);
     let keeper = Keeper::new(Arc::clone(&store), &acquired, settings.margin);
     let own = keeper.state();
+    let books = keeper.books();
     let (heard, heard_seen) = watch::channel(Instant::now());
     let (republish, wishes) = mpsc::channel(1);
     let manager = Manager {
@@ -146,6 +151,7 @@ pub fn spawn(
         view,
         own,
         heard: heard_seen,
+        books,
         republish,
         task,
     }
@@ -228,7 +234,10 @@ impl Manager {
         let changes = match event {
             WatchEvent::Put(record) => self.peers.lock().put(record),
             WatchEvent::Delete { name, .. } => self.peers.lock().delete(&name),
-            WatchEvent::Resync(listing) => self.take_list(listing),
+            WatchEvent::Resync(listing) => {
+                self.keeper.books().resynced();
+                self.take_list(listing)
+            }
         };
         self.log_refused();
         // Peers first: they must not wait for what the store says about our own lease.
@@ -293,6 +302,7 @@ impl Manager {
             }
         };
         self.look_again = None;
+        self.keeper.books().read_again();
         let revision = listing.revision;
         let own = self.keeper.concerns(&WatchEvent::Resync(listing.clone()));
         let changes = self.peers.lock().resync(listing);
