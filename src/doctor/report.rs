@@ -26,6 +26,10 @@ pub fn text(version: &str, findings: &str, facts: &Facts) -> String {
         ("kernel settings", settings(facts)),
         ("datastore", datastore(facts)),
         ("iptables-save", rules(facts.firewall.iptables.as_ref())),
+        (
+            "iptables-legacy-save",
+            rules(facts.firewall.legacy.as_ref()),
+        ),
         ("nft -j list ruleset", rules(facts.firewall.nft.as_ref())),
     ];
     for (title, section) in sections {

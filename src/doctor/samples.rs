@@ -198,6 +198,7 @@ pub fn healthy() -> Facts {
         daemon: Daemon::Answers(Box::new(status())),
         host: host(),
         firewall: Firewall {
+            legacy: None,
             iptables: Some(Ok("*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\nCOMMIT\n".into())),
             nft: Some(Ok(r#"{"nftables": []}"#.into())),
         },
