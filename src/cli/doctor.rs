@@ -174,7 +174,13 @@ pub(super) fn text(findings: &[Finding], paint: Paint) -> String {
             .count()
     };
     let (errors, warnings) = (count(Outcome::Error), count(Outcome::Warning));
-    let _ = writeln!(out, "\n{errors} errors, {warnings} warnings");
+    let plural = |count: usize| if count == 1 { "" } else { "s" };
+    let _ = writeln!(
+        out,
+        "\n{errors} error{}, {warnings} warning{}",
+        plural(errors),
+        plural(warnings)
+    );
     out
 }
 
@@ -201,7 +207,7 @@ ERROR    udp-port  held by [31mnc
               why  no tunnels
              mend  kill it
 
-1 errors, 0 warnings
+1 error, 0 warnings
 ";
         assert_eq!(plain, expected);
     }

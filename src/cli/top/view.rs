@@ -47,11 +47,12 @@ fn header<'a>(model: &Model, choice: &Choice) -> Paragraph<'a> {
     let status = &model.status;
     let node = match &status.node {
         Some(node) => format!(
-            "{} on {} ({}), {} peers",
+            "{} on {} ({}), {} peer{}",
             node.subnet,
             node.public_ip,
             node.interface,
-            status.peers.len()
+            status.peers.len(),
+            if status.peers.len() == 1 { "" } else { "s" }
         ),
         None => status.phase.clone(),
     };
