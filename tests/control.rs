@@ -117,6 +117,29 @@ fn status_tells_node_peers_and_drops() {
     assert_eq!(now["node"]["device"], "flannel.1");
     assert_eq!(now["datastore"]["lease"], "held");
     assert_eq!(now["pid"], a.daemon.as_ref().unwrap().pid());
+    // The rest of the first lines, against what the kernel and the store say.
+    let lease = lab.folder.path().join("store/subnets");
+    let lease = lease.join(env.subnet.to_string().replace('/', "-"));
+    let lease: Value = serde_json::from_slice(&std::fs::read(lease).unwrap()).unwrap();
+    assert_eq!(now["node"]["vtep_mac"], lease["BackendData"]["VtepMAC"]);
+    assert_eq!(now["node"]["mtu"], 1450);
+    assert_eq!(now["node"]["interface"], "eth0");
+    assert_eq!(now["node"]["interface_mtu"], 1500);
+    assert!(now["datastore"]["heard_seconds_ago"].as_u64().unwrap() < 600);
+    let left = now["datastore"]["lease_ends_in_seconds"].as_u64().unwrap();
+    assert!((86_000..=86_400).contains(&left), "{left}");
+    let pid = now["pid"].to_string();
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let names = threads.map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")));
+    let workers = names.filter(|name| name.as_ref().unwrap().starts_with("uvxlan-"));
+    assert_eq!(now["packet_loop"]["workers"], workers.count());
+    let offloads = now["packet_loop"]["offloads"].as_str().unwrap();
+    let known = ["read", "send", "receive", "write", "none"];
+    assert!(
+        offloads.split(',').all(|part| known.contains(&part)),
+        "{offloads}"
+    );
+    assert!(!offloads.is_empty());
     assert_eq!(now["peers"].as_array().unwrap().len(), 1);
     let peer = &now["peers"][0];
     assert_eq!(peer["subnet"], b.env.unwrap().subnet.to_string());
@@ -126,6 +149,15 @@ fn status_tells_node_peers_and_drops() {
     );
     assert!(peer["out_bytes"].as_u64().unwrap() > 1 << 20, "{peer}");
     assert!(peer["in_packets"].as_u64().unwrap() > 0, "{peer}");
+    assert_eq!(peer["public_ip"], b.host.address().to_string());
+    eventually("a packet from it was seen, and a probe answered", || {
+        let peer = &status(a)["peers"][0];
+        peer["seen_seconds_ago"]
+            .as_u64()
+            .is_some_and(|ago| ago <= 10)
+            && peer["rtt_us"].as_u64().is_some_and(|rtt| rtt > 0)
+            && peer["loss_percent"] == 0
+    });
 
     // The invariant holds in what is shown, when nothing is on the way.
     let value = |counters: &Value, name: &str| {
@@ -165,6 +197,10 @@ fn status_tells_node_peers_and_drops() {
         "PEERS (1)",
         "tunnel",
         "peer check enforce",
+        "offloads ",
+        " workers",
+        " left), heard ",
+        "VTEP ",
     ] {
         assert!(shown.contains(words), "{words}:\n{shown}");
     }
@@ -239,8 +275,20 @@ fn trace_tells_where_a_packet_goes_and_where_it_ends() {
     ] {
         assert!(said.contains(words), "{words}:\n{said}");
     }
+    let output = ask(a, &["trace", "--json", &there]);
+    let steps: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let names: Vec<_> = steps.as_array().unwrap().iter().collect();
+    assert!(names.iter().all(|step| step["passes"] == true), "{steps:#}");
+    let names: Vec<_> = names.iter().map(|step| step["name"].as_str()).collect();
+    let lease = names.iter().position(|name| *name == Some("lease"));
+    let back = names.iter().position(|name| *name == Some("way back"));
+    assert!(lease.is_some() && lease < back, "{steps:#}");
     let (code, said) = trace(&a.container().address().to_string());
     assert!(code == 0 && said.contains("our own subnet"), "{said}");
+    let output = ask(a, &["trace", "--json", "10.5.252.9"]);
+    let steps: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(steps[1]["passes"], false, "{steps:#}");
+    assert_eq!(output.status.code(), Some(1));
     let (code, said) = trace("10.5.252.9");
     assert!(code == 1 && said.contains("no lease covers"), "{said}");
     let (code, said) = trace("198.51.100.1");

@@ -10,6 +10,8 @@ mod nodes;
 mod datastore;
 #[path = "doctor/host.rs"]
 mod host;
+#[path = "doctor/kernel_peer.rs"]
+mod kernel_peer;
 #[path = "doctor/peers.rs"]
 mod peers;
 #[path = "doctor/report.rs"]
