@@ -226,6 +226,7 @@ impl Keeper {
     /// Our record is gone: the same subnet again, if nobody has it.
     async fn put_back(&self, value: Bytes) -> Result<WriteOutcome, StoreError> {
         warn!(
+            event = "lease_removed",
             name = self.name,
             "our lease has been removed from the store: taking the same subnet again"
         );
@@ -256,7 +257,7 @@ impl Keeper {
             WriteOutcome::Written { revision } => {
                 self.value = value;
                 if let Some(attrs) = self.wanted.take() {
-                    info!(name = self.name, public_ip = %attrs.public_ip, "published anew");
+                    info!(event = "lease_published", name = self.name, public_ip = %attrs.public_ip, "published anew");
                     self.attrs = attrs;
                 }
                 self.revision = revision;
@@ -316,29 +317,29 @@ impl Keeper {
         }
         let name = &self.name;
         match new {
-            OwnState::Held => info!(name, "our lease is ours again"),
+            OwnState::Held => info!(event = "lease_held", name, "our lease is ours again"),
             OwnState::Unconfirmed(reason) => {
                 warn!(
-                    name,
-                    reason, "our lease can't be renewed; forwarding goes on"
+                    event = "lease_unconfirmed",
+                    name, reason, "our lease can't be renewed; forwarding goes on"
                 );
             }
-            OwnState::TakenBy(holder) => error!(
+            OwnState::TakenBy(holder) => error!(event = "lease_taken",
                 name,
                 %holder,
                 "our subnet was taken by another host; forwarding goes on, but two hosts have \
                  the same subnet: delete the other's record, or stop this host and let it take \
                  another subnet"
             ),
-            OwnState::Contended => error!(
+            OwnState::Contended => error!(event = "lease_contended",
                 name,
                 public_ip = %self.attrs.public_ip,
                 "another daemon or machine writes our lease with our public IP: give each \
                  host its own --public-ip, or stop the other daemon"
             ),
             OwnState::Unreadable => error!(
-                name,
-                "our lease was overwritten with something unreadable: delete the record"
+                event = "lease_unreadable",
+                name, "our lease was overwritten with something unreadable: delete the record"
             ),
         }
     }

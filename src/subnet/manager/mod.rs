@@ -281,6 +281,7 @@ impl Manager {
         }
         let due = *self.look_again.get_or_insert(Instant::now() + self.hold);
         warn!(
+            event = "leases_missing",
             missing,
             known,
             seconds = due.saturating_duration_since(Instant::now()).as_secs(),
@@ -296,7 +297,7 @@ impl Manager {
         let listing = match self.store.list().await {
             Ok(listing) => listing,
             Err(error) => {
-                warn!(%error, "leases can't be read again: all peers are kept");
+                warn!(event = "leases_unread", %error, "leases can't be read again: all peers are kept");
                 self.look_again = Some(Instant::now() + RETRY);
                 return Ok(None);
             }
@@ -311,8 +312,8 @@ impl Manager {
             .filter(|change| matches!(change, PeerChange::Removed(_)))
             .count();
         warn!(
-            removed,
-            "read the leases again: what is still missing is gone"
+            event = "leases_read_again",
+            removed, "read the leases again: what is still missing is gone"
         );
         self.log_refused();
         if !changes.is_empty() {
@@ -349,6 +350,7 @@ impl Manager {
             self.logged.push_back(now);
             let refused = total;
             warn!(
+                event = "record_refused",
                 name,
                 reason = reason.text(),
                 rival,

@@ -69,8 +69,10 @@ impl Watcher {
                 End::ReceiverGone => return,
                 End::HistoryGone(reason) => {
                     warn!(
+                        event = "etcd_watch_history",
                         cursor = self.cursor,
-                        reason, "etcd watch lost history: listing all leases"
+                        reason,
+                        "etcd watch lost history: listing all leases"
                     );
                     if !self.resync().await {
                         return;
@@ -85,6 +87,7 @@ impl Watcher {
     async fn pause(&mut self, reason: &str) {
         if self.failures == 0 {
             warn!(
+                event = "etcd_watch_lost",
                 reason,
                 cursor = self.cursor,
                 "etcd watch interrupted, trying again"
@@ -112,6 +115,7 @@ impl Watcher {
     fn recovered(&mut self) {
         if self.failures > 0 {
             info!(
+                event = "etcd_watch_back",
                 cursor = self.cursor,
                 tries = self.failures,
                 "etcd watch goes on"
