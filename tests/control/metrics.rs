@@ -1,5 +1,6 @@
 //! The page for Prometheus, and what is made for it: alert rules and a board.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
@@ -162,12 +163,8 @@ fn every_packet_is_on_the_page_under_one_name() {
     }
 }
 
-/// Metrics that the alert rules and the board name, and the page does not have, would never
-/// fire and never show.
-#[test]
-fn alert_rules_and_board_name_metrics_that_there_are() {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("monitoring");
-    let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+/// A page on which every metric is.
+fn full_page() -> String {
     let status: uvxlan::control::Status = serde_json::from_value(serde_json::json!({
         "phase": "serving", "version": "1", "pid": 1, "uptime_seconds": 1, "node": null,
         "datastore": {"place": "", "lease": "held", "detail": null, "heard_seconds_ago": 1,
@@ -185,10 +182,45 @@ fn alert_rules_and_board_name_metrics_that_there_are() {
             "seen_seconds_ago": 1, "out_packets": 1, "out_bytes": 1, "in_packets": 1,
             "in_bytes": 1
         }],
-        "counters": [{"name": "out_no_route", "kind": "drop-out", "value": 1}]
+        "counters": [
+            {"name": "out_no_route", "kind": "drop-out", "value": 1},
+            {"name": "send_calls", "kind": "event", "value": 1}
+        ]
     }))
     .unwrap();
-    let page = uvxlan::daemon::metrics::Metrics::default().page(&status);
+    uvxlan::daemon::metrics::Metrics::default().page(&status)
+}
+
+#[test]
+fn the_list_of_metrics_is_whole() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let guide = std::fs::read_to_string(root.join("docs/metrics.md")).unwrap();
+    let rows = guide.lines().filter_map(|line| {
+        let mut cells = line.split('|').map(str::trim).skip(1);
+        let name = cells.next()?.strip_prefix('`')?.strip_suffix('`')?;
+        let name = name.split('{').next().unwrap();
+        Some(format!("{name} {}", cells.next()?))
+    });
+    let listed: BTreeSet<_> = rows.collect();
+    // OpenMetrics describes a counter without the end of its samples' name.
+    let page = full_page();
+    let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let told: BTreeSet<_> = types
+        .map(|line| match line.strip_suffix(" counter") {
+            Some(name) => format!("{name}_total counter"),
+            None => line.to_owned(),
+        })
+        .collect();
+    assert_eq!(listed, told);
+}
+
+/// Metrics that the alert rules and the board name, and the page does not have, would never
+/// fire and never show.
+#[test]
+fn alert_rules_and_board_name_metrics_that_there_are() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("monitoring");
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+    let page = full_page();
     let board = read("grafana.json");
     let _: Value = serde_json::from_str(&board).unwrap();
     let rules = read("alerts.yml");
