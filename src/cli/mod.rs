@@ -26,6 +26,7 @@ mod running;
 pub mod status;
 pub mod store;
 pub mod top;
+pub mod trace;
 mod words;
 
 /// Exit status: done, or stopped by a signal.

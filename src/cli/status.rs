@@ -1,15 +1,14 @@
-//! `uvxlan status`, `trace`: what a running daemon says, for people.
+//! `uvxlan status`: what a running daemon says, for people.
 
 use std::fmt::Write as _;
 use std::io::IsTerminal;
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use super::running;
 use crate::control::client::{self, AskError};
-use crate::control::{Ask, PeerStatus, Reply, Status, Step};
+use crate::control::{Ask, PeerStatus, Reply, Status};
 use crate::daemon::options::DEFAULT_CONTROL_SOCKET;
 
 /// Pause between two pictures of `--watch`.
@@ -38,19 +37,6 @@ pub struct StatusArgs {
     socket: Socket,
 }
 
-/// Arguments of `uvxlan trace`.
-#[derive(clap::Args, Debug, Clone)]
-pub struct TraceArgs {
-    /// Address of a container
-    #[arg(value_name = "IP")]
-    to: Ipv4Addr,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    socket: Socket,
-}
-
 impl Socket {
     /// Where to ask.
     pub(super) fn path(&self) -> &Path {
@@ -70,16 +56,9 @@ impl Socket {
             _ => Err(unexpected()),
         }
     }
-
-    fn trace(&self, to: Ipv4Addr) -> Result<Vec<Step>, AskError> {
-        match client::ask(self.path(), Ask::Trace { to })? {
-            Reply::Trace(steps) => Ok(steps),
-            _ => Err(unexpected()),
-        }
-    }
 }
 
-fn unexpected() -> AskError {
+pub(super) fn unexpected() -> AskError {
     AskError::Refused("the daemon answered something else than was asked".into())
 }
 
@@ -141,23 +120,7 @@ fn watch(socket: &Socket, first: String, paint: Paint) -> ExitCode {
     }
 }
 
-/// Runs `uvxlan trace`.
-#[must_use]
-pub fn run_trace(args: &TraceArgs) -> ExitCode {
-    let steps = match args.socket.trace(args.to) {
-        Ok(steps) => steps,
-        Err(error) => return failed("trace", &error),
-    };
-    let arrives = steps.iter().all(|step| step.passes);
-    if args.json {
-        json(&steps);
-    } else {
-        super::print_out(&trace_text(&steps, Paint::of_stdout()));
-    }
-    ExitCode::from(if arrives { super::OK } else { super::FAILURE })
-}
-
-fn json<T: serde::Serialize + ?Sized>(value: &T) -> ExitCode {
+pub(super) fn json<T: serde::Serialize + ?Sized>(value: &T) -> ExitCode {
     match serde_json::to_string_pretty(value) {
         Ok(text) => {
             super::print_out(&format!("{text}\n"));
@@ -398,19 +361,6 @@ fn refused(out: &mut String, status: &Status, paint: Paint) {
             count - REFUSED_SHOWN
         );
     }
-}
-
-fn trace_text(steps: &[Step], paint: Paint) -> String {
-    let mut out = String::new();
-    for step in steps {
-        let mark = if step.passes {
-            paint.good("ok  ")
-        } else {
-            paint.bad("FAIL")
-        };
-        let _ = writeln!(out, "{mark}  {:<13} {}", step.name, step.text);
-    }
-    out
 }
 
 /// Seconds, in the unit that says enough: `45 s`, `12 min`, `3 h 5 min`, `8 d`.

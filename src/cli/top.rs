@@ -88,15 +88,12 @@ fn watch(
             Some(_) => POLL,
             None => due.saturating_duration_since(now).min(interval),
         };
-        if event::poll(next)? {
-            match event::read()? {
-                Event::Key(key) if key.kind != KeyEventKind::Release => {
-                    if key_ends(key, &mut choice, model.peers.len()) {
-                        return Ok(());
-                    }
-                }
-                _ => {}
-            }
+        if event::poll(next)?
+            && let Event::Key(key) = event::read()?
+            && key.kind != KeyEventKind::Release
+            && key_ends(key, &mut choice, model.peers.len())
+        {
+            return Ok(());
         }
         match (answers.try_recv(), asked) {
             (Ok(answer), _) => {
