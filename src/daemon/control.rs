@@ -19,8 +19,8 @@ use crate::control::{self, Answer, Ask, CaptureRequest, MAX_REQUEST, Reply, VERS
 const CONNECTIONS: usize = 16;
 /// How long one connection may last.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Read and written by the owner and the group: those of the daemon's process, so who is to
-/// ask without being root gets the unit's group.
+/// Read and written by the owner and the group: those of the daemon's process, so a unit's
+/// `Group=` says who may ask without being root.
 const MODE: u32 = 0o660;
 /// Connections that may wait to be taken.
 const BACKLOG: i32 = 128;
