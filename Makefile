@@ -85,7 +85,7 @@ install: $(if $(BIN),,all)
 		systemd/uvxlan-networkmanager.conf monitoring/alerts.yml monitoring/grafana.json \
 		$(DESTDIR)$(PREFIX)/share/uvxlan/
 	install -d $(DESTDIR)$(PREFIX)/share/doc/uvxlan
-	install -m644 README.md CHANGELOG.md SECURITY.md docs/troubleshooting.md LICENSE-MIT LICENSE-APACHE $(DESTDIR)$(PREFIX)/share/doc/uvxlan/
+	install -m644 README.md CHANGELOG.md SECURITY.md docs/troubleshooting.md docs/events.md docs/metrics.md LICENSE-MIT LICENSE-APACHE $(DESTDIR)$(PREFIX)/share/doc/uvxlan/
 	umask 022; $(DESTDIR)$(PREFIX)/sbin/uvxlan man $(DESTDIR)$(PREFIX)/share/man/man1
 	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
 		$(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d

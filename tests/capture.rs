@@ -5,16 +5,16 @@
 mod nodes;
 
 use std::io::Read;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nodes::{NodeUnderTest, PROGRAM, eventually, need, possible};
 use rustix::process::{Pid, Signal, kill_process};
 use uvxlan::testbed::Topology;
-use uvxlan::testbed::traffic::{PingRequest, ping};
+use uvxlan::testbed::traffic::{PingRequest, ping, udp_echo};
 
 /// Two nodes without probes, so that only the test's packets are seen.
 struct Lab {
@@ -298,11 +298,66 @@ fn only_root_and_the_daemons_user_may_capture() {
     );
 }
 
+/// Datagrams from a container to an echo server in the other one's, and back: `window` of
+/// them on the way, never more, until `go_on` says otherwise. Returns how many came back.
+fn echoes(
+    from: &NodeUnderTest,
+    to: &NodeUnderTest,
+    window: usize,
+    mut go_on: impl FnMut(usize) -> bool,
+) -> usize {
+    let address = to.container().address();
+    let server = udp_echo(to.container().namespace(), address).unwrap();
+    let bound = from.container().namespace();
+    let socket = bound.run(|| UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
+    socket.connect(server.address()).unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
+    let (payload, mut buffer) = ([7; 1000], [0; 2000]);
+    let mut answered = 0;
+    while go_on(answered) {
+        for _ in 0..window {
+            socket.send(&payload).unwrap();
+        }
+        for _ in 0..window {
+            if socket.recv(&mut buffer).is_err() {
+                return answered;
+            }
+            answered += 1;
+        }
+    }
+    answered
+}
+
+/// All drops of a node, by name.
+fn drops(lab: &Lab, node: &NodeUnderTest) -> Vec<(String, u64)> {
+    let mut command = Command::new(PROGRAM);
+    command
+        .args(["status", "--json", "--control-socket"])
+        .arg(node.folder.join("control"));
+    let output = lab.a.host.namespace().command(command).output().unwrap();
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let counters = status["counters"].as_array().unwrap().iter();
+    counters
+        .filter(|counter| {
+            counter["kind"].as_str().unwrap().starts_with("drop")
+                || counter["name"] == "socket_drops"
+        })
+        .map(|counter| {
+            let name = counter["name"].as_str().unwrap().to_owned();
+            (name, counter["value"].as_u64().unwrap())
+        })
+        .collect()
+}
+
 #[test]
 fn a_reader_that_sleeps_costs_no_packet() {
     need!(possible(&["ip"]));
     let lab = Lab::new();
     let (a, b) = (&lab.a, &lab.b);
+    let before = [drops(&lab, a), drops(&lab, b)];
+    assert!(before[0].len() > 10);
     let mut command = lab.program(&["capture"]);
     let child = command
         .stdout(Stdio::piped())
@@ -310,10 +365,12 @@ fn a_reader_that_sleeps_costs_no_packet() {
         .spawn()
         .unwrap();
     let mut reader = Running(child);
-    // Not a byte is read while 64 MiB pass: pipe, socket and queue are full soon.
+    // Not a byte is read meanwhile: pipe, socket and queue (8192 packets) are full soon.
     std::thread::sleep(Duration::from_millis(300));
-    a.transfer(b, 64 << 20);
+    let answered = echoes(a, b, 32, |answered| answered < 9600);
+    assert_eq!(answered, 9600, "a datagram got lost");
     assert!(a.ping(b, 20).is_complete());
+    assert_eq!([drops(&lab, a), drops(&lab, b)], before);
     let mut stdout = reader.0.stdout.take().unwrap();
     let drained = std::thread::spawn(move || {
         let mut bytes = Vec::new();
@@ -328,5 +385,72 @@ fn a_reader_that_sleeps_costs_no_packet() {
         .and_then(|(_, rest)| rest.split(' ').next()?.parse().ok())
         .unwrap_or_else(|| panic!("{said}"));
     assert!(missed > 0, "the queue was to overflow: {said}");
-    assert!(drained.join().unwrap() < 64 << 20);
+    assert!(drained.join().unwrap() < 32 << 20);
+}
+
+/// Waits for a process to end by itself.
+fn ends(child: &mut Child, within: Duration) -> Option<i32> {
+    let deadline = Instant::now() + within;
+    while Instant::now() < deadline {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    None
+}
+
+#[test]
+fn a_capture_ends_while_packets_keep_coming_to_a_slow_reader() {
+    need!(possible(&["ip"]));
+    let lab = Lab::new();
+    let mut command = lab.program(&["capture", "--seconds", "1"]);
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut capture = Running(child);
+    // About 400 kB a second are read, and more is sent for as long as the capture runs.
+    let mut stdout = capture.0.stdout.take().unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut piece = vec![0; 8192];
+        while stdout.read(&mut piece).is_ok_and(|read| read > 0) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+    let mut code = None;
+    let begun = Instant::now();
+    echoes(&lab.a, &lab.b, 64, |_| {
+        code = capture.0.try_wait().unwrap().map(|status| status.code());
+        code.is_none() && begun.elapsed() < Duration::from_secs(40)
+    });
+    assert_eq!(code, Some(Some(0)), "it did not end while packets came");
+    let said = capture.said();
+    assert!(said.contains("packets captured"), "{said}");
+    reader.join().unwrap();
+}
+
+#[test]
+fn a_second_interrupt_ends_a_capture_that_nobody_reads() {
+    need!(possible(&["ip"]));
+    let lab = Lab::new();
+    let mut command = lab.program(&["capture"]);
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut capture = Running(child);
+    std::thread::sleep(Duration::from_millis(300));
+    echoes(&lab.a, &lab.b, 64, |answered| answered < 3200);
+    let pid = Pid::from_raw(i32::try_from(capture.0.id()).unwrap()).unwrap();
+    kill_process(pid, Signal::INT).unwrap();
+    assert_eq!(
+        ends(&mut capture.0, Duration::from_secs(1)),
+        None,
+        "the reader may still take what there is"
+    );
+    kill_process(pid, Signal::INT).unwrap();
+    assert_eq!(ends(&mut capture.0, Duration::from_secs(5)), Some(130));
 }

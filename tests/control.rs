@@ -3,8 +3,12 @@
 #[path = "support/nodes.rs"]
 mod nodes;
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+#[path = "control/metrics.rs"]
+mod metrics;
+#[path = "control/terminal.rs"]
+mod terminal;
+
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -113,6 +117,29 @@ fn status_tells_node_peers_and_drops() {
     assert_eq!(now["node"]["device"], "flannel.1");
     assert_eq!(now["datastore"]["lease"], "held");
     assert_eq!(now["pid"], a.daemon.as_ref().unwrap().pid());
+    // The rest of the first lines, against what the kernel and the store say.
+    let lease = lab.folder.path().join("store/subnets");
+    let lease = lease.join(env.subnet.to_string().replace('/', "-"));
+    let lease: Value = serde_json::from_slice(&std::fs::read(lease).unwrap()).unwrap();
+    assert_eq!(now["node"]["vtep_mac"], lease["BackendData"]["VtepMAC"]);
+    assert_eq!(now["node"]["mtu"], 1450);
+    assert_eq!(now["node"]["interface"], "eth0");
+    assert_eq!(now["node"]["interface_mtu"], 1500);
+    assert!(now["datastore"]["heard_seconds_ago"].as_u64().unwrap() < 600);
+    let left = now["datastore"]["lease_ends_in_seconds"].as_u64().unwrap();
+    assert!((86_000..=86_400).contains(&left), "{left}");
+    let pid = now["pid"].to_string();
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let names = threads.map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")));
+    let workers = names.filter(|name| name.as_ref().unwrap().starts_with("uvxlan-"));
+    assert_eq!(now["packet_loop"]["workers"], workers.count());
+    let offloads = now["packet_loop"]["offloads"].as_str().unwrap();
+    let known = ["read", "send", "receive", "write", "none"];
+    assert!(
+        offloads.split(',').all(|part| known.contains(&part)),
+        "{offloads}"
+    );
+    assert!(!offloads.is_empty());
     assert_eq!(now["peers"].as_array().unwrap().len(), 1);
     let peer = &now["peers"][0];
     assert_eq!(peer["subnet"], b.env.unwrap().subnet.to_string());
@@ -122,6 +149,15 @@ fn status_tells_node_peers_and_drops() {
     );
     assert!(peer["out_bytes"].as_u64().unwrap() > 1 << 20, "{peer}");
     assert!(peer["in_packets"].as_u64().unwrap() > 0, "{peer}");
+    assert_eq!(peer["public_ip"], b.host.address().to_string());
+    eventually("a packet from it was seen, and a probe answered", || {
+        let peer = &status(a)["peers"][0];
+        peer["seen_seconds_ago"]
+            .as_u64()
+            .is_some_and(|ago| ago <= 10)
+            && peer["rtt_us"].as_u64().is_some_and(|rtt| rtt > 0)
+            && peer["loss_percent"] == 0
+    });
 
     // The invariant holds in what is shown, when nothing is on the way.
     let value = |counters: &Value, name: &str| {
@@ -163,6 +199,10 @@ fn status_tells_node_peers_and_drops() {
         "PEERS (1)",
         "tunnel",
         "peer check enforce",
+        "offloads ",
+        " workers",
+        " left), heard ",
+        "VTEP ",
     ] {
         assert!(shown.contains(words), "{words}:\n{shown}");
     }
@@ -187,6 +227,35 @@ fn a_silent_peer_is_called_silent_and_ok_again() {
 }
 
 #[test]
+fn a_peer_that_hears_nothing_is_called_one_way() {
+    need!(possible(&["ip", "iptables"]));
+    let lab = Lab::new();
+    let state = |node: &NodeUnderTest| {
+        let state = &status(node)["peers"][0]["state"];
+        state.as_str().unwrap().to_owned()
+    };
+    eventually("both are there", || {
+        state(&lab.a) == "ok" && state(&lab.b) == "ok"
+    });
+    let rule = |change: &str| {
+        let rule = [
+            change, "INPUT", "-p", "udp", "--dport", "8472", "-j", "DROP",
+        ];
+        lab.b.output("iptables", &rule);
+    };
+    rule("-I");
+    eventually("the other side hears nothing, and is heard", || {
+        state(&lab.a) == "one-way" && state(&lab.b) == "silent"
+    });
+    let shown = text(&ask(&lab.a, &["status"]));
+    assert!(shown.contains("one-way: packets come from it"), "{shown}");
+    rule("-D");
+    eventually("both are there again", || {
+        state(&lab.a) == "ok" && state(&lab.b) == "ok"
+    });
+}
+
+#[test]
 fn trace_tells_where_a_packet_goes_and_where_it_ends() {
     need!(possible(&["ip"]));
     let lab = Lab::new();
@@ -208,8 +277,20 @@ fn trace_tells_where_a_packet_goes_and_where_it_ends() {
     ] {
         assert!(said.contains(words), "{words}:\n{said}");
     }
+    let output = ask(a, &["trace", "--json", &there]);
+    let steps: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let names: Vec<_> = steps.as_array().unwrap().iter().collect();
+    assert!(names.iter().all(|step| step["passes"] == true), "{steps:#}");
+    let names: Vec<_> = names.iter().map(|step| step["name"].as_str()).collect();
+    let lease = names.iter().position(|name| *name == Some("lease"));
+    let back = names.iter().position(|name| *name == Some("way back"));
+    assert!(lease.is_some() && lease < back, "{steps:#}");
     let (code, said) = trace(&a.container().address().to_string());
     assert!(code == 0 && said.contains("our own subnet"), "{said}");
+    let output = ask(a, &["trace", "--json", "10.5.252.9"]);
+    let steps: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(steps[1]["passes"], false, "{steps:#}");
+    assert_eq!(output.status.code(), Some(1));
     let (code, said) = trace("10.5.252.9");
     assert!(code == 1 && said.contains("no lease covers"), "{said}");
     let (code, said) = trace("198.51.100.1");
@@ -303,62 +384,6 @@ fn a_daemon_that_waits_says_for_what() {
 }
 
 #[test]
-fn prometheus_finds_the_metrics() {
-    need!(possible(&["ip"]));
-    let lab = Lab::new();
-    lab.a.transfer(&lab.b, 1 << 20);
-    let page = || {
-        let namespace = lab.a.host.namespace();
-        let read = namespace.run(|| {
-            let mut stream = TcpStream::connect("127.0.0.1:9472").unwrap();
-            stream
-                .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-                .unwrap();
-            let mut text = String::new();
-            stream.read_to_string(&mut text).unwrap();
-            text
-        });
-        read.unwrap()
-    };
-    eventually("a probe is on the page", || {
-        page().contains("uvxlan_probe_rtt_seconds{peer=")
-    });
-    let text = page();
-    assert!(text.starts_with("HTTP/1.1 200"), "{text}");
-    let body = text.split_once("\r\n\r\n").unwrap().1;
-    for line in [
-        "uvxlan_serving 1",
-        "uvxlan_peers{state=\"ok\"} 1",
-        "uvxlan_lease_held 1",
-    ] {
-        assert!(
-            body.lines().any(|found| found.starts_with(line)),
-            "{line}\n{body}"
-        );
-    }
-    // Prometheus' own opinion, where it is installed.
-    if let Err(reason) = possible(&["promtool"]) {
-        uvxlan::testbed::skipped(reason);
-        return;
-    }
-    let mut check = Command::new("promtool")
-        .args(["check", "metrics"])
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    check
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(body.as_bytes())
-        .unwrap();
-    let output = check.wait_with_output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-}
-
-#[test]
 fn ping_asks_peers_and_containers_with_small_and_large_packets() {
     need!(possible(&["ip"]));
     let lab = Lab::new();
@@ -382,74 +407,6 @@ fn ping_asks_peers_and_containers_with_small_and_large_packets() {
     let (code, said) = ping("10.5.252.9");
     assert_eq!(code, 1, "{said}");
     assert!(said.contains("behind no peer"), "{said}");
-}
-
-/// A terminal of its own; closed when dropped.
-struct Tmux {
-    socket: PathBuf,
-}
-
-impl Tmux {
-    fn run(&self, arguments: &[&str]) -> String {
-        let output = Command::new("tmux")
-            .env_remove("TMUX")
-            .env("TERM", "xterm")
-            .env("LC_ALL", "C.UTF-8")
-            .arg("-S")
-            .arg(&self.socket)
-            .args(arguments)
-            .output()
-            .unwrap();
-        text(&output)
-    }
-
-    fn screen(&self) -> String {
-        self.run(&["capture-pane", "-p"])
-    }
-}
-
-impl Drop for Tmux {
-    fn drop(&mut self) {
-        self.run(&["kill-server"]);
-    }
-}
-
-#[test]
-fn top_lives_in_a_terminal_and_listens_to_its_keys() {
-    need!(possible(&["ip"]));
-    if Command::new("tmux").arg("-V").output().is_err() {
-        uvxlan::testbed::skipped("no program tmux");
-        return;
-    }
-    let lab = Lab::new();
-    let tmux = Tmux {
-        socket: lab.folder.path().join("tmux"),
-    };
-    let command = format!(
-        "{PROGRAM} top --interval 0.3 --control-socket {}; echo left with $?; sleep 60",
-        socket(&lab.a).display()
-    );
-    tmux.run(&["new-session", "-d", "-x", "120", "-y", "40", &command]);
-    let subnet = lab.b.env.unwrap().subnet.to_string();
-    eventually("the peer is on the screen", || {
-        tmux.screen().contains(&subnet)
-    });
-    lab.a.transfer(&lab.b, 4 << 20);
-    eventually("traffic was seen", || {
-        let screen = tmux.screen();
-        screen.contains("to peers") && screen.contains("by traffic")
-    });
-    tmux.run(&["send-keys", "s"]);
-    eventually("another order", || tmux.screen().contains("by round trip"));
-    tmux.run(&["send-keys", "p"]);
-    eventually("a pause", || tmux.screen().contains("PAUSED"));
-    tmux.run(&["send-keys", "q"]);
-    eventually("it ends well, and the terminal is as before", || {
-        tmux.screen().contains("left with 0")
-    });
-    // Not for a pipe.
-    let output = ask(&lab.a, &["top"]);
-    assert_eq!(output.status.code(), Some(2));
 }
 
 #[test]
@@ -478,53 +435,50 @@ fn a_daemon_that_cannot_be_asked_forwards_all_the_same() {
     );
 }
 
-/// Metrics that the alert rules and the board name, and the page does not have, would never
-/// fire and never show.
 #[test]
-fn alert_rules_and_board_name_metrics_that_there_are() {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("monitoring");
-    let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
-    let status: uvxlan::control::Status = serde_json::from_value(serde_json::json!({
-        "phase": "serving", "version": "1", "pid": 1, "uptime_seconds": 1, "node": null,
-        "datastore": {"place": "", "lease": "held", "detail": null, "heard_seconds_ago": 1},
-        "packet_loop": null, "refused": [], "refused_total": [["key", 1]],
-        "peers": [{
-            "subnet": "10.5.1.0/24", "public_ip": "192.0.2.1", "vtep_mac": "", "way": "tunnel",
-            "state": "ok", "rtt_us": 1, "loss_percent": 0, "path_mtu": 1450,
-            "seen_seconds_ago": 1, "out_packets": 1, "out_bytes": 1, "in_packets": 1,
-            "in_bytes": 1
-        }],
-        "counters": [{"name": "out_no_route", "kind": "drop-out", "value": 1}]
-    }))
-    .unwrap();
-    let page = uvxlan::daemon::metrics::page(&status);
-    let board = read("grafana.json");
-    let _: Value = serde_json::from_str(&board).unwrap();
-    let rules = read("alerts.yml");
-    for text in [&rules, &board] {
-        let mut names: Vec<&str> = text
-            .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
-            .filter(|word| word.starts_with("uvxlan_"))
-            .collect();
-        names.sort_unstable();
-        names.dedup();
-        assert!(names.len() > 4, "{names:?}");
-        for name in names {
-            let found = page.lines().any(|line| {
-                line.strip_prefix(name)
-                    .is_some_and(|rest| rest.starts_with(['{', ' ']))
-            });
-            assert!(found, "no metric {name} on the page:\n{page}");
-        }
+fn every_setting_is_told_at_start() {
+    need!(possible(&["ip"]));
+    let topology = Topology::two_hosts().unwrap();
+    let host = topology.pair().unwrap().0;
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    std::fs::create_dir_all(store.join("subnets")).unwrap();
+    std::fs::write(store.join("config"), nodes::CONFIG).unwrap();
+    // With those that every test gives, more than fifteen.
+    let flags = [
+        &format!("--store=dir:{}", store.display()),
+        "--probe-interval=2",
+        "--peer-check=log",
+        "--iptables-resync=9",
+        "--subnet-lease-renew-margin=61",
+        "--ip-masq",
+        "--healthz-ip=127.0.0.1",
+        "--healthz-port=9473",
+        "--metrics-listen=127.0.0.1:9474",
+        "--mass-delete-hold=31",
+        "--allow-peer=198.51.100.0/24",
+        "--forward-extra=198.51.101.0/24",
+    ]
+    .map(str::to_owned);
+    let mut node = NodeUnderTest {
+        program: PROGRAM.into(),
+        host: host.clone(),
+        folder: folder.path().join("host-a"),
+        flags: flags.to_vec(),
+        daemon: None,
+        env: None,
+        container: None,
+    };
+    node.start_daemon();
+    let log = node.log();
+    for flag in flags {
+        let name = flag.trim_start_matches("--");
+        let name = name.split('=').next().unwrap();
+        let told = log
+            .lines()
+            .any(|line| line.contains("event=\"setting\"") && line.contains(name));
+        assert!(told, "{name} is not told:\n{log}");
     }
-    if let Err(reason) = possible(&["promtool"]) {
-        uvxlan::testbed::skipped(reason);
-        return;
-    }
-    let check = Command::new("promtool")
-        .args(["check", "rules"])
-        .arg(folder.join("alerts.yml"))
-        .output()
-        .unwrap();
-    assert!(check.status.success(), "{check:?}");
+    let told = log.matches("event=\"setting\"").count();
+    assert!(told >= 15, "{told}:\n{log}");
 }

@@ -17,8 +17,9 @@ use super::lease::{self, LeaseArgs};
 use super::manuals::{self, CompletionsArgs, ManArgs};
 use super::ping::{self, PingArgs};
 use super::report::{self, ReportArgs};
-use super::status::{self, StatusArgs, TraceArgs};
+use super::status::{self, StatusArgs};
 use super::top::{self, TopArgs};
+use super::trace::{self, TraceArgs};
 use super::{OK, USAGE, flags, help, print_err, print_out, run, version};
 
 const NAME: &str = "uvxlan";
@@ -171,7 +172,7 @@ pub fn execute(action: Action) -> ExitCode {
         Action::Status(args) => status::run(&args),
         Action::Doctor(args) => doctor::run(&args),
         Action::Report(args) => report::run(&args),
-        Action::Trace(args) => status::run_trace(&args),
+        Action::Trace(args) => trace::run(&args),
         Action::Top(args) => top::run(&args),
         Action::Ping(args) => ping::run(&args),
         Action::Capture(args) => capture::run(&args),

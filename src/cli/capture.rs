@@ -2,21 +2,27 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
-use std::net::{Ipv4Addr, Shutdown};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::OwnedReadHalf;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::status::{Socket, failed};
 use crate::capture::pcapng;
 use crate::control::{Ask, CaptureRequest, client};
 
-/// How long the daemon may take to begin, and then between two pieces of its last words.
+/// How long the daemon may take to begin, and, once the end is asked for, how long nothing may
+/// come or be taken by whoever reads.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes that are copied at once, at most.
+const PIECE: usize = 64 * 1024;
 /// Bytes at the end of a stream that its statistics lie in.
 const TAIL: usize = 256;
 
@@ -51,6 +57,9 @@ pub struct CaptureArgs {
     #[command(flatten)]
     socket: Socket,
 }
+
+/// Ended by a second Ctrl-C, as shells say it.
+const INTERRUPTED: u8 = 130;
 
 const NOTES: &str = "\
 Examples:
@@ -90,7 +99,7 @@ pub fn run(args: &CaptureArgs) -> ExitCode {
         Ok((_, rest)) => rest,
         Err(error) => return failed("capture", &error),
     };
-    let output: Box<dyn Write> = match &args.write {
+    let output: Box<dyn Write + Send> = match &args.write {
         Some(path) if !to_stdout => match create(path) {
             Ok(file) => Box::new(file),
             Err(error) => {
@@ -103,8 +112,12 @@ pub fn run(args: &CaptureArgs) -> ExitCode {
         },
         _ => Box::new(io::stdout()),
     };
-    match copy(&head, stream, output, args.seconds) {
-        Ok(tail) => {
+    match copy(head, stream, output, args.seconds) {
+        Ok(None) => {
+            super::print_err("uvxlan capture: ended at once: the capture is cut short\n");
+            ExitCode::from(INTERRUPTED)
+        }
+        Ok(Some(tail)) => {
             let said = pcapng::totals(&tail).map_or_else(
                 || "the daemon went away: the capture ends early".to_owned(),
                 |(seen, missed)| format!("{} packets captured, {missed} missed", seen - missed),
@@ -131,63 +144,129 @@ fn create(path: &PathBuf) -> io::Result<File> {
 }
 
 /// Copies the stream until it ends; asks for its end at Ctrl-C and when the time is over.
-/// Returns its last bytes.
+/// Returns its last bytes, or nothing where a second Ctrl-C ended it at once.
 fn copy(
-    head: &[u8],
+    head: Vec<u8>,
     stream: UnixStream,
-    mut output: Box<dyn Write>,
+    output: Box<dyn Write + Send>,
     seconds: Option<u32>,
-) -> io::Result<Vec<u8>> {
+) -> io::Result<Option<Vec<u8>>> {
     stream.set_nonblocking(true)?;
-    let closer = stream.try_clone()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let mut tail = Vec::new();
-    let mut write = |bytes: &[u8]| {
-        output.write_all(bytes)?;
-        output.flush()?;
-        tail.extend_from_slice(
-            bytes
-                .get(bytes.len().saturating_sub(TAIL)..)
-                .unwrap_or(bytes),
-        );
-        let surplus = tail.len().saturating_sub(TAIL);
-        tail.drain(..surplus);
-        io::Result::Ok(())
-    };
-    write(head)?;
     runtime.block_on(async {
-        let mut stream = tokio::net::UnixStream::from_std(stream)?;
-        let mut buffer = vec![0; 256 * 1024];
+        let (reading, mut writing) = tokio::net::UnixStream::from_std(stream)?.into_split();
+        let mut stops = Stops::new(seconds)?;
+        let (progress, mut progressed) = watch::channel(());
+        let mut pump = std::pin::pin!(pump(head, reading, output, progress));
+        tokio::select! {
+            ended = &mut pump => return ended.map(Some),
+            () = stops.wanted() => {}
+        }
+        // It may be gone by itself just now.
+        let _ = writing.shutdown().await;
+        loop {
+            tokio::select! {
+                ended = &mut pump => return ended.map(Some),
+                () = stops.interrupted() => return Ok(None),
+                Ok(()) = progressed.changed() => {}
+                () = tokio::time::sleep(PATIENCE) => return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!(
+                        "nothing moved for {} s after the end was asked for: the capture is cut short",
+                        PATIENCE.as_secs()
+                    ),
+                )),
+            }
+        }
+    })
+}
+
+/// What ends a capture.
+struct Stops {
+    interrupt: Signal,
+    terminate: Signal,
+    seconds: Option<u32>,
+}
+
+impl Stops {
+    fn new(seconds: Option<u32>) -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            seconds,
+        })
+    }
+
+    async fn interrupted(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+
+    /// A signal, or the time is over.
+    async fn wanted(&mut self) {
+        let seconds = self.seconds;
         let over = async {
             match seconds {
                 Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds.into())).await,
                 None => std::future::pending().await,
             }
         };
-        tokio::pin!(over);
-        let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
-        let mut ending = false;
-        loop {
-            let read = tokio::select! {
-                read = stream.read(&mut buffer) => read?,
-                () = &mut over, if !ending => {
-                    ending = true;
-                    closer.shutdown(Shutdown::Write)?;
-                    continue;
-                }
-                _ = &mut interrupted, if !ending => {
-                    ending = true;
-                    closer.shutdown(Shutdown::Write)?;
-                    continue;
-                }
-            };
-            match buffer.get(..read) {
-                None | Some([]) => return io::Result::Ok(()),
-                Some(bytes) => write(bytes)?,
-            }
+        tokio::select! {
+            () = over => {}
+            () = self.interrupted() => {}
         }
-    })?;
+    }
+}
+
+/// Copies until the stream ends; returns its last bytes. A thread writes, for whoever reads may
+/// be slow, and signals are heard meanwhile.
+async fn pump(
+    head: Vec<u8>,
+    mut reading: OwnedReadHalf,
+    mut output: Box<dyn Write + Send>,
+    progress: watch::Sender<()>,
+) -> io::Result<Vec<u8>> {
+    let (pieces, mut waiting) = mpsc::channel::<Vec<u8>>(1);
+    let (done, written) = oneshot::channel();
+    std::thread::spawn(move || {
+        let mut write = || {
+            while let Some(bytes) = waiting.blocking_recv() {
+                output.write_all(&bytes)?;
+                output.flush()?;
+            }
+            io::Result::Ok(())
+        };
+        let outcome = write();
+        drop(waiting);
+        // Nobody waits where a signal ended it.
+        let _ = done.send(outcome);
+    });
+    let mut tail = Vec::new();
+    let mut bytes = head;
+    loop {
+        let from = bytes.len().saturating_sub(TAIL);
+        tail.extend_from_slice(bytes.get(from..).unwrap_or_default());
+        let surplus = tail.len().saturating_sub(TAIL);
+        tail.drain(..surplus);
+        if !bytes.is_empty() && pieces.send(bytes).await.is_err() {
+            break;
+        }
+        progress.send_replace(());
+        bytes = vec![0; PIECE];
+        let read = tokio::select! {
+            read = reading.read(&mut bytes) => read?,
+            () = pieces.closed() => break,
+        };
+        if read == 0 {
+            break;
+        }
+        bytes.truncate(read);
+    }
+    drop(pieces);
+    written.await.map_err(|_| io::ErrorKind::Other)??;
     Ok(tail)
 }

@@ -231,28 +231,27 @@ impl<'a> Demo<'a> {
 
     fn linger(&self, pair: &Pair) {
         self.say("\nAll of this keeps running. To look around, from another terminal, as root:");
-        for (daemon, host) in pair.daemons.iter().zip(pair.topology.hosts()) {
-            let pid = daemon.pid();
-            self.say(&format!(
-                "  {}: nsenter --net=/proc/{pid}/ns/net ip route",
-                host.node().name()
-            ));
-        }
-        if let (Some(daemon), Ok(program)) = (pair.daemons.first(), std::env::current_exe()) {
-            let pid = daemon.pid();
-            self.say(&format!(
-                "  its daemon: nsenter --net=/proc/{pid}/ns/net {} status (or top, doctor, lease list, trace IP)",
-                program.display()
-            ));
-        }
+        let program = self.program.display();
         let own = std::process::id();
-        for container in &pair.containers {
+        let nodes = pair.daemons.iter().zip(pair.topology.hosts());
+        for ((daemon, host), container) in nodes.zip(&pair.containers) {
+            let enter = format!("nsenter --net=/proc/{}/ns/net", daemon.pid());
+            self.say(&format!("  on {}:", host.node().name()));
+            for command in ["status", "top", "doctor"] {
+                self.say(&format!("    {enter} {program} {command}"));
+            }
+            self.say(&format!("    {enter} ip route"));
             let descriptor =
                 std::os::fd::AsRawFd::as_raw_fd(&std::os::fd::AsFd::as_fd(container.namespace()));
-            self.say(&format!(
-                "  {}: nsenter --net=/proc/{own}/fd/{descriptor} ip addr",
-                container.node().name()
-            ));
+            let others = pair.containers.iter().map(Container::address);
+            let other = others.filter(|address| *address != container.address());
+            for other in other {
+                self.say(&format!("    {enter} {program} trace {other}"));
+                self.say(&format!("  in {}:", container.node().name()));
+                self.say(&format!(
+                    "    nsenter --net=/proc/{own}/fd/{descriptor} ping -c 3 {other}"
+                ));
+            }
         }
         self.say(&format!(
             "Logs and store: {}. Enter ends it.",

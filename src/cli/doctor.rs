@@ -21,8 +21,20 @@ pub struct DoctorArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// From which findings on the exit status is 1
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = FailOn::Warning)]
+    fail_on: FailOn,
     #[command(flatten)]
     look: LookArgs,
+}
+
+/// Kinds of findings that make the doctor fail.
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+enum FailOn {
+    /// Errors and warnings
+    Warning,
+    /// Only what keeps the overlay from working
+    Error,
 }
 
 /// Where to look: the daemon's own flags and environment.
@@ -126,11 +138,11 @@ pub fn run(args: &DoctorArgs) -> ExitCode {
     } else {
         print_out(&text(&findings, Paint::of_stdout()));
     }
-    ExitCode::from(if doctor::has_errors(&findings) {
-        FAILURE
-    } else {
-        OK
-    })
+    let failed = match args.fail_on {
+        FailOn::Warning => doctor::has_findings(&findings),
+        FailOn::Error => doctor::has_errors(&findings),
+    };
+    ExitCode::from(if failed { FAILURE } else { OK })
 }
 
 /// One line for each check, a block for each finding, and what it comes to.
@@ -162,7 +174,13 @@ pub(super) fn text(findings: &[Finding], paint: Paint) -> String {
             .count()
     };
     let (errors, warnings) = (count(Outcome::Error), count(Outcome::Warning));
-    let _ = writeln!(out, "\n{errors} errors, {warnings} warnings");
+    let plural = |count: usize| if count == 1 { "" } else { "s" };
+    let _ = writeln!(
+        out,
+        "\n{errors} error{}, {warnings} warning{}",
+        plural(errors),
+        plural(warnings)
+    );
     out
 }
 
@@ -189,7 +207,7 @@ ERROR    udp-port  held by [31mnc
               why  no tunnels
              mend  kill it
 
-1 errors, 0 warnings
+1 error, 0 warnings
 ";
         assert_eq!(plain, expected);
     }

@@ -26,6 +26,7 @@ mod running;
 pub mod status;
 pub mod store;
 pub mod top;
+pub mod trace;
 mod words;
 
 /// Exit status: done, or stopped by a signal.
@@ -65,7 +66,14 @@ pub fn version() -> &'static str {
 /// Writes to stdout. A reader that went away (`uvxlan --help | head -1`) is no error and,
 /// unlike with `println!`, no panic.
 pub fn print_out(text: &str) {
-    discard(io::stdout().lock().write_all(text.as_bytes()));
+    discard(try_print_out(text));
+}
+
+/// The same, for those who print again and again and must notice when nobody reads any more.
+fn try_print_out(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
 }
 
 /// Writes to stderr; where that is closed there is nobody left to tell.

@@ -167,7 +167,15 @@ fn line(size: usize, answer: Answer) -> String {
             format!("{size:>5} bytes: too long for the way (fragmentation needed)\n")
         }
         Answer::Error(from, kind, code) => {
-            format!("{size:>5} bytes: {from} answers with ICMP type {kind}, code {code}\n")
+            let meaning = match (kind, code) {
+                (3, 0) => " (network unreachable)",
+                (3, 1) => " (host unreachable)",
+                (3, 9 | 10 | 13) => " (forbidden by a firewall)",
+                (3, _) => " (unreachable)",
+                (11, _) => " (TTL exceeded: a loop)",
+                _ => "",
+            };
+            format!("{size:>5} bytes: {from} answers with ICMP type {kind}, code {code}{meaning}\n")
         }
         Answer::NotSent(number) => {
             let error = io::Error::from_raw_os_error(number);

@@ -1,15 +1,14 @@
-//! `uvxlan status`, `trace`: what a running daemon says, for people.
+//! `uvxlan status`: what a running daemon says, for people.
 
 use std::fmt::Write as _;
 use std::io::IsTerminal;
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use super::running;
 use crate::control::client::{self, AskError};
-use crate::control::{Ask, PeerStatus, Reply, Status, Step};
+use crate::control::{Ask, PeerStatus, Reply, Status};
 use crate::daemon::options::DEFAULT_CONTROL_SOCKET;
 
 /// Pause between two pictures of `--watch`.
@@ -31,22 +30,9 @@ pub struct StatusArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Show it again every two seconds
+    /// Show it again every two seconds, also when the daemon is restarted meanwhile
     #[arg(long, conflicts_with = "json")]
     watch: bool,
-    #[command(flatten)]
-    socket: Socket,
-}
-
-/// Arguments of `uvxlan trace`.
-#[derive(clap::Args, Debug, Clone)]
-pub struct TraceArgs {
-    /// Address of a container
-    #[arg(value_name = "IP")]
-    to: Ipv4Addr,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
     socket: Socket,
 }
@@ -70,16 +56,9 @@ impl Socket {
             _ => Err(unexpected()),
         }
     }
-
-    fn trace(&self, to: Ipv4Addr) -> Result<Vec<Step>, AskError> {
-        match client::ask(self.path(), Ask::Trace { to })? {
-            Reply::Trace(steps) => Ok(steps),
-            _ => Err(unexpected()),
-        }
-    }
 }
 
-fn unexpected() -> AskError {
+pub(super) fn unexpected() -> AskError {
     AskError::Refused("the daemon answered something else than was asked".into())
 }
 
@@ -93,42 +72,55 @@ pub(super) fn failed(command: &str, error: &AskError) -> ExitCode {
 #[must_use]
 pub fn run(args: &StatusArgs) -> ExitCode {
     let paint = Paint::of_stdout();
+    let status = match args.socket.status() {
+        Ok(status) => status,
+        Err(error) => return failed("status", &error),
+    };
+    if args.json {
+        return json(&status);
+    }
+    let text = text(&status, paint);
+    if args.watch {
+        return watch(&args.socket, text, paint);
+    }
+    super::print_out(&text);
+    ExitCode::from(super::OK)
+}
+
+/// Shows one picture after the other until nobody looks any more. A daemon that does not
+/// answer, because it is restarted perhaps, is waited for under its last picture.
+fn watch(socket: &Socket, first: String, paint: Paint) -> ExitCode {
+    // Home and clear: the picture stays in place. Into a file or a pipe goes one after the other.
+    let (before, after) = match std::io::stdout().is_terminal() {
+        true => ("\x1b[H\x1b[2J", ""),
+        false => ("", "\n"),
+    };
+    let mut last = first;
+    let mut trouble = None;
     loop {
-        let status = match args.socket.status() {
-            Ok(status) => status,
-            Err(error) => return failed("status", &error),
+        let shown = match &trouble {
+            None => format!("{before}{last}{after}"),
+            Some(text) => format!("{before}{text}{after}"),
         };
-        if args.json {
-            return json(&status);
-        }
-        let text = text(&status, paint);
-        if !args.watch {
-            super::print_out(&text);
+        // Whoever read it has seen enough.
+        if super::try_print_out(&shown).is_err() {
             return ExitCode::from(super::OK);
         }
-        // Home and clear: the picture stays in place.
-        super::print_out(&format!("\x1b[H\x1b[2J{text}"));
         std::thread::sleep(WATCH_EVERY);
+        trouble = match socket.status() {
+            Ok(status) => {
+                last = text(&status, paint);
+                None
+            }
+            Err(error) => Some(format!(
+                "{}\n\nasking again; before that it was:\n\n{last}",
+                paint.bad(&error.to_string())
+            )),
+        };
     }
 }
 
-/// Runs `uvxlan trace`.
-#[must_use]
-pub fn run_trace(args: &TraceArgs) -> ExitCode {
-    let steps = match args.socket.trace(args.to) {
-        Ok(steps) => steps,
-        Err(error) => return failed("trace", &error),
-    };
-    let arrives = steps.iter().all(|step| step.passes);
-    if args.json {
-        json(&steps);
-    } else {
-        super::print_out(&trace_text(&steps, Paint::of_stdout()));
-    }
-    ExitCode::from(if arrives { super::OK } else { super::FAILURE })
-}
-
-fn json<T: serde::Serialize + ?Sized>(value: &T) -> ExitCode {
+pub(super) fn json<T: serde::Serialize + ?Sized>(value: &T) -> ExitCode {
     match serde_json::to_string_pretty(value) {
         Ok(text) => {
             super::print_out(&format!("{text}\n"));
@@ -227,7 +219,13 @@ fn summary(out: &mut String, status: &Status, paint: Paint) {
         .map(|ago| format!(", heard {} ago", duration(ago)))
         .unwrap_or_default();
     let _ = writeln!(out, "  datastore    {}", store.place);
-    let _ = writeln!(out, "               {lease}{heard}");
+    let left = store.lease_ends_in_seconds;
+    let left = left.map(|left| format!(" ({} left)", duration(left)));
+    let _ = writeln!(
+        out,
+        "               {lease}{}{heard}",
+        left.unwrap_or_default()
+    );
     if let Some(age) = store.memory_seconds {
         let age = duration(age);
         let text = format!("config, subnet and peers are from memory, {age} old");
@@ -281,14 +279,31 @@ fn peers(out: &mut String, status: &Status, paint: Paint) {
             let painted = match (number, column, cell.as_str()) {
                 (0, ..) => paint.heading(&padded),
                 (_, 2, "ok") => paint.good(&padded),
-                (_, 2, "silent" | "blocked") => paint.bad(&padded),
+                (_, 2, "silent" | "one-way" | "blocked") => paint.bad(&padded),
                 _ => padded,
             };
             let _ = write!(line, " {painted}");
         }
         let _ = writeln!(out, "{}", line.trim_end());
     }
+    for (state, hint) in HINTS {
+        if status.peers.iter().any(|peer| peer.state == *state) {
+            let _ = writeln!(out, "  {}: {hint}", paint.bad(state));
+        }
+    }
 }
+
+/// States of peers that want something done.
+const HINTS: &[(&str, &str)] = &[
+    (
+        "one-way",
+        "packets come from it, and none of ours is answered: uvxlan doctor, on that node",
+    ),
+    (
+        "silent",
+        "nothing comes from it: uvxlan doctor, on that node and here",
+    ),
+];
 
 fn row(peer: &PeerStatus) -> [String; 10] {
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
@@ -364,19 +379,6 @@ fn refused(out: &mut String, status: &Status, paint: Paint) {
             count - REFUSED_SHOWN
         );
     }
-}
-
-fn trace_text(steps: &[Step], paint: Paint) -> String {
-    let mut out = String::new();
-    for step in steps {
-        let mark = if step.passes {
-            paint.good("ok  ")
-        } else {
-            paint.bad("FAIL")
-        };
-        let _ = writeln!(out, "{mark}  {:<13} {}", step.name, step.text);
-    }
-    out
 }
 
 /// Seconds, in the unit that says enough: `45 s`, `12 min`, `3 h 5 min`, `8 d`.
@@ -475,6 +477,7 @@ mod tests {
         ] {
             assert!(plain.contains(expected), "{expected}:\n{plain}");
         }
+        assert!(plain.contains("silent: nothing comes from it"), "{plain}");
         assert!(plain.contains("in_martian") && !plain.contains("in_short"));
         assert!(!plain.contains('\u{1b}'), "names cannot paint the terminal");
         assert!(text(&status, Paint(true)).contains("\u{1b}[31m"));

@@ -110,6 +110,23 @@ pub struct Status {
     pub refused_total: Vec<(String, u64)>,
     /// All counters.
     pub counters: Vec<CounterStatus>,
+    /// Round trips of answered probes, in seconds; none where peers are not probed.
+    #[serde(default)]
+    pub round_trips: Option<SizeCounts>,
+    /// How often something that others had changed was put back since the start: `device`,
+    /// `routes`, `rules`.
+    #[serde(default)]
+    pub mended: Vec<(String, u64)>,
+}
+
+/// Sizes, counted in ranges.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SizeCounts {
+    /// Sum of all sizes.
+    pub sum: f64,
+    /// Largest size of each range, ascending, and how many were in it and in none before it;
+    /// the last one has no end.
+    pub counts: Vec<(Option<f64>, u64)>,
 }
 
 /// This node.
@@ -152,10 +169,23 @@ pub struct DatastoreStatus {
     /// goes on from, in seconds.
     #[serde(default)]
     pub memory_seconds: Option<u64>,
+    /// Seconds until our lease ends unless it is renewed; none where it does not end.
+    #[serde(default)]
+    pub lease_ends_in_seconds: Option<u64>,
+    /// Renewals of our lease since the start.
+    #[serde(default)]
+    pub renewals: u64,
+    /// Those that failed.
+    #[serde(default)]
+    pub renewals_failed: u64,
+    /// Complete lists that were compared with what was known since the start, by reason:
+    /// `watch` (the watch had missed something), `missing-peers` (a list was read again).
+    #[serde(default)]
+    pub resyncs: Vec<(String, u64)>,
 }
 
 /// The packet loop.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct PacketLoopStatus {
     /// Packet threads.
     pub workers: usize,
@@ -165,6 +195,18 @@ pub struct PacketLoopStatus {
     pub lacking: Vec<String>,
     /// Who may send: `enforce`, `log`, `off`.
     pub peer_check: String,
+    /// Packets that one call moves, by call.
+    #[serde(default)]
+    pub batches: Vec<BatchStatus>,
+}
+
+/// How many packets calls of one kind move.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BatchStatus {
+    /// `send` (to peers), `receive` (from them), `write` (to the device).
+    pub call: String,
+    /// Calls by number of packets.
+    pub sizes: SizeCounts,
 }
 
 /// A peer.
@@ -178,8 +220,9 @@ pub struct PeerStatus {
     pub vtep_mac: String,
     /// `tunnel`, `direct`, or why nothing is sent to it.
     pub way: String,
-    /// `ok`, `silent` (probes go unanswered), `unknown` (not probed yet), `blocked` (nothing
-    /// is sent to it), `stale` (known from memory, and nothing came from it yet).
+    /// `ok`, `silent` (probes go unanswered, and nothing comes), `one-way` (probes go
+    /// unanswered, and packets come), `unknown` (not probed yet), `blocked` (nothing is sent to
+    /// it), `stale` (known from memory, and nothing came from it yet).
     pub state: String,
     /// How it is probed: `in-band` (inside of the tunnel, peers of ours) or `icmp`.
     #[serde(default)]
@@ -227,7 +270,7 @@ pub struct RefusedRecord {
 pub struct CounterStatus {
     /// Its stable name.
     pub name: String,
-    /// `packets`, `drop-out`, `drop-in` or `event`.
+    /// `packets`, `bytes`, `drop-out`, `drop-in` or `event`.
     pub kind: String,
     /// Its value since the packet loop started.
     pub value: u64,

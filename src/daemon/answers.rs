@@ -3,12 +3,14 @@
 use std::net::Ipv4Addr;
 use std::time::Instant;
 
+use super::mended;
+use super::probes::Health;
 use super::serving::Serving;
 use crate::control::{
-    Ask, CounterStatus, DatastoreStatus, NodeStatus, PacketLoopStatus, PeerStatus, RefusedRecord,
-    Reply, Status, Step,
+    Ask, BatchStatus, CounterStatus, DatastoreStatus, NodeStatus, PacketLoopStatus, PeerStatus,
+    RefusedRecord, Reply, SizeCounts, Status, Step,
 };
-use crate::dataplane::counters::{Counter, Kind};
+use crate::dataplane::counters::{Call, Counter, Kind, Totals, largest_of_size};
 use crate::dataplane::guard::Mode;
 use crate::host::routes::Way;
 use crate::subnet::key::SubnetKey;
@@ -83,6 +85,8 @@ impl Serving {
             refused,
             refused_total,
             counters: self.counters(),
+            round_trips: self.probes.round_trips(),
+            mended: mended::counts(),
             ..process(self.started)
         }
     }
@@ -116,12 +120,20 @@ impl Serving {
             OwnState::Unreadable => ("unreadable", Some("somebody overwrote it".into())),
         };
         let memory = self.memory.age_in_use().map(|age| age.as_secs());
+        let counts = self.manager.books.counts();
         DatastoreStatus {
             place: self.store.describe(),
             lease: lease.into(),
             detail,
             heard_seconds_ago: memory.is_none().then(|| self.heard().as_secs()),
             memory_seconds: memory,
+            lease_ends_in_seconds: counts.left.map(|left| left.as_secs()),
+            renewals: counts.renewals,
+            renewals_failed: counts.renewals_failed,
+            resyncs: vec![
+                ("watch".into(), counts.resyncs),
+                ("missing-peers".into(), counts.lists_read_again),
+            ],
         }
     }
 
@@ -141,6 +153,7 @@ impl Serving {
             offloads: offloads.to_string(),
             lacking: lacking.collect(),
             peer_check: peer_check.into(),
+            batches: batches(&dataplane.totals()),
         })
     }
 
@@ -161,13 +174,9 @@ impl Serving {
             let seen = self.seen.get(&peer.subnet).and_then(|seen| seen.last);
             let seen = seen.max(health.and_then(|health| health.heard));
             let seen = seen.map(|last| last.elapsed().as_secs());
-            let state = match health {
-                _ if blocked.is_some() => "blocked",
-                Some(health) if health.rtt.is_some() && !health.is_silent() => "ok",
-                Some(health) if health.is_silent() && seen.is_none_or(|ago| ago > 10) => "silent",
-                _ if seen.is_some_and(|ago| ago <= 60) => "ok",
-                _ if self.memory.age_in_use().is_some() => "stale",
-                _ => "unknown",
+            let state = match blocked {
+                Some(_) => "blocked",
+                None => state(health, seen, self.memory.age_in_use().is_some()),
             };
             PeerStatus {
                 subnet: peer.subnet,
@@ -203,6 +212,7 @@ impl Serving {
                 Kind::Packets => "packets",
                 Kind::DropOut => "drop-out",
                 Kind::DropIn => "drop-in",
+                Kind::Bytes => "bytes",
                 Kind::Event => "event",
             }
             .into(),
@@ -412,6 +422,42 @@ impl Serving {
             Ok(Some(link)) => link.name,
             _ => format!("#{index}"),
         }
+    }
+}
+
+fn batches(totals: &Totals) -> Vec<BatchStatus> {
+    let batches = Call::ALL.into_iter().map(|call| {
+        let moved = match call {
+            Call::Send => Counter::Sent,
+            Call::Receive => Counter::UdpRead,
+            Call::Write => Counter::Delivered,
+        };
+        let counts = totals.batches(call).iter().enumerate();
+        BatchStatus {
+            call: call.label().into(),
+            sizes: SizeCounts {
+                sum: totals.get(moved) as f64,
+                counts: counts
+                    .map(|(size, count)| (largest_of_size(size).map(|most| most as f64), *count))
+                    .collect(),
+            },
+        }
+    });
+    batches.collect()
+}
+
+/// How a peer does that something is sent to, by its answers to probes, by the seconds since
+/// a packet came from it, and by whether it is known from memory only.
+fn state(health: Option<Health>, seen: Option<u64>, from_memory: bool) -> &'static str {
+    let silent = health.is_some_and(|health| health.is_silent());
+    match seen {
+        _ if !silent && health.is_some_and(|health| health.rtt.is_some()) => "ok",
+        // It is there, and answers nothing: what we send does not arrive.
+        Some(ago) if silent && ago <= 10 => "one-way",
+        _ if silent => "silent",
+        Some(ago) if ago <= 60 => "ok",
+        _ if from_memory => "stale",
+        _ => "unknown",
     }
 }
 

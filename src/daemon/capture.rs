@@ -4,11 +4,12 @@
 use std::io;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ipnet::Ipv4Net;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::capture::{Encoder, Names};
@@ -21,6 +22,11 @@ const PLACES: usize = 4;
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Bytes that are written at once, about.
 const CHUNK: usize = 256 * 1024;
+/// How long what waits may take to be written once the end is asked for; the rest counts as
+/// missed.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+/// How long a reader may take over one piece of that before it is given up.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest packet that is kept: more than any.
 const SNAP_LEN: u32 = 256 * 1024;
 
@@ -147,28 +153,57 @@ impl Capture {
     /// reader only makes the queue full.
     ///
     /// # Errors
-    /// When the reader is gone.
+    /// When the reader is gone, or does not take the last words.
     pub async fn stream(mut self, stream: UnixStream) -> io::Result<()> {
-        let (mut reading, mut writing) = stream.into_split();
+        let (reading, mut writing) = stream.into_split();
         let mut chunk = Vec::new();
         self.encoder.begin(&mut chunk);
-        writing.write_all(&chunk).await?;
-        let mut ignored = [0; 64];
-        let mut open = true;
-        while open && self.left > 0 {
+        in_time(&mut writing, &chunk).await?;
+        let mut asked = std::pin::pin!(end_of(reading));
+        let mut ending = false;
+        while !ending && self.left > 0 {
             tokio::select! {
-                read = reading.read(&mut ignored) => open = read? > 0,
+                end = &mut asked => {
+                    end?;
+                    ending = true;
+                }
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
-            while self.collect(&mut chunk) {
-                writing.write_all(&chunk).await?;
+            while !ending && self.collect(&mut chunk) {
+                // Where the end is asked for in the middle of a write, something is left of it.
+                let mut rest = &chunk[..];
+                tokio::select! {
+                    written = writing.write_all_buf(&mut rest) => written?,
+                    end = &mut asked => {
+                        end?;
+                        ending = true;
+                    }
+                }
+                in_time(&mut writing, rest).await?;
             }
         }
-        let missed = self.tap.as_ref().map_or(0, |tap| tap.missed());
+        let missed = self.last_words(&mut writing).await?;
         chunk.clear();
         self.encoder.end(&mut chunk, now(), missed);
-        writing.write_all(&chunk).await?;
+        in_time(&mut writing, &chunk).await?;
         writing.shutdown().await
+    }
+
+    /// Writes what waits now: what still comes belongs to nobody. Returns how many packets
+    /// were missed in all.
+    async fn last_words(&mut self, writing: &mut OwnedWriteHalf) -> io::Result<u64> {
+        let (waiting, missed) = self
+            .tap
+            .as_ref()
+            .map_or((0, 0), |tap| (tap.waiting(), tap.missed()));
+        let wanted = self.left.min(waiting);
+        self.left = wanted;
+        let deadline = Instant::now() + LAST_WORDS;
+        let mut chunk = Vec::new();
+        while Instant::now() < deadline && self.collect(&mut chunk) {
+            in_time(writing, &chunk).await?;
+        }
+        Ok(missed + self.left)
     }
 
     /// Fills a chunk with what waits; whether there is something in it.
@@ -183,6 +218,24 @@ impl Capture {
         }
         !chunk.is_empty()
     }
+}
+
+/// Returns when the reader closes its side; an error where it is gone.
+async fn end_of(mut reading: OwnedReadHalf) -> io::Result<()> {
+    let mut ignored = [0; 64];
+    while reading.read(&mut ignored).await? > 0 {}
+    Ok(())
+}
+
+/// Writes all of it to a reader that keeps reading.
+async fn in_time(writing: &mut OwnedWriteHalf, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let written = tokio::time::timeout(PATIENCE, writing.write_buf(&mut bytes)).await;
+        if written.map_err(|_| io::ErrorKind::TimedOut)?? == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+    }
+    Ok(())
 }
 
 fn now() -> u64 {

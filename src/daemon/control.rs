@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -18,8 +19,11 @@ use crate::control::{self, Answer, Ask, CaptureRequest, MAX_REQUEST, Reply, VERS
 const CONNECTIONS: usize = 16;
 /// How long one connection may last.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Read and written by the owner and the group.
+/// Read and written by the owner and the group: those of the daemon's process, so a unit's
+/// `Group=` says who may ask without being root.
 const MODE: u32 = 0o660;
+/// Connections that may wait to be taken.
+const BACKLOG: i32 = 128;
 
 /// A question on its way to the daemon.
 #[derive(Debug)]
@@ -85,9 +89,21 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
         }
         std::fs::remove_file(path)?;
     }
-    let listener = UnixListener::bind(path)?;
+    let listener = bind(path)?;
+    // The umask may have taken away more than we wanted.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(MODE))?;
     Ok(listener)
+}
+
+/// Makes the socket so that its file was never open to all: the file takes its mode from the
+/// socket's, which is set before (unix(7)).
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    rustix::fs::fchmod(&socket, rustix::fs::Mode::from_raw_mode(MODE))?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    UnixListener::from_std(socket.into())
 }
 
 async fn accept(listener: UnixListener, questions: Questions, captures: Captures) {
@@ -167,5 +183,20 @@ async fn capture(
         Reply::Status(status) => captures.begin(request, &status),
         Reply::Error(text) => Err(text),
         _ => Err("the daemon's status cannot be read".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_socket_is_never_open_to_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control");
+        let _listener = bind(&path).unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o117, 0, "{mode:o}");
+        assert!(std::os::unix::net::UnixStream::connect(&path).is_ok());
     }
 }

@@ -11,6 +11,7 @@ use ipnet::Ipv4Net;
 use tokio::sync::mpsc;
 
 use super::failure::Failure;
+use super::mended::Mended;
 use super::peers::{Peers, Place};
 use super::ways::Ways;
 use crate::dataplane::checks::Vtep;
@@ -230,6 +231,7 @@ impl Overlay {
                     device = self.plan.device,
                     "the device had been changed; set it up again"
                 );
+                Mended::Device.note();
                 Ok(())
             }
             other => other.map(|_| ()),
@@ -249,6 +251,7 @@ impl Overlay {
                 removed = outcome.removed,
                 "routes to peers had been changed; put them back"
             );
+            Mended::Routes.note();
         }
         Ok(device?)
     }

@@ -27,6 +27,7 @@ pub use self::loss::Loss;
 pub use self::target::{Health, Means, Target};
 
 use self::ledger::{Ask, Ledger, Outcome};
+use crate::control::SizeCounts;
 use crate::dataplane::checks::Vtep;
 use crate::dataplane::counters::Counter;
 use crate::dataplane::probes::Inbox;
@@ -176,6 +177,13 @@ impl Probes {
         if let Some((shared, _)) = &self.0 {
             shared.lock().source = source;
         }
+    }
+
+    /// Round trips of all answered probes; none where peers are not probed.
+    #[must_use]
+    pub fn round_trips(&self) -> Option<SizeCounts> {
+        let (shared, _) = self.0.as_ref()?;
+        Some(shared.lock().ledger.round_trips().told())
     }
 
     /// What is known of a peer.

@@ -7,6 +7,7 @@ use ipnet::Ipv4Net;
 use tokio::task::JoinHandle;
 
 use super::health::Readiness;
+use super::mended::Mended;
 use super::options::{FirewallChoice, RunOptions};
 use super::{state_file, subnet_env};
 use crate::firewall::keeper::{Before, Firewall, Found, Tool};
@@ -191,7 +192,9 @@ async fn first(firewall: &Firewall, wanted: Wanted, readiness: &Readiness) -> bo
 async fn keep(firewall: &Firewall, every: Duration, in_place: bool, readiness: &Readiness) {
     if every > Duration::ZERO {
         let tell = |in_place| readiness.set_rules(in_place);
-        firewall.keep(every, in_place, tell).await;
+        firewall
+            .keep(every, in_place, tell, || Mended::Rules.note())
+            .await;
     }
 }
 

@@ -17,6 +17,7 @@ use super::follow::{Bridges, Underlay};
 use super::health::Readiness;
 use super::instance::InstanceLock;
 use super::memory::Memory;
+use super::mended::Mended;
 use super::notify::{self, Watchdog};
 use super::overlay::Overlay;
 use super::patience::Patience;
@@ -414,6 +415,7 @@ impl Serving {
         while self.device_gone.try_recv().is_ok() {}
         self.repair = None;
         self.readiness.set_device(true);
+        Mended::Device.note();
         if self.overlay.is_doubtful() {
             self.due.look_soon(Instant::now());
         }

@@ -69,6 +69,14 @@ pub struct Message {
     last: u32,
 }
 
+impl Message {
+    /// Bytes of the inner packets, where each datagram has `encapsulation` bytes before it.
+    #[must_use]
+    pub fn inner_bytes(&self, encapsulation: u32) -> u64 {
+        u64::from(self.total_len.saturating_sub(self.count * encapsulation))
+    }
+}
+
 /// The sends of one drain.
 #[derive(Debug)]
 pub struct Plan {

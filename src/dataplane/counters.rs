@@ -48,6 +48,8 @@ pub enum Kind {
     DropOut,
     /// Packets from the tunnel that went nowhere.
     DropIn,
+    /// Bytes of packets that came in or went out.
+    Bytes,
     /// Events that are not packets.
     Event,
 }
@@ -63,6 +65,10 @@ counters! {
     Delivered => "delivered", Packets;
     /// Probe messages of peers, handed to the control side: no tunnel traffic.
     ProbesIn => "probes_in", Packets;
+    /// Bytes of the inner packets handed to a UDP socket.
+    SentBytes => "sent_bytes", Bytes;
+    /// Bytes of the packets written to the TUN device.
+    DeliveredBytes => "delivered_bytes", Bytes;
 
     /// Not a whole IPv4 packet, or an impossible virtio-net header.
     OutMalformed => "out_malformed", DropOut;
@@ -165,57 +171,128 @@ counters! {
 
 const COUNT: usize = Counter::ALL.len();
 
+/// A system call that moves packets, many at once where it can.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// Sends to peers.
+    Send,
+    /// Receives from them.
+    Receive,
+    /// Writes to the device.
+    Write,
+}
+
+impl Call {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Send, Self::Receive, Self::Write];
+
+    /// The stable name.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Send => "send",
+            Self::Receive => "receive",
+            Self::Write => "write",
+        }
+    }
+}
+
+/// Sizes of batches are told apart by powers of two: 1, 2, up to 4, up to 8, and so on up to
+/// 2048, and what is above.
+pub const SIZES: usize = 13;
+
+/// Largest batch that a size counts; none for the last one, which has no end.
+#[must_use]
+pub const fn largest_of_size(size: usize) -> Option<u64> {
+    if size + 1 < SIZES {
+        Some(1 << size)
+    } else {
+        None
+    }
+}
+
+/// The size that counts a batch of so many packets.
+#[inline]
+fn size_of(packets: u64) -> usize {
+    let bits = u64::BITS - packets.saturating_sub(1).leading_zeros();
+    (bits as usize).min(SIZES - 1)
+}
+
 /// One worker's counters. Only the worker writes; anybody reads. A write is a plain
 /// load and store: no locked instruction, and no cache line shared with another worker.
 #[derive(Debug)]
 #[repr(align(128))]
-pub struct Counters([AtomicU64; COUNT]);
+pub struct Counters {
+    named: [AtomicU64; COUNT],
+    batches: [[AtomicU64; SIZES]; Call::ALL.len()],
+}
 
 impl Default for Counters {
     fn default() -> Self {
-        Self([const { AtomicU64::new(0) }; COUNT])
+        Self {
+            named: [const { AtomicU64::new(0) }; COUNT],
+            batches: [const { [const { AtomicU64::new(0) }; SIZES] }; Call::ALL.len()],
+        }
     }
+}
+
+#[inline]
+fn add(cell: &AtomicU64, amount: u64) {
+    cell.store(
+        cell.load(Ordering::Relaxed).wrapping_add(amount),
+        Ordering::Relaxed,
+    );
 }
 
 impl Counters {
     /// Adds to a counter; for the owning worker only.
     #[inline]
     pub fn add(&self, counter: Counter, amount: u64) {
-        let cell = &self.0[counter as usize];
-        cell.store(
-            cell.load(Ordering::Relaxed).wrapping_add(amount),
-            Ordering::Relaxed,
-        );
+        add(&self.named[counter as usize], amount);
+    }
+
+    /// Counts a call that moved so many packets, at least one; for the owning worker only.
+    #[inline]
+    pub fn batch(&self, call: Call, packets: u64) {
+        add(&self.batches[call as usize][size_of(packets)], 1);
     }
 
     /// The current value.
     #[must_use]
     pub fn get(&self, counter: Counter) -> u64 {
-        self.0[counter as usize].load(Ordering::Relaxed)
+        self.named[counter as usize].load(Ordering::Relaxed)
     }
 }
 
 /// Counters of all workers, added up.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Totals([u64; COUNT]);
+pub struct Totals {
+    named: [u64; COUNT],
+    batches: [[u64; SIZES]; Call::ALL.len()],
+}
 
 impl Totals {
     /// Adds up.
     #[must_use]
     pub fn of<'a>(workers: impl IntoIterator<Item = &'a Counters>) -> Self {
-        let mut totals = [0u64; COUNT];
+        let mut totals = Self {
+            named: [0; COUNT],
+            batches: [[0; SIZES]; Call::ALL.len()],
+        };
         for worker in workers {
-            for (total, cell) in totals.iter_mut().zip(&worker.0) {
+            let named = totals.named.iter_mut().zip(&worker.named);
+            let batches = totals.batches.as_flattened_mut().iter_mut();
+            for (total, cell) in named.chain(batches.zip(worker.batches.as_flattened())) {
                 *total = total.wrapping_add(cell.load(Ordering::Relaxed));
             }
         }
-        Self(totals)
+        totals
     }
 
     /// Adds what no worker counts.
     #[must_use]
     pub(super) fn with(mut self, counter: Counter, amount: u64) -> Self {
-        let total = &mut self.0[counter as usize];
+        let total = &mut self.named[counter as usize];
         *total = total.wrapping_add(amount);
         self
     }
@@ -223,7 +300,13 @@ impl Totals {
     /// One counter.
     #[must_use]
     pub fn get(&self, counter: Counter) -> u64 {
-        self.0[counter as usize]
+        self.named[counter as usize]
+    }
+
+    /// Calls that moved packets, by the size of their batches.
+    #[must_use]
+    pub const fn batches(&self, call: Call) -> &[u64; SIZES] {
+        &self.batches[call as usize]
     }
 
     /// Sum of all counters of a kind.
@@ -277,9 +360,25 @@ mod tests {
         workers[1].add(Counter::InEcn, 3);
         workers[1].add(Counter::InShort, 1);
         workers[1].add(Counter::Sent, 9);
+        workers[0].batch(Call::Write, 4);
+        workers[1].batch(Call::Write, 3);
         let totals = Totals::of(&workers);
         assert_eq!(totals.get(Counter::InEcn), 5);
         assert_eq!(totals.sum(Kind::DropIn), 6);
         assert_eq!(totals.sum(Kind::Packets), 9);
+        assert_eq!(totals.batches(Call::Write)[2], 2);
+        assert_eq!(totals.batches(Call::Send), &[0; SIZES]);
+    }
+
+    #[test]
+    fn a_batch_is_counted_under_the_first_size_that_holds_it() {
+        for packets in 1..5000 {
+            let size = size_of(packets);
+            assert!(largest_of_size(size).is_none_or(|largest| packets <= largest));
+            let smaller = size.checked_sub(1).and_then(largest_of_size);
+            assert!(smaller.is_none_or(|smaller| packets > smaller), "{packets}");
+        }
+        assert_eq!(largest_of_size(SIZES - 2), Some(2048));
+        assert_eq!(largest_of_size(SIZES - 1), None);
     }
 }

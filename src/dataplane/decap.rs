@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::DeviceGone;
 use super::checks::{self, Vtep};
-use super::counters::{Counter, Counters, Kind};
+use super::counters::{Call, Counter, Counters, Kind};
 use super::deliver::{self, Deliverer};
 use super::guard::{Guard, Mode};
 use super::peer_counters::PeerCounters;
@@ -119,10 +119,15 @@ impl Decap {
                 Err(_) => break,
             };
             let mut received = 0;
+            let before = self.counters.get(Counter::UdpRead);
             for slot in 0..count {
                 let info = self.batch.datagram(slot);
                 received += info.len;
                 cost += info.len + DATAGRAM_COST * self.take_datagram(info);
+            }
+            let packets = self.counters.get(Counter::UdpRead) - before;
+            if packets > 0 {
+                self.counters.batch(Call::Receive, packets);
             }
             self.deliverer.flush(self.batch.buffer(), &self.viewer)?;
             self.slots = if received >= LONG * count.max(1) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use super::DeviceGone;
-use super::counters::{Counter, Counters};
+use super::counters::{Call, Counter, Counters};
 use super::tap::{Direction, Viewer};
 use crate::offload::coalesce::{
     Coalescer, MAX_MEMBERS, PacketRef, Policy, Write, classify_partial,
@@ -137,7 +137,8 @@ impl Sink<'_> {
         }
         let start = range.start - HEADROOM;
         arena[start..range.start].copy_from_slice(&vnet.to_bytes());
-        let written = self.book(self.tun.write(&arena[start..range.end]), 1)?;
+        let bytes = range.len();
+        let written = self.book(self.tun.write(&arena[start..range.end]), 1, bytes)?;
         self.show(&arena[range], written);
         Ok(())
     }
@@ -155,7 +156,7 @@ impl Sink<'_> {
                 self.show(packet, Counter::InMalformed);
                 return Ok(());
             }
-            let written = self.book(self.tun.write(packet), 1)?;
+            let written = self.book(self.tun.write(packet), 1, packet.len())?;
             self.show(packet, written);
             return Ok(());
         }
@@ -175,11 +176,12 @@ impl Sink<'_> {
                 self.counters.add(Counter::InMalformed, 1);
                 continue;
             };
+            let bytes = plan.header_len() + payload.len();
             let pieces = [
                 IoSlice::new(&block[..plan.header_len()]),
                 IoSlice::new(&packet[payload]),
             ];
-            self.book(self.tun.write_gather(&pieces), 1)
+            self.book(self.tun.write_gather(&pieces), 1, bytes)
                 .inspect_err(|_| {
                     let left = plan.count() - number - 1;
                     self.counters.add(Counter::InDeviceDown, left as u64);
@@ -229,7 +231,12 @@ impl Sink<'_> {
                 Ok(())
             }
             written => {
-                let written = self.book(written, packets as u64)?;
+                // Each packet had the header that the merged one has once.
+                let header = write.header.len();
+                let bytes = written.as_ref().map_or(0, |written| {
+                    (written + packets * header).saturating_sub(HEADROOM + header)
+                });
+                let written = self.book(written, packets as u64, bytes)?;
                 if self.viewer.is_open() {
                     for packet in write.packets() {
                         self.show(&arena[packet.range()], written);
@@ -260,10 +267,19 @@ impl Sink<'_> {
         }
     }
 
-    fn book(&self, written: io::Result<usize>, packets: u64) -> Result<Counter, DeviceGone> {
+    fn book(
+        &self,
+        written: io::Result<usize>,
+        packets: u64,
+        bytes: usize,
+    ) -> Result<Counter, DeviceGone> {
         self.counters.add(Counter::WriteCalls, 1);
         let counter = match written {
-            Ok(_) => Counter::Delivered,
+            Ok(_) => {
+                self.counters.add(Counter::DeliveredBytes, bytes as u64);
+                self.counters.batch(Call::Write, packets);
+                Counter::Delivered
+            }
             Err(error) => match error.raw_os_error() {
                 Some(libc::EBADFD) => {
                     self.counters.add(Counter::InDeviceDown, packets);

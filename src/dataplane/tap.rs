@@ -202,6 +202,12 @@ impl Tap {
         Some(captured)
     }
 
+    /// Packets that wait for the reader now.
+    #[must_use]
+    pub fn waiting(&self) -> u64 {
+        self.queue.len() as u64
+    }
+
     /// Packets that were not captured, because the reader was too slow.
     #[must_use]
     pub fn missed(&self) -> u64 {

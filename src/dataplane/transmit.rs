@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::batch::{Datagram, Message, Plan};
-use super::counters::{Counter, Counters};
+use super::counters::{Call, Counter, Counters};
 use super::tap::{Direction, Sighting, View, Viewer};
 use crate::sys::poll;
 use crate::sys::udp::{MessageHead, PathProbe, SendBatch, Sending, UdpSocket};
+use crate::wire::vxlan::ENCAP_LEN;
 
 /// Messages of one call at most.
 const MESSAGES: usize = 64;
@@ -265,8 +266,11 @@ impl Attempt<'_> {
                     for message in left.clone() {
                         self.scene.show(message, 0, usize::MAX, None);
                     }
-                    self.counters
-                        .add(Counter::Sent, left.map(|m| u64::from(m.count)).sum());
+                    let (packets, bytes) = left.fold((0, 0), |(packets, bytes), message| {
+                        let inner = message.inner_bytes(ENCAP_LEN as u32);
+                        (packets + u64::from(message.count), bytes + inner)
+                    });
+                    book(self.counters, packets, bytes);
                     at += sent.max(1);
                     refusals = 0;
                 }
@@ -336,7 +340,12 @@ impl Attempt<'_> {
             match sending.send(self.socket, at) {
                 Ok(sent) => {
                     self.scene.show(message, at, sent, None);
-                    self.counters.add(Counter::Sent, sent as u64);
+                    let datagrams = self.scene.plan.datagrams(message).skip(at).take(sent);
+                    let bytes = datagrams.map(|datagram| {
+                        let len = datagram.head.len + datagram.payload.len;
+                        u64::from(len).saturating_sub(ENCAP_LEN as u64)
+                    });
+                    book(self.counters, sent as u64, bytes.sum());
                     at += sent.max(1);
                     refusals = 0;
                 }
@@ -355,6 +364,14 @@ impl Attempt<'_> {
             }
         }
     }
+}
+
+/// A call sent so many packets.
+#[inline]
+fn book(counters: &Counters, packets: u64, bytes: u64) {
+    counters.add(Counter::Sent, packets);
+    counters.add(Counter::SentBytes, bytes);
+    counters.batch(Call::Send, packets);
 }
 
 fn verdict(error: &io::Error, segmented: bool, refusals: u32, patient: bool) -> Verdict {

@@ -95,6 +95,9 @@ pub struct Host {
 pub struct Firewall {
     /// `iptables-save`, or why not.
     pub iptables: Option<Result<String, String>>,
+    /// `iptables-legacy-save`, where the kernel has tables of the older iptables and the other
+    /// program does not print those.
+    pub legacy: Option<Result<String, String>>,
     /// `nft -j list ruleset`, or why not.
     pub nft: Option<Result<String, String>>,
 }

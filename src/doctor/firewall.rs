@@ -27,6 +27,8 @@ pub enum Hook {
     Input,
     /// Through this host.
     Forward,
+    /// From this host.
+    Output,
 }
 
 impl Hook {
@@ -36,6 +38,7 @@ impl Hook {
         match self {
             Self::Input => "INPUT",
             Self::Forward => "FORWARD",
+            Self::Output => "OUTPUT",
         }
     }
 
@@ -45,6 +48,7 @@ impl Hook {
         match self {
             Self::Input => "input",
             Self::Forward => "forward",
+            Self::Output => "output",
         }
     }
 }
@@ -119,6 +123,8 @@ pub enum Verdict {
 /// A certain drop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Culprit {
+    /// The program that changes such rules.
+    pub program: &'static str,
     /// Which chain and rule, for a person.
     pub by: String,
     /// The command that lets tunnels in there, with `PORT` for the port.
@@ -134,17 +140,22 @@ pub(super) enum End {
 
 /// What the rules do with a packet; `None` where they could not be read.
 fn judge(rules: &Firewall, packet: &Packet) -> Option<Verdict> {
-    let by_iptables = rules.iptables.as_ref()?.as_ref();
-    let by_iptables = by_iptables.map(|text| iptables::judge(text, packet));
+    let by_iptables = |program, read: &Option<Result<String, String>>| {
+        let text = read.as_ref()?.as_ref().ok()?;
+        Some(iptables::judge(program, text, packet))
+    };
     let nft = rules.nft.as_ref().and_then(|read| read.as_ref().ok());
-    let by_nft = nft.and_then(|text| nft::judge(text, packet));
-    match (by_iptables, by_nft) {
-        (Ok(dropped @ Verdict::Dropped(_)), _) | (_, Some(dropped @ Verdict::Dropped(_))) => {
-            Some(dropped)
-        }
-        (Err(_), None) => None,
-        _ => Some(Verdict::Passes),
-    }
+    let verdicts = [
+        by_iptables("iptables", &rules.iptables),
+        by_iptables("iptables-legacy", &rules.legacy),
+        nft.and_then(|text| nft::judge(text, packet)),
+    ];
+    let known: Vec<_> = verdicts.into_iter().flatten().collect();
+    let read = !known.is_empty();
+    let dropped = known
+        .into_iter()
+        .find(|verdict| matches!(verdict, Verdict::Dropped(_)));
+    dropped.or_else(|| read.then_some(Verdict::Passes))
 }
 
 fn unread(check: &'static str, rules: &Firewall) -> Finding {
@@ -157,54 +168,90 @@ fn unread(check: &'static str, rules: &Firewall) -> Finding {
     Finding::skipped(check, format!("the rules could not be read: {why}"))
 }
 
-/// Whether tunnels from each peer come in.
-#[must_use]
-pub fn input(facts: &Facts) -> Finding {
-    const CHECK: &str = "firewall-input";
+/// Peers whose tunnels the rules of a hook drop for certain, and the first rule that does;
+/// `None` where the rules could not be read.
+fn blocked(facts: &Facts, hook: Hook) -> Option<(Vec<String>, Option<Culprit>)> {
     let external = facts.external();
-    let port = facts.port();
-    let packet = |source| Packet {
-        hook: Hook::Input,
-        source,
-        destination: external.map(|external| external.address),
-        input: external.map(|external| external.name.clone()),
-        output: None,
-        udp_port: Some(port),
+    let own = external.map(|external| external.address);
+    let interface = external.map(|external| external.name.clone());
+    let packet = |peer| {
+        let (source, destination, input, output) = match hook {
+            Hook::Output => (own, peer, None, interface.clone()),
+            _ => (peer, own, interface.clone(), None),
+        };
+        Packet {
+            hook,
+            source,
+            destination,
+            input,
+            output,
+            udp_port: Some(facts.port()),
+        }
     };
-    let peers = facts.peers();
-    let mut sources: Vec<_> = peers
+    let known = facts.peers();
+    let mut peers: Vec<_> = known
         .iter()
         .take(TRIED)
         .map(|peer| Some(peer.public_ip))
         .collect();
-    if sources.is_empty() {
-        sources.push(None);
+    if peers.is_empty() {
+        peers.push(None);
     }
     let mut blocked = Vec::new();
     let mut first = None;
-    for source in sources {
-        match judge(&facts.firewall, &packet(source)) {
-            None => return unread(CHECK, &facts.firewall),
-            Some(Verdict::Passes) => {}
-            Some(Verdict::Dropped(by)) => {
-                blocked.push(source.map_or("any peer".into(), |address| address.to_string()));
-                first.get_or_insert(by);
-            }
+    for peer in peers {
+        if let Verdict::Dropped(by) = judge(&facts.firewall, &packet(peer))? {
+            blocked.push(peer.map_or("any peer".into(), |address| address.to_string()));
+            first.get_or_insert(by);
         }
     }
-    let Some(drop) = first else {
-        return Finding::ok(CHECK, format!("UDP port {port} is not blocked"));
-    };
-    Finding::error(
-        CHECK,
-        format!(
-            "UDP port {port} from {} is dropped by {}",
-            listed(&blocked),
-            drop.by
+    Some((blocked, first))
+}
+
+/// Whether tunnels from each peer come in.
+#[must_use]
+pub fn input(facts: &Facts) -> Finding {
+    const CHECK: &str = "firewall-input";
+    let port = facts.port();
+    match blocked(facts, Hook::Input) {
+        None => unread(CHECK, &facts.firewall),
+        Some((_, None)) => Finding::ok(CHECK, format!("UDP port {port} is not blocked")),
+        Some((peers, Some(drop))) => Finding::error(
+            CHECK,
+            format!(
+                "UDP port {port} from {} is dropped by {}",
+                listed(&peers),
+                drop.by
+            ),
+            "tunnels of those peers do not come in: packets go one way, or none",
+            drop.accept.replace("PORT", &port.to_string()),
         ),
-        "tunnels of those peers do not come in: packets go one way, or none",
-        drop.accept.replace("PORT", &port.to_string()),
-    )
+    }
+}
+
+/// Whether tunnels to each peer leave.
+#[must_use]
+pub fn output(facts: &Facts) -> Finding {
+    const CHECK: &str = "firewall-output";
+    let port = facts.port();
+    match blocked(facts, Hook::Output) {
+        None => unread(CHECK, &facts.firewall),
+        Some((_, None)) => Finding::ok(
+            CHECK,
+            format!("UDP to port {port} of the peers is not blocked"),
+        ),
+        Some((peers, Some(drop))) => Finding::error(
+            CHECK,
+            format!(
+                "UDP to port {port} of {} is dropped by {}",
+                listed(&peers),
+                drop.by
+            ),
+            "nothing that this host sends reaches those peers; the drops are counted as \
+             out_forbidden",
+            drop.accept.replace("PORT", &port.to_string()),
+        ),
+    }
 }
 
 /// Whether packets between our containers and the peers' pass.
@@ -256,10 +303,11 @@ pub fn forward(facts: &Facts) -> Finding {
         format!(
             "firewall-cmd --permanent --zone=trusted --add-interface={device}; firewall-cmd --reload"
         )
-    } else if by.starts_with("iptables") {
+    } else if drop.program != "nft" {
+        let program = drop.program;
         format!(
-            "iptables -I FORWARD -s {net} -j ACCEPT; iptables -I FORWARD -d {net} -j ACCEPT; or run the \
-             daemon without --iptables-forward-rules=false and --firewall=none"
+            "{program} -I FORWARD -s {net} -j ACCEPT; {program} -I FORWARD -d {net} -j ACCEPT; or run \
+             the daemon without --iptables-forward-rules=false and --firewall=none"
         )
     } else {
         "nft -a list ruleset: insert an accepting rule for the overlay network into that chain; an \
@@ -302,6 +350,23 @@ mod tests {
             "iptables -I INPUT -p udp --dport 8472 -j ACCEPT"
         );
         assert_eq!(forward(&facts).status, Outcome::Ok);
+    }
+
+    #[test]
+    fn a_closed_way_out_is_an_error_too_also_in_tables_of_the_older_iptables() {
+        let rules =
+            ":OUTPUT ACCEPT [0:0]\n-A OUTPUT -o eth0 -p udp -m udp --dport 8472 -j REJECT\n";
+        let facts = with_iptables(rules);
+        let finding = output(&facts);
+        assert_eq!(finding.status, Outcome::Error);
+        assert!(finding.seen.contains("8472 of 192.0.2.2"), "{finding:?}");
+        assert_eq!(input(&facts).status, Outcome::Ok);
+        let mut facts = samples::healthy();
+        facts.firewall.legacy = Some(Ok(format!("*filter\n{rules}COMMIT\n")));
+        assert_eq!(
+            output(&facts).remedy,
+            "iptables-legacy -I OUTPUT -p udp --dport 8472 -j ACCEPT"
+        );
     }
 
     #[test]

@@ -245,8 +245,17 @@ async fn firewall() -> Firewall {
         let output = tools::run(program, arguments, "").await;
         Some(output.map_err(|error| error.to_string()))
     };
+    // Without such tables, the program is not asked: it might make them.
+    let tables = fs::read_to_string("/proc/self/net/ip_tables_names").unwrap_or_default();
+    let legacy = match tables.trim().is_empty() {
+        true => None,
+        false => run("iptables-legacy-save", &[]).await,
+    };
+    let iptables = run("iptables-save", &[]).await;
     Firewall {
-        iptables: run("iptables-save", &[]).await,
+        // A host whose iptables is the older one has them already.
+        legacy: legacy.filter(|legacy| legacy.is_ok() && Some(legacy) != iptables.as_ref()),
+        iptables,
         nft: run("nft", &["-j", "list", "ruleset"]).await,
     }
 }

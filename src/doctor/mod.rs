@@ -13,6 +13,7 @@ pub mod leases;
 pub mod machine;
 pub mod peers;
 pub mod port;
+pub mod redact;
 pub mod report;
 pub mod routes;
 #[cfg(test)]
@@ -127,6 +128,7 @@ const CHECKS: &[Check] = &[
     machine::rp_filter,
     machine::bridge_filter,
     firewall::input,
+    firewall::output,
     firewall::forward,
     files::state,
     files::subnet,
@@ -151,6 +153,14 @@ pub fn has_errors(findings: &[Finding]) -> bool {
         .any(|finding| finding.status == Outcome::Error)
 }
 
+/// Whether something is wrong, if only a little.
+#[must_use]
+pub fn has_findings(findings: &[Finding]) -> bool {
+    findings
+        .iter()
+        .any(|finding| matches!(finding.status, Outcome::Error | Outcome::Warning))
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -167,7 +177,7 @@ mod tests {
             .filter(|finding| finding.status != Outcome::Ok)
             .collect();
         assert!(bad.is_empty(), "{bad:#?}");
-        assert!(!has_errors(&findings));
+        assert!(!has_errors(&findings) && !has_findings(&findings));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::fs;
 
 use super::facts::{Daemon, Facts};
+use super::redact;
 use crate::daemon::subnet_env;
 
 /// Longest text of one section, in bytes: rules of a large Kubernetes node take some
@@ -25,6 +26,10 @@ pub fn text(version: &str, findings: &str, facts: &Facts) -> String {
         ("kernel settings", settings(facts)),
         ("datastore", datastore(facts)),
         ("iptables-save", rules(facts.firewall.iptables.as_ref())),
+        (
+            "iptables-legacy-save",
+            rules(facts.firewall.legacy.as_ref()),
+        ),
         ("nft -j list ruleset", rules(facts.firewall.nft.as_ref())),
     ];
     for (title, section) in sections {
@@ -148,11 +153,7 @@ fn datastore(facts: &Facts) -> String {
     }
     match &store.config {
         Some(Ok(Some(text))) => {
-            let _ = writeln!(
-                out,
-                "config: {}",
-                String::from_utf8_lossy(text).escape_debug()
-            );
+            let _ = writeln!(out, "config: {}", redact::record(text));
         }
         other => {
             let _ = writeln!(out, "config: {other:?}");
@@ -161,9 +162,8 @@ fn datastore(facts: &Facts) -> String {
     match &store.listing {
         Some(Ok(listing)) => {
             for record in &listing.records {
-                let value = String::from_utf8_lossy(&record.value);
-                let (name, value) = (record.name.escape_debug(), value.escape_debug());
-                let _ = writeln!(out, "{name}: {value}");
+                let name = record.name.escape_debug();
+                let _ = writeln!(out, "{name}: {}", redact::record(&record.value));
             }
         }
         other => {

@@ -86,6 +86,7 @@ fn status() -> Status {
             offloads: "read,send".into(),
             lacking: vec![],
             peer_check: "enforce".into(),
+            ..PacketLoopStatus::default()
         }),
         peers: vec![PeerStatus {
             subnet: "10.5.2.0/24".parse().unwrap(),
@@ -202,6 +203,7 @@ pub fn healthy() -> Facts {
         daemon: Daemon::Answers(Box::new(status())),
         host: host(),
         firewall: Firewall {
+            legacy: None,
             iptables: Some(Ok("*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\nCOMMIT\n".into())),
             nft: Some(Ok(r#"{"nftables": []}"#.into())),
         },

@@ -293,8 +293,15 @@ impl Firewall {
     }
 
     /// Looks every so often, and mends; never returns. A failure is logged when it is news.
-    /// Whether the rules are in place is told to `tell`, where it is known.
-    pub async fn keep(&self, every: Duration, mut were_there: bool, tell: impl Fn(bool)) {
+    /// Whether the rules are in place is told to `tell`, where it is known, and each time that
+    /// they were put back to `mended_again`.
+    pub async fn keep(
+        &self,
+        every: Duration,
+        mut were_there: bool,
+        tell: impl Fn(bool),
+        mended_again: impl Fn(),
+    ) {
         let mut failed = !were_there;
         loop {
             tokio::time::sleep(every).await;
@@ -308,6 +315,7 @@ impl Firewall {
             match &mended {
                 Ok(()) if missing && were_there => {
                     tracing::warn!(event = "firewall_mended", %tool, "rules had been changed; put them back");
+                    mended_again();
                 }
                 Ok(()) if missing => {
                     tracing::info!(event = "firewall", %tool, "rules are in place now");

@@ -147,6 +147,7 @@ pub fn choose(
             Ok(found) => {
                 for reason in &tried {
                     tracing::warn!(
+                        event = "interface_passed_over",
                         reason,
                         chosen = found.name,
                         "passed over an interface option"

@@ -147,7 +147,7 @@ async fn ensure_address(
             Err(error) if error.is_missing() => {}
             other => other?,
         }
-        tracing::info!(%address, prefix_len, ifindex, "removed an old address from the device");
+        tracing::info!(event = "address_removed", %address, prefix_len, ifindex, "removed an old address from the device");
     }
     if !has_it {
         match netlink.add_address(ifindex, settings.address, 32).await {
@@ -187,7 +187,7 @@ fn quieten_ipv6(device: &str) {
         // A write to /proc doesn't wait for anything, so it may happen in async code.
         match std::fs::write(&path, value) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(path = %path.display(), %error, "could not write a sysctl");
+                tracing::warn!(event = "sysctl_failed", path = %path.display(), %error, "could not write a sysctl");
             }
             _ => {}
         }

@@ -46,6 +46,21 @@ async fn what_is_wrong_with_the_config_is_named() {
         assert_eq!(found.get(check)["status"], "ok", "{found:#?}");
     }
 
+    // In both stores: by itself the daemon takes v3; asked for v2 it finds that.
+    for api in ["--etcd-api=auto", "--etcd-api=v2"] {
+        assert_eq!(examine(&url, &[api]).get("config")["status"], "ok");
+    }
+    // In v3 alone, and v2 is asked for.
+    etcd.ctl_api("2", &["rm", &key]).unwrap();
+    let found = examine(&url, &["--etcd-api=v2"]);
+    found.expect("config", "error", "no network config");
+    let cause = found.get("config")["cause"].as_str().unwrap();
+    assert!(cause.contains("v3"), "{cause}");
+    assert_eq!(
+        examine(&url, &["--etcd-api=auto"]).get("config")["status"],
+        "ok"
+    );
+
     let closed = format!("{url},http://127.0.0.1:1");
     examine(&closed, &[]).expect("datastore", "warning", "http://127.0.0.1:1");
     etcd.kill();
@@ -86,8 +101,20 @@ async fn what_is_wrong_with_tls_is_named() {
         "error",
         "/nonexistent/ca.pem",
     );
+    // A certificate of ours with the key of another.
+    examine(&url, &[&ca, &cert, &its_key]).expect("datastore-tls", "error", "key");
     let without = url.replace("https", "http");
     examine(&without, &[]).expect("datastore", "error", "speaks TLS");
+
+    for (from, until, words) in [(2020, 2021, "expired"), (4000, 4001, "not valid yet")] {
+        let folder = tempfile::tempdir().unwrap();
+        let tls = etcd::certificates_valid(folder.path(), from, until);
+        let Some(untimely) = Etcd::start(Some(tls.clone())).await else {
+            return;
+        };
+        let ca = flag("cafile", &tls.ca);
+        examine(&untimely.url(), &[&ca]).expect("datastore-tls", "error", words);
+    }
 
     let Some(plain) = Etcd::start(None).await else {
         return;

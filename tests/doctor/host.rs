@@ -79,6 +79,28 @@ const BESIDE_THE_DAEMON: &[Fault] = &[
         "iptables -D FORWARD -o flannel.1 -j DROP",
     ),
     fault(
+        "firewall-forward",
+        "error",
+        "from the overlay",
+        "iptables -I FORWARD -i flannel.1 -j DROP",
+        "iptables -D FORWARD -i flannel.1 -j DROP",
+    ),
+    fault(
+        "firewall-output",
+        "error",
+        "8472",
+        "iptables -A OUTPUT -p udp --dport 8472 -j DROP",
+        "iptables -D OUTPUT -p udp --dport 8472 -j DROP",
+    ),
+    fault(
+        "firewall-output",
+        "error",
+        "policy drop",
+        "nft add table inet wall
+         nft 'add chain inet wall out { type filter hook output priority 0; policy drop; }'",
+        "nft delete table inet wall",
+    ),
+    fault(
         "bridge-mtu",
         "warning",
         "9000",
@@ -222,6 +244,25 @@ fn a_healthy_pair_has_no_finding_and_each_fault_beside_the_daemon_is_named() {
     }
     lab.examine_with(&["--iface=nope0"])
         .expect("interface", "error", "nope0");
+    lab.shell(&lab.a, "ip link set cni0 mtu 9000");
+    let found = lab.examine_with(&["--fail-on=error"]);
+    assert_eq!(found.get("bridge-mtu")["status"], "warning");
+    assert!(found.success, "a warning alone does not fail then");
+}
+
+#[test]
+fn rules_of_the_older_iptables_are_read_too() {
+    need!(possible(&["ip", "iptables", "iptables-legacy"]));
+    let lab = Lab::new();
+    until_healthy("a healthy pair", || lab.examine());
+    let rule = "iptables-legacy -A INPUT -p udp --dport 8472 -j DROP";
+    lab.shell(&lab.a, rule);
+    let found = lab.examine();
+    lab.shell(&lab.a, &rule.replace("-A", "-D"));
+    found.expect("firewall-input", "error", "iptables-legacy's rule -A INPUT");
+    let remedy = found.get("firewall-input")["remedy"].as_str().unwrap();
+    assert!(remedy.starts_with("iptables-legacy -I INPUT"), "{remedy}");
+    until_healthy("after the rule is gone", || lab.examine());
 }
 
 #[test]
@@ -296,6 +337,20 @@ fn what_keeps_a_daemon_from_starting_is_named() {
         "error",
         "/dev/net/tun",
     );
+    // A kernel with known faults, as far as /proc says.
+    let script = "echo $1-test >$2/release && mount --bind $2/release /proc/sys/kernel/osrelease \
+                  && shift 2 && exec \"$@\"";
+    let folder = lab.folder.path().to_str().unwrap();
+    let on_kernel = |version: &str| {
+        through(
+            "unshare",
+            &["-m", "sh", "-c", script, "sh", version, folder, PROGRAM],
+        )
+    };
+    on_kernel("6.6.45").expect("kernel", "warning", "Linux 6.6.45");
+    let found = on_kernel("7.1.2");
+    found.expect("kernel", "warning", "Linux 7.1.2");
+    found.expect("offloads", "warning", "mangles datagrams");
     let without = "--bounding-set=-net_admin,-net_raw";
     through(
         "setpriv",

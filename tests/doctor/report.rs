@@ -51,4 +51,20 @@ fn the_report_has_the_findings_and_no_password() {
     ]);
     assert!(text.contains("127.0.0.1:1"), "{text}");
     assert!(!text.contains("hunter2"), "{text}");
+
+    // Another backend's config and lease, with the keys that flannel keeps there.
+    let store = lab.store();
+    let keys =
+        r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "ipsec", "PSK": "hunter2hunter2"}}"#;
+    std::fs::write(store.join("config"), keys).unwrap();
+    let foreign = r#"{"PublicIP": "192.0.2.77", "BackendType": "wireguard", "BackendData": {"PrivateKey": "hunter2"}}"#;
+    std::fs::write(store.join("subnets/10.5.249.0-24"), foreign).unwrap();
+    let text = run(&[&format!("--store=dir:{}", store.display())]);
+    for part in [
+        r#""PSK":"...","Type":"ipsec""#,
+        r#"10.5.249.0-24: {"BackendData":{"PrivateKey":"..."},"BackendType":"wireguard","PublicIP":"192.0.2.77"}"#,
+    ] {
+        assert!(text.contains(part), "{part:?} is missing in:\n{text}");
+    }
+    assert!(!text.contains("hunter2"), "{text}");
 }

@@ -34,6 +34,15 @@ pub fn certificates(dir: &Path, mutual: bool) -> Tls {
 
 /// The same, with a certificate for a server of these names and addresses.
 pub fn certificates_for(dir: &Path, server: &[&str], mutual: bool) -> Tls {
+    certificates_with(dir, server, mutual, None)
+}
+
+/// As [`certificates`], good from the first of January of one year until that of another.
+pub fn certificates_valid(dir: &Path, from: i32, until: i32) -> Tls {
+    certificates_with(dir, &["127.0.0.1"], false, Some((from, until)))
+}
+
+fn certificates_with(dir: &Path, server: &[&str], mutual: bool, years: Option<(i32, i32)>) -> Tls {
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
     let ca_key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
@@ -55,6 +64,10 @@ pub fn certificates_for(dir: &Path, server: &[&str], mutual: bool) -> Tls {
         params
             .distinguished_name
             .push(rcgen::DnType::CommonName, common_name);
+        if let Some((from, until)) = years {
+            params.not_before = rcgen::date_time_ymd(from, 1, 1);
+            params.not_after = rcgen::date_time_ymd(until, 1, 1);
+        }
         (
             params.signed_by(&key, &issuer).unwrap().pem(),
             key.serialize_pem(),

@@ -47,11 +47,12 @@ fn header<'a>(model: &Model, choice: &Choice) -> Paragraph<'a> {
     let status = &model.status;
     let node = match &status.node {
         Some(node) => format!(
-            "{} on {} ({}), {} peers",
+            "{} on {} ({}), {} peer{}",
             node.subnet,
             node.public_ip,
             node.interface,
-            status.peers.len()
+            status.peers.len(),
+            if status.peers.len() == 1 { "" } else { "s" }
         ),
         None => status.phase.clone(),
     };
@@ -134,7 +135,7 @@ fn peer_row<'a>(row: &PeerRow) -> Row<'a> {
     let peer = &row.peer;
     let colour = match peer.state.as_str() {
         "ok" => Color::Green,
-        "silent" | "blocked" => Color::Red,
+        "silent" | "one-way" | "blocked" => Color::Red,
         _ => Color::Yellow,
     };
     let rate = |rate: Rate| format!("{} {}", bits(rate.bits), packets(rate.packets));

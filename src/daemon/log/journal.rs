@@ -1,5 +1,8 @@
 //! Lines for the journal: it knows the time itself, and takes the priority from `<N>` before
 //! a line (`sd-daemon(3)`).
+//!
+//! Other fields stay in the line: the journal's own protocol would have them apart, at the price
+//! of a socket and calls that packet threads may not make; `--log-format=json` has them too.
 
 use std::fmt;
 

@@ -1,5 +1,6 @@
-//! Bounds what is logged: so many lines a minute for an event about one peer, and so many
-//! for an event in all. What is left out is counted, and told once a minute.
+//! Bounds what is logged in a minute: ten lines of an event, or ten about each peer where it
+//! is about peers. What is left out is counted, and told once a minute. What is said once, at
+//! the start, is said whole.
 
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
@@ -7,15 +8,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::field::{Field, Visit};
-use tracing::{Event, Metadata, Subscriber};
+use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Filter};
 
 /// The time for which lines are counted together.
 const WINDOW: Duration = Duration::from_secs(60);
-/// Lines of one event about one peer.
+/// Events of the start, and of this module: each has its own bound.
+const ALWAYS: &[&str] = &["start", "setting", "argument", "log_left_out"];
+/// Lines of one event about one peer, or about none.
 const OF_A_PEER: u32 = 10;
-/// Lines of one event. A network of a thousand nodes may come up and be told whole.
-const OF_AN_EVENT: u32 = 1000;
+/// Lines of one event about peers. A network that comes up is told, a flood of records is not.
+const OF_PEERS: u32 = 100;
+/// Lines of one event that only who looks for a fault wants.
+const OF_DEBUGGING: u32 = 1000;
 /// Pairs of event and peer that are kept apart; what is beyond shares the event's bound.
 const PAIRS: usize = 4096;
 
@@ -60,18 +65,24 @@ pub struct Books {
 
 impl Books {
     /// Whether a line about this may be written now.
-    pub fn admit(&mut self, subject: Subject, now: Instant) -> bool {
+    pub fn admit(&mut self, subject: Subject, level: Level, now: Instant) -> bool {
+        let (of_a_peer, of_an_event) = match subject.peer.as_str() {
+            _ if ALWAYS.contains(&subject.event.as_str()) => return true,
+            _ if level >= Level::DEBUG => (OF_DEBUGGING, OF_DEBUGGING),
+            "" => (OF_A_PEER, OF_A_PEER),
+            _ => (OF_A_PEER, OF_PEERS),
+        };
         if self.begun.is_none_or(|begun| now - begun >= WINDOW) {
             self.begun = Some(now);
             self.pairs.clear();
             self.events.clear();
         }
         let of_event = self.events.entry(subject.event.clone()).or_default();
-        let mut admitted = *of_event < OF_AN_EVENT;
+        let mut admitted = *of_event < of_an_event;
         let name = subject.event.clone();
         if admitted && (self.pairs.len() < PAIRS || self.pairs.contains_key(&subject)) {
             let of_peer = self.pairs.entry(subject).or_default();
-            admitted = *of_peer < OF_A_PEER;
+            admitted = *of_peer < of_a_peer;
             *of_peer += u32::from(admitted);
         }
         *of_event += u32::from(admitted);
@@ -114,7 +125,7 @@ impl<S: Subscriber> Filter<S> for Limit {
             subject.event = event.metadata().name().to_owned();
         }
         let mut books = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        books.admit(subject, Instant::now())
+        books.admit(subject, *event.metadata().level(), Instant::now())
     }
 }
 
@@ -135,7 +146,7 @@ mod tests {
         let start = Instant::now();
         let mut told = |peer, at| {
             (0..25)
-                .filter(|_| books.admit(about("peer_added", peer), at))
+                .filter(|_| books.admit(about("peer_added", peer), Level::INFO, at))
                 .count()
         };
         assert_eq!(told("10.5.1.0/24", start), 10);
@@ -150,11 +161,31 @@ mod tests {
         let mut books = Books::default();
         let now = Instant::now();
         let told = (0..20_000)
-            .filter(|number| books.admit(about("peer_added", &number.to_string()), now))
+            .filter(|number| {
+                let record = number.to_string();
+                books.admit(about("record_refused", &record), Level::WARN, now)
+            })
             .count();
-        assert_eq!(told, OF_AN_EVENT as usize);
-        assert!(books.admit(about("etcd_lost", ""), now));
+        assert_eq!(told, OF_PEERS as usize);
+        assert!(books.admit(about("etcd_lost", ""), Level::WARN, now));
         assert!(books.pairs.len() <= PAIRS);
-        assert_eq!(books.take_left_out(), [("peer_added".into(), 19_000)]);
+        assert_eq!(books.take_left_out(), [("record_refused".into(), 19_900)]);
+    }
+
+    #[test]
+    fn an_event_about_nobody_is_told_ten_times_and_those_of_the_start_always() {
+        let mut books = Books::default();
+        let now = Instant::now();
+        let mut told = |event, level| {
+            (0..2000)
+                .filter(|_| books.admit(about(event, ""), level, now))
+                .count()
+        };
+        assert_eq!(told("etcd_lost", Level::WARN), 10);
+        assert_eq!(told("serving", Level::INFO), 10);
+        assert_eq!(told("frame", Level::DEBUG), 1000);
+        for event in ALWAYS {
+            assert_eq!(told(event, Level::INFO), 2000, "{event}");
+        }
     }
 }

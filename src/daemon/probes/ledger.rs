@@ -11,6 +11,7 @@ use super::asked::{Asked, Judged};
 use super::loss::Losses;
 use super::path::{Path, SMALL};
 use super::target::{Health, Means, SILENT_AFTER, Target};
+use crate::daemon::round_trips::RoundTrips;
 use crate::dataplane::probes::Heard;
 use crate::wire::probe::{Kind, Message};
 
@@ -151,8 +152,8 @@ impl Peer {
         self.unanswered == 0 && (self.suspect.is_some() || self.path.is_searching())
     }
 
-    /// A reply came, after `rtt`; whether it was waited for.
-    fn answered(&mut self, means: Means, nonce: u64, length: u16, rtt: Rtt) -> bool {
+    /// A reply came; its round trip where it was waited for.
+    fn answered(&mut self, means: Means, nonce: u64, length: u16, rtt: Rtt) -> Option<Duration> {
         let fits = |pending: &mut Pending| {
             let asked = &pending.message;
             pending.means == means && asked.nonce == nonce && asked.length == length
@@ -163,7 +164,8 @@ impl Peer {
                 self.losses = Losses::default();
                 self.losses.sent(probe.message.number, probe.sent);
             }
-            self.rtt = Some(rtt.since(probe.sent));
+            let trip = rtt.since(probe.sent);
+            self.rtt = Some(trip);
             self.unanswered = 0;
             if probe.is_try {
                 self.only_echo = means == Means::Echo;
@@ -174,13 +176,11 @@ impl Peer {
             if let Some(length) = self.suspect.take() {
                 self.path.missed(length);
             }
-            return true;
+            return Some(trip);
         }
-        let large = self.large.take_if(fits);
-        if large.is_some() {
-            self.path.passed(length);
-        }
-        large.is_some()
+        let large = self.large.take_if(fits)?;
+        self.path.passed(length);
+        Some(rtt.since(large.sent))
     }
 }
 
@@ -212,6 +212,7 @@ pub struct Ledger {
     session: u32,
     mtu: u16,
     interval: Duration,
+    trips: RoundTrips,
 }
 
 impl Ledger {
@@ -228,6 +229,7 @@ impl Ledger {
             session: session.max(1),
             mtu,
             interval: interval.max(LEAST_PAUSE),
+            trips: RoundTrips::default(),
         }
     }
 
@@ -388,7 +390,8 @@ impl Ledger {
                 at,
                 held: Duration::ZERO,
             };
-            peer.answered(Means::Echo, nonce, length, rtt);
+            let trip = peer.answered(Means::Echo, nonce, length, rtt);
+            trip.inspect(|trip| self.trips.count(*trip));
         }
     }
 
@@ -414,9 +417,12 @@ impl Ledger {
                 at: heard.at,
                 held: Duration::from_micros(message.held.into()),
             };
-            if !asked || !peer.answered(Means::InBand, message.nonce, message.length, rtt) {
+            let (nonce, length) = (message.nonce, message.length);
+            let trip = asked.then(|| peer.answered(Means::InBand, nonce, length, rtt));
+            let Some(trip) = trip.flatten() else {
                 return Outcome::Stray;
-            }
+            };
+            self.trips.count(trip);
             peer.note(message, self.session, heard.at);
             return Outcome::Taken;
         };
@@ -435,6 +441,12 @@ impl Ledger {
             ..*message
         };
         Outcome::Answer(peer.target, answer)
+    }
+
+    /// Round trips of all answered probes.
+    #[must_use]
+    pub const fn round_trips(&self) -> &RoundTrips {
+        &self.trips
     }
 
     /// What is known of a peer.

@@ -19,9 +19,10 @@ struct Chain<'a> {
 
 type Chains<'a> = BTreeMap<&'a str, Chain<'a>>;
 
-/// What becomes of a packet by the output of `iptables-save`.
+/// What becomes of a packet by the output of `iptables-save`, or of its older self; `program`
+/// changes the rules that it prints.
 #[must_use]
-pub fn judge(saved: &str, packet: &Packet) -> Verdict {
+pub fn judge(program: &'static str, saved: &str, packet: &Packet) -> Verdict {
     let chains = filter_table(saved);
     let name = packet.hook.chain();
     let Some(base) = chains.get(name) else {
@@ -30,18 +31,23 @@ pub fn judge(saved: &str, packet: &Packet) -> Verdict {
     let mut certain = true;
     let by = match walk(&chains, name, packet, &mut certain, 0) {
         Some(End::Accepted) => return Verdict::Passes,
-        Some(End::Dropped(rule)) => format!("iptables' rule -A {rule}"),
-        None if base.policy == "DROP" => format!("iptables' policy DROP of {name}"),
+        Some(End::Dropped(rule)) => format!("{program}'s rule -A {rule}"),
+        None if base.policy == "DROP" => format!("{program}'s policy DROP of {name}"),
         None => return Verdict::Passes,
     };
     if !certain {
         return Verdict::Passes;
     }
     let accept = match chains.keys().any(|chain| chain.starts_with("ufw-")) {
+        true if packet.hook == Hook::Output => "ufw allow out PORT/udp".to_owned(),
         true => "ufw allow PORT/udp".to_owned(),
-        false => format!("iptables -I {name} -p udp --dport PORT -j ACCEPT"),
+        false => format!("{program} -I {name} -p udp --dport PORT -j ACCEPT"),
     };
-    Verdict::Dropped(Culprit { by, accept })
+    Verdict::Dropped(Culprit {
+        program,
+        by,
+        accept,
+    })
 }
 
 fn filter_table(saved: &str) -> Chains<'_> {
@@ -242,7 +248,7 @@ mod tests {
     /// Whether a tunnel's packet is dropped for certain.
     fn drops(rules: &str) -> bool {
         let saved = format!("*nat\n:INPUT DROP [0:0]\nCOMMIT\n*filter\n{rules}COMMIT\n");
-        matches!(judge(&saved, &tunnel()), Verdict::Dropped(_))
+        matches!(judge("iptables", &saved, &tunnel()), Verdict::Dropped(_))
     }
 
     #[test]
@@ -323,7 +329,7 @@ mod tests {
     #[test]
     fn ufw_is_told_in_its_own_words() {
         let saved = "*filter\n:INPUT DROP [0:0]\n:ufw-user-input - [0:0]\nCOMMIT\n";
-        let Verdict::Dropped(drop) = judge(saved, &tunnel()) else {
+        let Verdict::Dropped(drop) = judge("iptables", saved, &tunnel()) else {
             panic!()
         };
         assert_eq!(drop.accept, "ufw allow PORT/udp");

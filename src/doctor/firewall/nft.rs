@@ -50,7 +50,11 @@ pub fn judge(text: &str, packet: &Packet) -> Option<Verdict> {
                 }
                 _ => format!("nft insert rule {family} {table} {own} udp dport PORT accept"),
             };
-            return Some(Verdict::Dropped(Culprit { by, accept }));
+            return Some(Verdict::Dropped(Culprit {
+                program: "nft",
+                by,
+                accept,
+            }));
         }
     }
     Some(Verdict::Passes)

@@ -232,8 +232,8 @@ async fn attempt(
     for lease in ours {
         let name = &lease.record.name;
         info!(
-            name,
-            "our lease does not fit the network config any more: deleting it"
+            event = "lease_misfit",
+            name, "our lease does not fit the network config any more: deleting it"
         );
         if store.delete(name, lease.record.revision).await? == WriteOutcome::Conflict {
             return Ok(None);
@@ -377,11 +377,11 @@ fn previous(
 ) -> Option<Ipv4Net> {
     let subnet = earlier?;
     if !compatible(config, subnet) {
-        warn!(%subnet, "our previous subnet does not fit the network config any more");
+        warn!(event = "previous_subnet_misfit", %subnet, "our previous subnet does not fit the network config any more");
         return None;
     }
     if taken.iter().any(|other| overlap(*other, subnet)) {
-        warn!(%subnet, "our previous subnet belongs to another host now");
+        warn!(event = "previous_subnet_taken", %subnet, "our previous subnet belongs to another host now");
         return None;
     }
     Some(subnet)

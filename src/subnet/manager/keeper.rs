@@ -13,6 +13,7 @@ use super::super::key::SubnetKey;
 use super::super::lease::{LeaseAttrs, NodeId};
 use super::super::store::{Record, Store, StoreError, WatchEvent, WriteOutcome};
 use super::acquire::Acquired;
+use super::books::Books;
 use super::claim::mac;
 
 /// A sign of life is cheap, and a lost session should be noticed before the day is over.
@@ -69,6 +70,7 @@ pub struct Keeper {
     session_lost: bool,
     /// What is to be published instead, until that is written.
     wanted: Option<LeaseAttrs>,
+    books: Arc<Books>,
 }
 
 impl std::fmt::Debug for dyn Store {
@@ -99,6 +101,8 @@ impl Keeper {
             }
             false => (OwnState::Held, interval),
         };
+        let books = Arc::<Books>::default();
+        books.lives((!lease.reserved).then_some(acquired.ttl));
         Self {
             store,
             name: SubnetKey::from(lease.subnet).to_string(),
@@ -113,7 +117,14 @@ impl Keeper {
             failures: 0,
             session_lost: false,
             wanted: None,
+            books,
         }
+    }
+
+    /// What is counted of the lease's life.
+    #[must_use]
+    pub fn books(&self) -> Arc<Books> {
+        Arc::clone(&self.books)
     }
 
     /// Follows the lease's state.
@@ -234,6 +245,7 @@ impl Keeper {
     /// Our record is gone: the same subnet again, if nobody has it.
     async fn put_back(&self, value: Bytes) -> Result<WriteOutcome, StoreError> {
         warn!(
+            event = "lease_removed",
             name = self.name,
             "our lease has been removed from the store: taking the same subnet again"
         );
@@ -257,7 +269,7 @@ impl Keeper {
             WriteOutcome::Written { revision } => {
                 self.value = value;
                 if let Some(attrs) = self.wanted.take() {
-                    info!(name = self.name, public_ip = %attrs.public_ip, "published anew");
+                    info!(event = "lease_published", name = self.name, public_ip = %attrs.public_ip, "published anew");
                     self.attrs = attrs;
                 }
                 self.revision = revision;
@@ -296,7 +308,9 @@ impl Keeper {
     /// Notes the state, says so once per change, and sets the time of the next look.
     fn settle(&mut self, new: OwnState) {
         let now = Instant::now();
+        self.books.renewed(new == OwnState::Held);
         if new == OwnState::Held {
+            self.books.lives((!self.reserved).then_some(self.ttl));
             self.failures = 0;
             self.due = now + self.interval;
         } else {
@@ -317,29 +331,29 @@ impl Keeper {
         }
         let name = &self.name;
         match new {
-            OwnState::Held => info!(name, "our lease is ours again"),
+            OwnState::Held => info!(event = "lease_held", name, "our lease is ours again"),
             OwnState::Unconfirmed(reason) => {
                 warn!(
-                    name,
-                    reason, "our lease can't be renewed; forwarding goes on"
+                    event = "lease_unconfirmed",
+                    name, reason, "our lease can't be renewed; forwarding goes on"
                 );
             }
-            OwnState::TakenBy(holder) => error!(
+            OwnState::TakenBy(holder) => error!(event = "lease_taken",
                 name,
                 %holder,
                 "our subnet was taken by another host; forwarding goes on, but two hosts have \
                  the same subnet: delete the other's record, or stop this host and let it take \
                  another subnet"
             ),
-            OwnState::Contended => error!(
+            OwnState::Contended => error!(event = "lease_contended",
                 name,
                 public_ip = %self.attrs.public_ip,
                 "another daemon or machine writes our lease with our public IP: give each \
                  host its own --public-ip, or stop the other daemon"
             ),
             OwnState::Unreadable => error!(
-                name,
-                "our lease was overwritten with something unreadable: delete the record"
+                event = "lease_unreadable",
+                name, "our lease was overwritten with something unreadable: delete the record"
             ),
         }
     }

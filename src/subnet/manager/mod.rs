@@ -6,6 +6,7 @@
 //! stays ours for the rest of the TTL, as with flannel.
 
 pub mod acquire;
+pub mod books;
 pub mod claim;
 pub mod keeper;
 pub mod peers;
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 pub use self::acquire::{AcquireError, AcquireRequest, Acquired, Renumbering, acquire};
+pub use self::books::Books;
 pub use self::keeper::{Keeper, OwnState};
 use self::peers::Absence;
 pub use self::peers::{PeerChange, PeerSet, Refused};
@@ -55,6 +57,8 @@ pub struct Running {
     pub own: watch::Receiver<OwnState>,
     /// When the store last said something.
     pub heard: watch::Receiver<Instant>,
+    /// What happened to our lease and to the list of leases so far.
+    pub books: Arc<Books>,
     /// What our lease shall say from now on.
     pub republish: mpsc::Sender<LeaseAttrs>,
     /// Ends after the token was cancelled, or when `changes` is dropped.
@@ -122,6 +126,7 @@ pub fn spawn(
     let (changes, receiver) = mpsc::channel(CAPACITY);
     let keeper = Keeper::new(Arc::clone(&store), &acquired, settings.margin);
     let own = keeper.state();
+    let books = keeper.books();
     let (heard, heard_seen) = watch::channel(Instant::now());
     let (republish, wishes) = mpsc::channel(1);
     let manager = Manager {
@@ -149,6 +154,7 @@ pub fn spawn(
         view,
         own,
         heard: heard_seen,
+        books,
         republish,
         task,
     }
@@ -242,7 +248,10 @@ impl Manager {
         let changes = match event {
             WatchEvent::Put(record) => self.peers.lock().put(record),
             WatchEvent::Delete { name, .. } => self.peers.lock().delete(&name),
-            WatchEvent::Resync(listing) => self.take_list(listing),
+            WatchEvent::Resync(listing) => {
+                self.keeper.books().resynced();
+                self.take_list(listing)
+            }
         };
         self.log_refused();
         // Peers first: they must not wait for what the store says about our own lease.
@@ -289,6 +298,7 @@ impl Manager {
         }
         let due = *self.look_again.get_or_insert(Instant::now() + self.hold);
         warn!(
+            event = "leases_missing",
             missing,
             known,
             seconds = due.saturating_duration_since(Instant::now()).as_secs(),
@@ -308,12 +318,13 @@ impl Manager {
         let listing = match self.store.list().await {
             Ok(listing) => listing,
             Err(error) => {
-                warn!(%error, "leases can't be read again: all peers are kept");
+                warn!(event = "leases_unread", %error, "leases can't be read again: all peers are kept");
                 *again = Some(Instant::now() + RETRY);
                 return Ok(None);
             }
         };
         *again = None;
+        self.keeper.books().read_again();
         let revision = listing.revision;
         let own = self.keeper.concerns(&WatchEvent::Resync(listing.clone()));
         let changes = match settle {
@@ -324,8 +335,8 @@ impl Manager {
             let gone = |change: &&PeerChange| matches!(change, PeerChange::Removed(_));
             let removed = changes.iter().filter(gone).count();
             warn!(
-                removed,
-                "read the leases again: what is still missing is gone"
+                event = "leases_read_again",
+                removed, "read the leases again: what is still missing is gone"
             );
         }
         self.log_refused();
@@ -363,6 +374,7 @@ impl Manager {
             self.logged.push_back(now);
             let refused = total;
             warn!(
+                event = "record_refused",
                 name,
                 reason = reason.text(),
                 rival,

@@ -351,9 +351,18 @@ async fn an_outage_changes_nothing_and_passes() {
         life.running.changes.try_recv().is_err(),
         "no peer goes with the store"
     );
+    let during = life.running.books.counts();
+    assert!(during.renewals_failed > 0, "{during:?}");
+    assert_eq!(during.left, Some(Duration::ZERO), "the day is over");
     life.store.with(|state| state.down = false);
     tokio::time::sleep(Duration::from_secs(61)).await;
     assert_eq!(life.state(), OwnState::Held);
+    let after = life.running.books.counts();
+    assert!(after.renewals > during.renewals, "{after:?}");
+    assert!(
+        after.left.is_some_and(|left| left > DAY - HOUR),
+        "{after:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -90,14 +90,14 @@ impl Watcher {
         match result {
             Ok(listing) => {
                 if self.failing {
-                    info!(path = %path.display(), "lease directory is readable again");
+                    info!(event = "directory_readable", path = %path.display(), "lease directory is readable again");
                 }
                 self.failing = false;
                 Some(listing)
             }
             Err(error) => {
                 if !self.failing {
-                    warn!(path = %path.display(), %error, "lease directory is unreadable, keeping what is known");
+                    warn!(event = "directory_unreadable", path = %path.display(), %error, "lease directory is unreadable, keeping what is known");
                 }
                 self.failing = true;
                 None
@@ -150,7 +150,7 @@ impl Notices {
                 stream: Some(stream),
             },
             Err(error) => {
-                warn!(path = %store.path.display(), %error, "no inotify watch, looking every 10 s");
+                warn!(event = "no_inotify", path = %store.path.display(), %error, "no inotify watch, looking every 10 s");
                 Self { stream: None }
             }
         }

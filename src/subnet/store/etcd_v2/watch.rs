@@ -92,8 +92,10 @@ impl Watcher {
                 Outcome::Failed(reason) => self.pause(&reason).await,
                 Outcome::List(reason) => {
                     warn!(
+                        event = "etcd_watch_history",
                         cursor = self.cursor,
-                        reason, "etcd watch lost history: listing all leases"
+                        reason,
+                        "etcd watch lost history: listing all leases"
                     );
                     if !self.resync().await {
                         return;
@@ -222,6 +224,7 @@ impl Watcher {
     async fn pause(&mut self, reason: &str) {
         if self.failures == 0 {
             warn!(
+                event = "etcd_watch_lost",
                 reason,
                 cursor = self.cursor,
                 "etcd watch interrupted, trying again"
@@ -244,6 +247,7 @@ impl Watcher {
     fn recovered(&mut self) {
         if self.failures > 0 {
             info!(
+                event = "etcd_watch_back",
                 cursor = self.cursor,
                 tries = self.failures,
                 "etcd watch goes on"

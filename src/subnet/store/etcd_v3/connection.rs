@@ -307,6 +307,7 @@ impl Connection {
             // As Go's client does: a user where auth is off is no error.
             Err(error) if message(&error).contains("authentication is not enabled") => {
                 warn!(
+                    event = "etcd_no_auth",
                     endpoint = url,
                     "etcd has no authentication enabled: user and password are unused"
                 );

@@ -79,8 +79,10 @@ impl Watcher {
                     }
                     self.failures = self.failures.saturating_add(1);
                     warn!(
+                        event = "etcd_watch_history",
                         cursor = self.cursor,
-                        reason, "etcd watch lost history: listing all leases"
+                        reason,
+                        "etcd watch lost history: listing all leases"
                     );
                     if !self.resync().await {
                         return;
@@ -95,6 +97,7 @@ impl Watcher {
     async fn pause(&mut self, reason: &str) {
         if self.failures == 0 {
             warn!(
+                event = "etcd_watch_lost",
                 reason,
                 cursor = self.cursor,
                 "etcd watch interrupted, trying again"
@@ -118,6 +121,7 @@ impl Watcher {
     fn recovered(&mut self) {
         if self.failures > 0 {
             info!(
+                event = "etcd_watch_back",
                 cursor = self.cursor,
                 tries = self.failures,
                 "etcd watch goes on"

@@ -1,0 +1,473 @@
+//! A status as a page of metrics. Names and units follow Prometheus' naming practices; label
+//! sets are bounded.
+
+use std::fmt;
+use std::sync::atomic::AtomicU64;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::peers::{Passed, Places};
+use super::process::Process;
+use crate::control::{DatastoreStatus, PeerStatus, SizeCounts, Status};
+
+type Labels = Vec<(&'static str, String)>;
+type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
+type Counters = Family<Labels, Counter>;
+type FloatCounter = Counter<f64, AtomicU64>;
+
+struct Page(Registry);
+
+impl Page {
+    fn gauges(&mut self, name: &str, help: &str) -> Gauges {
+        let family = Gauges::default();
+        self.0.register(name, help, family.clone());
+        family
+    }
+
+    fn gauges_in(&mut self, unit: Unit, name: &str, help: &str) -> Gauges {
+        let family = Gauges::default();
+        self.0.register_with_unit(name, help, unit, family.clone());
+        family
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: f64) {
+        self.0.register(name, help, single(value));
+    }
+
+    fn gauge_in(&mut self, unit: Unit, name: &str, help: &str, value: f64) {
+        self.0.register_with_unit(name, help, unit, single(value));
+    }
+
+    fn counters(&mut self, name: &str, help: &str) -> Counters {
+        let family = Counters::default();
+        self.0.register(name, help, family.clone());
+        family
+    }
+
+    fn histograms(&mut self, histograms: Histograms) {
+        self.0.register_collector(Box::new(histograms));
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) {
+        let counter: Counter = Counter::default();
+        counter.inc_by(value);
+        self.0.register(name, help, counter);
+    }
+}
+
+/// Histograms that were counted elsewhere, told apart by one label, or by none.
+#[derive(Debug)]
+struct Histograms {
+    name: &'static str,
+    help: &'static str,
+    unit: Option<Unit>,
+    members: Vec<(Labels, SizeCounts)>,
+}
+
+impl Collector for Histograms {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let kind = MetricType::Histogram;
+        let unit = self.unit.as_ref();
+        let mut metric = encoder.encode_descriptor(self.name, self.help, unit, kind)?;
+        for (labels, counts) in &self.members {
+            let buckets: Vec<_> = counts
+                .counts
+                .iter()
+                .map(|(largest, count)| (largest.unwrap_or(f64::INFINITY), *count))
+                .collect();
+            let all = buckets.iter().map(|(_, count)| count).sum();
+            if labels.is_empty() {
+                metric.encode_histogram::<NoLabelSet>(counts.sum, all, &buckets, None)?;
+            } else {
+                let mut member = metric.encode_family(labels)?;
+                member.encode_histogram::<NoLabelSet>(counts.sum, all, &buckets, None)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn single(value: f64) -> Gauge<f64, AtomicU64> {
+    let gauge = Gauge::default();
+    gauge.set(value);
+    gauge
+}
+
+/// What pages of one daemon have in common.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    places: Places,
+}
+
+impl Metrics {
+    /// A status as a page, in the format of OpenMetrics.
+    pub fn page(&mut self, status: &Status) -> String {
+        self.places.look(&status.peers);
+        let mut page = Page(Registry::with_prefix("uvxlan"));
+        let build = page.gauges("build_info", "Version of the program, always 1");
+        let labels = vec![
+            ("version", status.version.clone()),
+            (
+                "commit",
+                option_env!("UVXLAN_COMMIT").unwrap_or("").to_owned(),
+            ),
+        ];
+        build.get_or_create(&labels).set(1.0);
+        let serving = f64::from(u8::from(status.node.is_some()));
+        page.gauge("serving", "1 when a subnet is served", serving);
+        datastore(&mut page, status);
+        packets(&mut page, status);
+        batches(&mut page, status);
+        mended(&mut page, status);
+        peers(&mut page, &status.peers, &self.places);
+        probes(&mut page, status);
+        let mut text = String::new();
+        // Writing to a string cannot fail.
+        let _ = prometheus_client::encoding::text::encode_registry(&mut text, &page.0);
+        let _ = prometheus_client::encoding::text::encode(&mut text, &process(Process::now()).0);
+        text
+    }
+}
+
+fn process(process: Process) -> Page {
+    let mut page = Page(Registry::with_prefix("process"));
+    if let Some(seconds) = process.cpu_seconds {
+        let counter: FloatCounter = Counter::default();
+        counter.inc_by(seconds);
+        let help = "Total user and system CPU time";
+        page.0
+            .register_with_unit("cpu", help, Unit::Seconds, counter);
+    }
+    let gauges = [
+        (
+            "start_time",
+            "Start of the process since unix epoch",
+            Some(Unit::Seconds),
+            process.start,
+        ),
+        (
+            "resident_memory",
+            "Resident memory size",
+            Some(Unit::Bytes),
+            process.resident_bytes.map(|bytes| bytes as f64),
+        ),
+        (
+            "virtual_memory",
+            "Virtual memory size",
+            Some(Unit::Bytes),
+            process.virtual_bytes.map(|bytes| bytes as f64),
+        ),
+        (
+            "open_fds",
+            "Number of open file descriptors",
+            None,
+            process.open_fds.map(|count| count as f64),
+        ),
+        (
+            "max_fds",
+            "Maximum number of open file descriptors",
+            None,
+            process.max_fds.map(|count| count as f64),
+        ),
+    ];
+    for (name, help, unit, value) in gauges {
+        match (unit, value) {
+            (Some(unit), Some(value)) => page.gauge_in(unit, name, help, value),
+            (None, Some(value)) => page.gauge(name, help, value),
+            (_, None) => {}
+        }
+    }
+    page
+}
+
+fn datastore(page: &mut Page, status: &Status) {
+    let DatastoreStatus {
+        lease,
+        heard_seconds_ago,
+        lease_ends_in_seconds,
+        renewals,
+        renewals_failed,
+        resyncs,
+        ..
+    } = &status.datastore;
+    let yes = |is: bool| f64::from(u8::from(is));
+    let held = yes(lease == "held");
+    let help = "1 when the store says that our lease is ours";
+    page.gauge("lease_held", help, held);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.unwrap_or_default().as_secs();
+    if let Some(left) = lease_ends_in_seconds {
+        let help = "When our lease ends if it is not renewed, as Unix time; without it, never";
+        let name = "lease_expiry_timestamp";
+        page.gauge_in(Unit::Seconds, name, help, (now + left) as f64);
+    }
+    let renewed = page.counters("lease_renewals", "Renewals of our lease, by their result");
+    for (result, count) in [("ok", renewals), ("failed", renewals_failed)] {
+        let labels = vec![("result", result.to_owned())];
+        renewed.get_or_create(&labels).inc_by(*count);
+    }
+    // Before the lease there is nothing that could be confirmed.
+    let connected = yes(!matches!(lease.as_str(), "unconfirmed" | "none"));
+    let help = "1 when the datastore answered the last question about our lease";
+    page.gauge("datastore_connected", help, connected);
+    if let Some(ago) = heard_seconds_ago {
+        let help = "Since the datastore last said something";
+        page.gauge_in(Unit::Seconds, "datastore_silence", help, *ago as f64);
+        let help = "When the datastore last said something, as Unix time";
+        let name = "datastore_last_sync_timestamp";
+        let at = now.saturating_sub(*ago);
+        page.gauge_in(Unit::Seconds, name, help, at as f64);
+    }
+    let again = page.counters(
+        "datastore_resyncs",
+        "Complete lists of leases that were compared with what was known, by their reason",
+    );
+    for (reason, count) in resyncs {
+        let labels = vec![("reason", reason.clone())];
+        again.get_or_create(&labels).inc_by(*count);
+    }
+    let rejected = page.counters(
+        "datastore_rejected_records",
+        "Records that were not believed, by reason",
+    );
+    for (reason, count) in &status.refused_total {
+        let labels = vec![("reason", reason.clone())];
+        rejected.get_or_create(&labels).inc_by(*count);
+    }
+}
+
+fn packets(page: &mut Page, status: &Status) {
+    let value = |name: &str| {
+        let counter = status.counters.iter().find(|counter| counter.name == name);
+        counter.map_or(0, |counter| counter.value)
+    };
+    for (name, source, help) in [
+        (
+            "tun_read_packets",
+            "tun_read",
+            "Packets read from the device",
+        ),
+        ("encap_packets", "sent", "Packets sent through the tunnel"),
+        (
+            "udp_read_packets",
+            "udp_read",
+            "Packets received from the tunnel",
+        ),
+        (
+            "decap_packets",
+            "delivered",
+            "Packets written to the device",
+        ),
+        (
+            "probe_packets",
+            "probes_in",
+            "Probe messages of peers received from the tunnel",
+        ),
+    ] {
+        page.counter(name, help, value(source));
+    }
+    for (name, source, help) in [
+        ("encap", "sent_bytes", "Inner bytes sent through the tunnel"),
+        ("decap", "delivered_bytes", "Bytes written to the device"),
+    ] {
+        let counter: Counter = Counter::default();
+        counter.inc_by(value(source));
+        page.0.register_with_unit(name, help, Unit::Bytes, counter);
+    }
+    let fallbacks = page.counters(
+        "gso_fallbacks",
+        "Large pieces that the kernel refused and that were moved in parts, by the call",
+    );
+    for (reason, source) in [("send", "segment_fallbacks"), ("write", "merge_fallbacks")] {
+        let labels = vec![("reason", reason.to_owned())];
+        fallbacks.get_or_create(&labels).inc_by(value(source));
+    }
+    let drops = page.counters(
+        "drops",
+        "Packets that went nowhere; tun_read = encap + drops{dir=\"out\"}, udp_read = decap + probe + drops{dir=\"in\"}",
+    );
+    let events = page.counters("events", "What happened to the packet loop, by name");
+    for counter in &status.counters {
+        let (family, labels) = match counter.kind.as_str() {
+            "drop-out" => (
+                &drops,
+                vec![("dir", "out".into()), ("reason", counter.name.clone())],
+            ),
+            "drop-in" => (
+                &drops,
+                vec![("dir", "in".into()), ("reason", counter.name.clone())],
+            ),
+            "event" => (&events, vec![("event", counter.name.clone())]),
+            _ => continue,
+        };
+        family.get_or_create(&labels).inc_by(counter.value);
+    }
+}
+
+fn batches(page: &mut Page, status: &Status) {
+    let batches = status
+        .packet_loop
+        .iter()
+        .flat_map(|packets| &packets.batches);
+    page.histograms(Histograms {
+        name: "batch_size",
+        help: "Packets moved by one call, by what the call does",
+        unit: None,
+        members: batches
+            .map(|batch| (vec![("call", batch.call.clone())], batch.sizes.clone()))
+            .collect(),
+    });
+}
+
+fn mended(page: &mut Page, status: &Status) {
+    let changes = page.counters(
+        "reconcile_changes",
+        "Times that something had been changed by others and was put back",
+    );
+    for (kind, count) in &status.mended {
+        let labels = vec![("kind", kind.clone())];
+        changes.get_or_create(&labels).inc_by(*count);
+    }
+}
+
+fn peers(page: &mut Page, peers: &[PeerStatus], places: &Places) {
+    let states = page.gauges("peers", "Peers by state");
+    for state in ["ok", "silent", "one-way", "unknown", "stale", "blocked"] {
+        let count = peers.iter().filter(|peer| peer.state == state).count();
+        let labels = vec![("state", state.to_owned())];
+        states.get_or_create(&labels).set(count as f64);
+    }
+    let packets = page.counters("peer_packets", "Inner packets by peer");
+    let bytes = page.counters("peer_bytes", "Inner bytes by peer");
+    let count = |name: &str, passed: Passed| {
+        let labels = |dir: &str| vec![("peer", name.to_owned()), ("dir", dir.to_owned())];
+        let (out, inward) = (labels("out"), labels("in"));
+        packets.get_or_create(&out).inc_by(passed.out_packets);
+        packets.get_or_create(&inward).inc_by(passed.in_packets);
+        bytes.get_or_create(&out).inc_by(passed.out_bytes);
+        bytes.get_or_create(&inward).inc_by(passed.in_bytes);
+    };
+    let rtt = page.gauges_in(Unit::Seconds, "peer_rtt", "Last round trip of a probe");
+    let loss = page.gauges("probe_loss_ratio", "Unanswered among the latest probes");
+    let one_way = page.gauges(
+        "probe_one_way_loss_ratio",
+        "Lost among the latest probes by direction, where the peer says so",
+    );
+    let mtu = page.gauges_in(
+        Unit::Bytes,
+        "path_mtu",
+        "Longest packet that a probe carried",
+    );
+    for peer in peers.iter().filter(|peer| places.is_own(peer.subnet)) {
+        let name = peer.subnet.to_string();
+        count(&name, Passed::of(peer));
+        for (dir, value) in [("out", peer.loss_out_percent), ("in", peer.loss_in_percent)] {
+            if let Some(value) = value {
+                let labels = vec![("peer", name.clone()), ("dir", dir.to_owned())];
+                one_way.get_or_create(&labels).set(f64::from(value) / 100.0);
+            }
+        }
+        let labels = vec![("peer", name)];
+        if let Some(value) = peer.rtt_us {
+            rtt.get_or_create(&labels).set(value as f64 / 1e6);
+        }
+        if let Some(value) = peer.loss_percent {
+            loss.get_or_create(&labels).set(f64::from(value) / 100.0);
+        }
+        if let Some(value) = peer.path_mtu {
+            mtu.get_or_create(&labels).set(f64::from(value));
+        }
+    }
+    if let Some(others) = places.others() {
+        count("other", others);
+    }
+}
+
+fn probes(page: &mut Page, status: &Status) {
+    if let Some(trips) = &status.round_trips {
+        page.histograms(Histograms {
+            name: "probe_rtt",
+            help: "Round trips of all probes that were answered",
+            unit: Some(Unit::Seconds),
+            members: vec![(Vec::new(), trips.clone())],
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::peers::tests::peer;
+    use super::*;
+    use crate::control::{BatchStatus, CounterStatus, PacketLoopStatus};
+
+    #[test]
+    fn the_page_has_what_the_status_has() {
+        let counter = |name: &str, kind: &str, value| CounterStatus {
+            name: name.into(),
+            kind: kind.into(),
+            value,
+        };
+        let status = Status {
+            version: "1.2.3".into(),
+            peers: (0..257).map(|number| peer(number, 1)).collect(),
+            counters: vec![
+                counter("tun_read", "packets", 7),
+                counter("out_no_route", "drop-out", 3),
+                counter("send_calls", "event", 4),
+                counter("merge_fallbacks", "event", 2),
+                counter("delivered_bytes", "bytes", 4000),
+            ],
+            packet_loop: Some(PacketLoopStatus {
+                batches: vec![BatchStatus {
+                    call: "send".into(),
+                    sizes: SizeCounts {
+                        sum: 7.0,
+                        counts: vec![(Some(1.0), 3), (Some(2.0), 0), (None, 1)],
+                    },
+                }],
+                ..PacketLoopStatus::default()
+            }),
+            round_trips: Some(SizeCounts {
+                sum: 0.5,
+                counts: vec![(Some(0.001), 2), (None, 0)],
+            }),
+            mended: vec![("routes".into(), 2)],
+            refused_total: vec![("key".into(), 9)],
+            ..Status::default()
+        };
+        let text = Metrics::default().page(&status);
+        for line in [
+            "uvxlan_build_info{version=\"1.2.3\",commit=\"\"} 1.0",
+            "uvxlan_tun_read_packets_total 7",
+            "uvxlan_drops_total{dir=\"out\",reason=\"out_no_route\"} 3",
+            "uvxlan_events_total{event=\"send_calls\"} 4",
+            "uvxlan_datastore_rejected_records_total{reason=\"key\"} 9",
+            "uvxlan_peers{state=\"ok\"} 257.0",
+            "uvxlan_peer_packets_total{peer=\"10.0.255.0/24\",dir=\"in\"} 2",
+            "uvxlan_peer_packets_total{peer=\"other\",dir=\"out\"} 1",
+            "uvxlan_peer_rtt_seconds{peer=\"10.0.1.0/24\"} 0.0015",
+            "uvxlan_decap_bytes_total 4000",
+            "uvxlan_gso_fallbacks_total{reason=\"write\"} 2",
+            "uvxlan_reconcile_changes_total{kind=\"routes\"} 2",
+            "uvxlan_batch_size_bucket{le=\"2.0\",call=\"send\"} 3",
+            "uvxlan_batch_size_bucket{le=\"+Inf\",call=\"send\"} 4",
+            "uvxlan_batch_size_sum{call=\"send\"} 7.0",
+            "uvxlan_probe_rtt_seconds_bucket{le=\"0.001\"} 2",
+            "uvxlan_probe_rtt_seconds_count 2",
+            "uvxlan_probe_one_way_loss_ratio{peer=\"10.0.1.0/24\",dir=\"out\"} 0.05",
+            "uvxlan_path_mtu_bytes{peer=\"10.0.1.0/24\"} 1450.0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+        assert!(text.contains("\nprocess_resident_memory_bytes "));
+        assert!(text.contains("\nprocess_cpu_seconds_total "));
+        assert!(text.ends_with("# EOF\n") && text.matches("# EOF").count() == 1);
+    }
+}

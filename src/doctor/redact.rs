@@ -1,0 +1,92 @@
+//! Configs and leases for a report: fields that are known to hold no secret as they are, and
+//! of all others only that they are there. Other backends of flannel keep keys in both.
+
+use serde_json::{Map, Value};
+
+/// Fields of a config and of a lease.
+const TOP: &[&str] = &[
+    "Network",
+    "SubnetLen",
+    "SubnetMin",
+    "SubnetMax",
+    "EnableIPv4",
+    "EnableIPv6",
+    "EnableNFTables",
+    "IPv6Network",
+    "IPv6SubnetLen",
+    "IPv6SubnetMin",
+    "IPv6SubnetMax",
+    "PublicIP",
+    "PublicIPv6",
+    "BackendType",
+    "Node",
+];
+/// Fields that hold fields.
+const GROUPS: &[&str] = &["Backend", "BackendData", "BackendV6Data"];
+/// Fields in those.
+const INNER: &[&str] = &[
+    "Type",
+    "VNI",
+    "Port",
+    "MTU",
+    "GBP",
+    "DirectRouting",
+    "Learning",
+    "VtepMAC",
+    "MacPrefix",
+];
+
+/// The text of a config or a lease, on one line.
+#[must_use]
+pub fn record(text: &[u8]) -> String {
+    let Ok(Value::Object(fields)) = serde_json::from_slice(text) else {
+        return format!("{} bytes that are no JSON object", text.len());
+    };
+    let mut shown = known(fields.clone(), TOP);
+    for (name, value) in fields {
+        if let (true, Value::Object(inner)) = (is_one_of(&name, GROUPS), value) {
+            shown.insert(name, Value::Object(known(inner, INNER)));
+        }
+    }
+    Value::Object(shown).to_string()
+}
+
+/// The fields, with what is not known, or is more than one word, left out.
+fn known(fields: Map<String, Value>, names: &[&str]) -> Map<String, Value> {
+    let masked = fields.into_iter().map(|(name, value)| {
+        let plain = !matches!(value, Value::Object(_) | Value::Array(_));
+        match plain && is_one_of(&name, names) {
+            true => (name, value),
+            false => (name, "...".into()),
+        }
+    });
+    masked.collect()
+}
+
+/// Go's reader does not tell upper from lower case.
+fn is_one_of(name: &str, names: &[&str]) -> bool {
+    names.iter().any(|known| known.eq_ignore_ascii_case(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_other_backends_are_left_out() {
+        let shown = record(br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "ipsec", "UDPEncap": true, "PSK": "geheim"}}"#);
+        assert_eq!(
+            shown,
+            r#"{"Backend":{"PSK":"...","Type":"ipsec","UDPEncap":"..."},"Network":"10.5.0.0/16"}"#
+        );
+        let shown = record(br#"{"PublicIP": "192.0.2.1", "backendtype": "extension", "BackendData": "geheim", "Backend": [{"Type": "geheim"}]}"#);
+        assert!(!shown.contains("geheim"), "{shown}");
+        assert!(shown.contains(r#""PublicIP":"192.0.2.1""#) && shown.contains("extension"));
+    }
+
+    #[test]
+    fn what_is_no_object_is_not_shown_at_all() {
+        assert_eq!(record(b"geheim"), "6 bytes that are no JSON object");
+        assert_eq!(record(br#"["geheim"]"#), "10 bytes that are no JSON object");
+    }
+}
