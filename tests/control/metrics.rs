@@ -129,7 +129,9 @@ fn every_packet_is_on_the_page_under_one_name() {
         let page = page(a);
         last.clone_from(&page);
         let out = sum(&page, "uvxlan_encap_packets_total ") + dropped("out", &page);
-        let inward = sum(&page, "uvxlan_decap_packets_total ") + dropped("in", &page);
+        let inward = sum(&page, "uvxlan_decap_packets_total ")
+            + sum(&page, "uvxlan_probe_packets_total ")
+            + dropped("in", &page);
         dropped("out", &page) >= 3.0
             && dropped("in", &page) >= 3.0
             && (sum(&page, "uvxlan_tun_read_packets_total ") - out).abs() < 0.5
