@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use support::contract::{self, TTL, next, quiet, written};
 use support::etcd::{Etcd, PREFIX, certificates, free_port, until_up};
+use support::fleet::put_all;
 use support::proxy::Proxy;
 use uvxlan::subnet::store::etcd::EtcdOptions;
 use uvxlan::subnet::store::etcd_v3::EtcdStore;
@@ -389,6 +390,92 @@ async fn a_store_begun_anew_is_noticed_beyond_our_cursor_too() {
         WatchEvent::Put(record) => assert_eq!(record.name, "10.6.1.0-24"),
         event => panic!("{event:?}"),
     }
+}
+
+#[tokio::test]
+async fn values_of_any_size_and_number_are_listed() {
+    let Some(etcd) = Etcd::start(None).await else {
+        return;
+    };
+    let store = etcd.store();
+    let start = store.list().await.unwrap().revision;
+    let mut client = etcd.client().await;
+    let good = |n: u32| {
+        (
+            format!("{PREFIX}/subnets/10.{}.{}.0-24", n >> 8, n & 0xff),
+            VALUE.into(),
+        )
+    };
+    put_all(&mut client, (0..2500).map(good)).await;
+    // More than what one answer may hold.
+    let large = vec![b'x'; 1 << 20];
+    for n in 0..72 {
+        let key = format!("{PREFIX}/subnets/10.5.{n}.0-24-large");
+        client.put(key, large.clone(), None).await.unwrap();
+    }
+    let listing = store.list().await.unwrap();
+    assert_eq!(listing.records.len(), 2572);
+    let mut names: Vec<_> = listing.records.iter().map(|record| &record.name).collect();
+    names.dedup();
+    assert_eq!(names.len(), 2572, "each once");
+    let longest = listing
+        .records
+        .iter()
+        .map(|record| record.value.len())
+        .max();
+    assert_eq!(
+        longest,
+        Some((64 << 10) + 1),
+        "enough to see that it is too large"
+    );
+    // A watch that was away meanwhile.
+    let mut events = store.watch(start);
+    let mut seen = std::collections::BTreeSet::new();
+    while seen.len() < 2572 {
+        match next(&mut events).await {
+            WatchEvent::Put(record) => drop(seen.insert(record.name)),
+            WatchEvent::Resync(listing) => {
+                seen.extend(listing.records.into_iter().map(|record| record.name));
+            }
+            event => panic!("{event:?}"),
+        }
+    }
+    written(store.create("10.200.1.0-24", value(), TTL).await.unwrap());
+    match next(&mut events).await {
+        WatchEvent::Put(record) => assert_eq!(record.name, "10.200.1.0-24"),
+        event => panic!("{event:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_list_is_of_one_revision_over_all_its_pages() {
+    let Some(etcd) = Etcd::start(None).await else {
+        return;
+    };
+    let store = etcd.store();
+    let mut client = etcd.client().await;
+    // One record moves from the end to the beginning and back, in one transaction each time:
+    // no list has it twice or not at all.
+    let fill = |n: u32| (format!("{PREFIX}/subnets/10.5.{n}"), VALUE.into());
+    put_all(&mut client, (0..3000).map(fill)).await;
+    let places = ["10.1.0.0-24", "10.9.0.0-24"].map(|name| format!("{PREFIX}/subnets/{name}"));
+    client.put(places[0].as_str(), VALUE, None).await.unwrap();
+    let moving = tokio::spawn(async move {
+        use etcd_client::{Txn, TxnOp};
+        for round in 0.. {
+            let (from, to) = (&places[round % 2], &places[(round + 1) % 2]);
+            let swap = [
+                TxnOp::delete(from.as_str(), None),
+                TxnOp::put(to.as_str(), VALUE, None),
+            ];
+            client.txn(Txn::new().and_then(swap)).await.unwrap();
+        }
+    });
+    for _ in 0..30 {
+        let listing = store.list().await.unwrap();
+        assert_eq!(listing.records.len(), 3001);
+    }
+    moving.abort();
 }
 
 #[tokio::test]

@@ -267,7 +267,7 @@ async fn network_config(options: &RunOptions, store: &dyn Store) -> Result<Netwo
                 return Ok(config);
             }
             Ok(None) => {
-                let elsewhere = match patience.is_fresh() {
+                let elsewhere = match patience.tells() {
                     true => store.why_no_config().await,
                     false => None,
                 };
@@ -295,7 +295,9 @@ async fn store_error(
     patience: &mut Patience,
     error: StoreError,
 ) -> Result<(), Failure> {
-    if !error.transient {
+    // An end would be answered by a new start, and a login each time.
+    let refused_login = error.is_refused_login() && !options.fail_fast;
+    if !error.transient && !refused_login {
         return Err(Failure::Store(error));
     }
     if options.fail_fast {
@@ -303,8 +305,12 @@ async fn store_error(
     }
     patience
         .wait(|| {
+            let what = match refused_login {
+                true => "the datastore refuses our login; trying again, at most twice a minute",
+                false => "the datastore does not answer; trying again",
+            };
             notify::status("waiting for the datastore");
-            tracing::error!(event = "store_unreachable", %error, "the datastore does not answer; trying again");
+            tracing::error!(event = "store_unreachable", %error, "{what}");
         })
         .await;
     Ok(())
@@ -316,12 +322,13 @@ async fn store_error(
 pub(super) struct Patience(usize);
 
 impl Patience {
-    fn is_fresh(&self) -> bool {
-        self.0 == 0
+    /// Whether the next pause is worth a line.
+    fn tells(&self) -> bool {
+        self.0 < RETRY_SECONDS.len() || self.0.is_multiple_of(6)
     }
 
     pub(super) async fn wait(&mut self, log: impl FnOnce()) {
-        if self.0 < RETRY_SECONDS.len() || self.0.is_multiple_of(6) {
+        if self.tells() {
             log();
         }
         let seconds = RETRY_SECONDS[self.0.min(RETRY_SECONDS.len() - 1)];

@@ -27,7 +27,7 @@ use tokio::sync::{Mutex, mpsc};
 
 use self::connection::{CallError, Connection};
 use super::etcd::{self, EtcdOptions, EtcdOptionsError, MAX_ANSWER};
-use super::{Listing, Record, Store, StoreError, WatchEvent, WriteOutcome};
+use super::{Listing, Record, Store, StoreError, WatchEvent, WriteOutcome, cut};
 
 /// A lease store in etcd v3. Cloning is cheap; clones share connection and session.
 #[derive(Clone)]
@@ -65,6 +65,57 @@ impl Anchor {
             created: kv.create_revision(),
             revision: kv.mod_revision(),
             lease: kv.lease(),
+        }
+    }
+}
+
+/// Records of one page.
+const PAGE: i64 = 1024;
+/// Largest page, in bytes. A single record may be larger: etcd's limit for one is 1.5 MiB by
+/// default, and nobody believes in one beyond 64 KiB.
+const MAX_PAGE: usize = 8 << 20;
+
+struct Page {
+    revision: i64,
+    records: Vec<Record>,
+    /// The key from which the next page begins.
+    next: Option<Vec<u8>>,
+}
+
+/// A list in the making.
+struct Pages {
+    from: Vec<u8>,
+    /// Its revision is 0 until the first page has come: etcd's word for the newest.
+    listing: Listing,
+}
+
+impl Pages {
+    fn begin(records: &str) -> Self {
+        Self {
+            from: records.as_bytes().to_vec(),
+            listing: Listing {
+                records: Vec::new(),
+                revision: 0,
+            },
+        }
+    }
+
+    /// Takes a page in; the list, if that was the last one.
+    fn take(&mut self, page: Page) -> Option<Listing> {
+        let listing = &mut self.listing;
+        if listing.revision == 0 {
+            listing.revision = page.revision;
+        }
+        listing.records.extend(page.records);
+        match page.next {
+            Some(next) => {
+                self.from = next;
+                None
+            }
+            None => Some(Listing {
+                records: std::mem::take(&mut listing.records),
+                revision: listing.revision,
+            }),
         }
     }
 }
@@ -125,27 +176,64 @@ impl Inner {
         Record {
             // A name that is no UTF-8 can't be a subnet's: it only has to be shown.
             name: String::from_utf8_lossy(name).into_owned(),
-            value: Bytes::copy_from_slice(kv.value()),
+            value: Bytes::copy_from_slice(cut(kv.value())),
             revision: kv.mod_revision(),
             created: kv.create_revision(),
             expires: kv.lease() != 0,
         }
     }
 
+    /// All records, read in pages at one revision: neither many nor large ones end it.
     async fn list(&self) -> Result<Listing, StoreError> {
-        let key = &self.records;
+        let mut tries = 0;
+        let mut limit = PAGE;
+        let mut pages = Pages::begin(&self.records);
+        loop {
+            match self.page(&pages, limit).await {
+                Ok(page) => {
+                    if let Some(listing) = pages.take(page) {
+                        return Ok(listing);
+                    }
+                    limit = (limit * 2).min(PAGE);
+                }
+                Err(error) if error.is_too_large() && limit > 1 => limit /= 4,
+                // Somebody compacted between two pages: what was read is of no use.
+                Err(error) if error.is_compacted() && tries < 3 => {
+                    tries += 1;
+                    pages = Pages::begin(&self.records);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    async fn page(&self, pages: &Pages, limit: i64) -> Result<Page, CallError> {
+        let mut end = self.records.clone().into_bytes();
+        if let Some(slash) = end.last_mut() {
+            *slash += 1;
+        }
+        let options = GetOptions::new()
+            .with_range(end)
+            .with_revision(pages.listing.revision)
+            .with_limit(limit);
+        let most = if limit == 1 { MAX_ANSWER } else { MAX_PAGE };
+        let options = &options;
         self.connection
-            .call("listing the leases", key, |client, _| async move {
-                let options = GetOptions::new().with_prefix();
-                // The library's default, 4 MiB, would end at some ten thousand leases.
-                let mut kv = client.kv_client().max_decoding_message_size(MAX_ANSWER);
-                let answer = kv.get(key.as_str(), Some(options)).await?;
-                let revision = revision_of(answer.header())?;
-                let records = answer.kvs().iter().map(|kv| self.record(kv)).collect();
-                Ok(Listing { records, revision })
-            })
+            .call(
+                "listing the leases",
+                &self.records,
+                |client, _| async move {
+                    let mut kv = client.kv_client().max_decoding_message_size(most);
+                    let answer = kv.get(pages.from.as_slice(), Some(options.clone())).await?;
+                    let last = answer.kvs().last().filter(|_| answer.more());
+                    Ok(Page {
+                        revision: revision_of(answer.header())?,
+                        records: answer.kvs().iter().map(|kv| self.record(kv)).collect(),
+                        next: last.map(|kv| [kv.key(), &[0]].concat()),
+                    })
+                },
+            )
             .await
-            .map_err(CallError::into)
     }
 
     fn own(&self) -> std::sync::MutexGuard<'_, Option<String>> {

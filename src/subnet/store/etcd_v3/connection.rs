@@ -73,6 +73,17 @@ impl CallError {
     pub(super) fn is_lease_gone(&self) -> bool {
         self.lease_gone
     }
+
+    /// Whether the answer was larger than what is read.
+    pub(super) fn is_too_large(&self) -> bool {
+        is_too_large(&self.error.source.to_string())
+    }
+
+    /// Whether the revision that was asked for is compacted.
+    pub(super) fn is_compacted(&self) -> bool {
+        let text = self.error.source.to_string();
+        text.contains("required revision has been compacted")
+    }
 }
 
 impl From<CallError> for StoreError {
@@ -351,6 +362,11 @@ fn message(error: &EtcdError) -> String {
 /// Whether a text of etcd's says that user or password are wrong.
 fn is_refused_login(text: &str) -> bool {
     text.contains("authentication failed")
+}
+
+/// Whether a text says that an answer was larger than what is read.
+pub(super) fn is_too_large(text: &str) -> bool {
+    text.contains("message length too large")
 }
 
 /// Whether a text of etcd's says that the login is out of date.
