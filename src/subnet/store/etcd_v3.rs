@@ -11,22 +11,24 @@
 //! a valid user, but no permission. Revoking one needs write permission on all its keys;
 //! nothing here revokes.
 
+mod anchor;
 mod connection;
+mod pages;
 mod watch;
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{
-    Compare, CompareOp, Error as EtcdError, GetOptions, KeyValue, PutOptions, SortOrder,
-    SortTarget, Txn, TxnOp, TxnOpResponse, TxnResponse,
+    Compare, CompareOp, Error as EtcdError, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse,
+    TxnResponse,
 };
 use tokio::sync::{Mutex, mpsc};
 
 use self::connection::{CallError, Connection};
-use super::etcd::{self, EtcdOptions, EtcdOptionsError, MAX_ANSWER};
+use super::etcd::{self, EtcdOptions, EtcdOptionsError};
 use super::{Listing, Record, Store, StoreError, WatchEvent, WriteOutcome, cut};
 
 /// A lease store in etcd v3. Cloning is cheap; clones share connection and session.
@@ -47,77 +49,6 @@ struct Inner {
     session: Mutex<Option<i64>>,
     /// The key that was written last.
     own: std::sync::Mutex<Option<String>>,
-}
-
-/// A key at one moment of one store's history: the etcd lease's number is random.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Anchor {
-    key: Vec<u8>,
-    created: i64,
-    revision: i64,
-    lease: i64,
-}
-
-impl Anchor {
-    fn of(kv: &KeyValue) -> Self {
-        Self {
-            key: kv.key().to_vec(),
-            created: kv.create_revision(),
-            revision: kv.mod_revision(),
-            lease: kv.lease(),
-        }
-    }
-}
-
-/// Records of one page.
-const PAGE: i64 = 1024;
-/// Largest page, in bytes. A single record may be larger: etcd's limit for one is 1.5 MiB by
-/// default, and nobody believes in one beyond 64 KiB.
-const MAX_PAGE: usize = 8 << 20;
-
-struct Page {
-    revision: i64,
-    records: Vec<Record>,
-    /// The key from which the next page begins.
-    next: Option<Vec<u8>>,
-}
-
-/// A list in the making.
-struct Pages {
-    from: Vec<u8>,
-    /// Its revision is 0 until the first page has come: etcd's word for the newest.
-    listing: Listing,
-}
-
-impl Pages {
-    fn begin(records: &str) -> Self {
-        Self {
-            from: records.as_bytes().to_vec(),
-            listing: Listing {
-                records: Vec::new(),
-                revision: 0,
-            },
-        }
-    }
-
-    /// Takes a page in; the list, if that was the last one.
-    fn take(&mut self, page: Page) -> Option<Listing> {
-        let listing = &mut self.listing;
-        if listing.revision == 0 {
-            listing.revision = page.revision;
-        }
-        listing.records.extend(page.records);
-        match page.next {
-            Some(next) => {
-                self.from = next;
-                None
-            }
-            None => Some(Listing {
-                records: std::mem::take(&mut listing.records),
-                revision: listing.revision,
-            }),
-        }
-    }
 }
 
 impl EtcdStore {
@@ -181,107 +112,6 @@ impl Inner {
             created: kv.create_revision(),
             expires: kv.lease() != 0,
         }
-    }
-
-    /// All records, read in pages at one revision: neither many nor large ones end it.
-    async fn list(&self) -> Result<Listing, StoreError> {
-        let mut tries = 0;
-        let mut limit = PAGE;
-        let mut pages = Pages::begin(&self.records);
-        loop {
-            match self.page(&pages, limit).await {
-                Ok(page) => {
-                    if let Some(listing) = pages.take(page) {
-                        return Ok(listing);
-                    }
-                    limit = (limit * 2).min(PAGE);
-                }
-                Err(error) if error.is_too_large() && limit > 1 => limit /= 4,
-                // Somebody compacted between two pages: what was read is of no use.
-                Err(error) if error.is_compacted() && tries < 3 => {
-                    tries += 1;
-                    pages = Pages::begin(&self.records);
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
-    async fn page(&self, pages: &Pages, limit: i64) -> Result<Page, CallError> {
-        let mut end = self.records.clone().into_bytes();
-        if let Some(slash) = end.last_mut() {
-            *slash += 1;
-        }
-        let options = GetOptions::new()
-            .with_range(end)
-            .with_revision(pages.listing.revision)
-            .with_limit(limit);
-        let most = if limit == 1 { MAX_ANSWER } else { MAX_PAGE };
-        let options = &options;
-        self.connection
-            .call(
-                "listing the leases",
-                &self.records,
-                |client, _| async move {
-                    let mut kv = client.kv_client().max_decoding_message_size(most);
-                    let answer = kv.get(pages.from.as_slice(), Some(options.clone())).await?;
-                    let last = answer.kvs().last().filter(|_| answer.more());
-                    Ok(Page {
-                        revision: revision_of(answer.header())?,
-                        records: answer.kvs().iter().map(|kv| self.record(kv)).collect(),
-                        next: last.map(|kv| [kv.key(), &[0]].concat()),
-                    })
-                },
-            )
-            .await
-    }
-
-    fn own(&self) -> std::sync::MutexGuard<'_, Option<String>> {
-        // No panic can leave it half changed.
-        self.own.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether this is the key of our record.
-    fn is_own(&self, key: &[u8]) -> bool {
-        self.own().as_ref().is_some_and(|own| own.as_bytes() == key)
-    }
-
-    /// Our record, or the one that was left alone longest.
-    async fn anchor(&self) -> Result<Option<Anchor>, StoreError> {
-        let own = self.own().clone();
-        if let Some(own) = own
-            && let Some(found) = self.read_anchor(own.as_bytes()).await?
-        {
-            return Ok(Some(found));
-        }
-        let options = GetOptions::new()
-            .with_prefix()
-            .with_sort(SortTarget::Mod, SortOrder::Ascend)
-            .with_limit(1)
-            .with_keys_only();
-        self.first_anchor(self.records.as_bytes(), options).await
-    }
-
-    async fn read_anchor(&self, key: &[u8]) -> Result<Option<Anchor>, StoreError> {
-        let options = GetOptions::new().with_keys_only();
-        self.first_anchor(key, options).await
-    }
-
-    async fn first_anchor(
-        &self,
-        key: &[u8],
-        options: GetOptions,
-    ) -> Result<Option<Anchor>, StoreError> {
-        let (key, options) = (&key, &options);
-        let operation = "looking whether etcd is the one that was watched";
-        let found = self
-            .connection
-            .call(operation, &self.records, |client, _| async move {
-                let answer = client.kv_client().get(*key, Some(options.clone())).await?;
-                Ok(answer.kvs().first().map(Anchor::of))
-            })
-            .await?;
-        Ok(found)
     }
 
     /// The session's lease, granted when there is none. The lock is held while granting,

@@ -5,6 +5,7 @@ pub mod etcd;
 pub mod etcd_auto;
 pub mod etcd_v2;
 pub mod etcd_v3;
+mod login;
 
 use std::time::Duration;
 

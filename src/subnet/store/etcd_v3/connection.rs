@@ -14,7 +14,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
 
 use super::super::StoreError;
-use super::super::etcd::{CONNECT_TIMEOUT, EtcdOptions, EtcdOptionsError, RefusedLogin};
+use super::super::etcd::{CONNECT_TIMEOUT, EtcdOptions, EtcdOptionsError};
+use super::super::login::RefusedLogin;
 
 /// Longest time for one try at one member: etcd itself gives up a request after some 5 s.
 const ATTEMPT: Duration = Duration::from_secs(7);

@@ -10,8 +10,9 @@ use tracing::{debug, info, warn};
 
 use super::super::WatchEvent;
 use super::super::etcd::MAX_ANSWER;
+use super::Inner;
+use super::anchor::Anchor;
 use super::connection::{Lent, explain, is_stale_login, is_too_large};
-use super::{Anchor, Inner};
 
 /// First and longest wait between tries, as flannel's.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
