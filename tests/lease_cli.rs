@@ -129,6 +129,50 @@ async fn etcd_is_managed() {
     last_words(&store);
 }
 
+#[tokio::test]
+async fn etcd_by_api_v2_is_managed() {
+    let Some(etcd) = Etcd::start(None).await else {
+        return;
+    };
+    let store = [
+        format!("--etcd-endpoints={}", etcd.url()),
+        "--etcd-api=v2".into(),
+    ];
+    a_first_day(&store);
+    let key = |name: &str| format!("{PREFIX}/subnets/{name}");
+    let Some(shown) = etcd.ctl_api("2", &["-o", "extended", "get", &key("10.5.7.0-24")]) else {
+        return;
+    };
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains("TTL: 0\n"), "does not expire: {shown}");
+    let value = r#"{"PublicIP":"192.0.2.9","BackendType":"vxlan","BackendData":{"VtepMAC":"0e:00:00:00:00:09"}}"#;
+    for name in ["10.5.9.0-24", "10.5.10.0-24"] {
+        etcd.ctl_api("2", &["set", "--ttl", "600", &key(name), value]);
+    }
+    assert_eq!(
+        good(&store, &["lease", "list"]),
+        "SUBNET              PUBLIC IP        VTEP MAC           KIND      STATE\n\
+         10.5.7.0/24         192.0.2.7        -                  reserved  ok\n\
+         10.5.9.0/24         192.0.2.9        0e:00:00:00:00:09  lease     ok\n\
+         10.5.10.0/24        192.0.2.9        0e:00:00:00:00:09  lease     duplicate_address\n"
+    );
+    // The lease of a host is made its reservation, as it is.
+    let reserve = ["lease", "reserve", "10.5.9.0/24", "192.0.2.9"];
+    assert_eq!(
+        good(&store, &reserve),
+        "reserved 10.5.9.0/24 for 192.0.2.9\n"
+    );
+    let kept = etcd.ctl_api("2", &["-o", "extended", "get", &key("10.5.9.0-24")]);
+    let kept = String::from_utf8(kept.unwrap().stdout).unwrap();
+    assert!(kept.contains("TTL: 0\n") && kept.contains(value), "{kept}");
+    let shown = good(&store, &["lease", "show", "10.5.10.0/24"]);
+    assert!(shown.contains("older lease (10.5.9.0-24)"), "{shown}");
+    last_words(&store);
+    // The other API has nothing of it, and says where it lies.
+    let three = [store[0].clone(), "--etcd-api=v3".into()];
+    bad(&three, &["lease", "list"], 78);
+}
+
 #[test]
 fn a_store_that_is_not_there_is_named() {
     let port = support::etcd::free_port();

@@ -154,7 +154,7 @@ async fn a_directory_that_vanishes_is_not_empty() {
     assert!(store.list().await.unwrap_err().transient);
     quiet(&mut events, Duration::from_millis(500)).await;
 
-    // And made anew, with another record.
+    // And made anew, with another record: a list to look at twice, and no deletion.
     std::fs::create_dir_all(path.join("subnets")).unwrap();
     std::fs::write(path.join("subnets/10.5.2.0-24"), "2").unwrap();
     let wait = Duration::from_secs(15);
@@ -162,18 +162,94 @@ async fn a_directory_that_vanishes_is_not_empty() {
         .await
         .unwrap()
         .unwrap();
-    assert!(
-        matches!(&first, WatchEvent::Delete { name, .. } if name == NAME),
-        "{first:?}"
-    );
-    match next(&mut events).await {
-        WatchEvent::Put(record) => assert_eq!(record.name, "10.5.2.0-24"),
+    match first {
+        WatchEvent::Resync(listing) => assert_eq!(listing.records[0].name, "10.5.2.0-24"),
         event => panic!("{event:?}"),
     }
     // The watch is on the new directory now.
     std::fs::write(path.join("subnets/10.5.3.0-24"), "3").unwrap();
     match next(&mut events).await {
         WatchEvent::Put(record) => assert_eq!(record.name, "10.5.3.0-24"),
+        event => panic!("{event:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_bare_mount_point_is_not_the_store() {
+    // Two file systems; the link is what is mounted.
+    let (mounted, bare) = (
+        tempfile::tempdir_in("/dev/shm"),
+        tempfile::tempdir_in("/var/tmp"),
+    );
+    let (Ok(mounted), Ok(bare)) = (mounted, bare) else {
+        println!("SKIPPED: no second file system");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let mount = |target: &Path| {
+        let new = dir.path().join("new");
+        std::os::unix::fs::symlink(target, &new).unwrap();
+        std::fs::rename(&new, &path).unwrap();
+    };
+    mount(mounted.path());
+    let store = DirStore::new(&path);
+    let one = || Bytes::from_static(b"1");
+    written(store.create(NAME, one(), TTL).await.unwrap());
+    written(store.create("10.5.2.0-24", one(), TTL).await.unwrap());
+    let mut events = store.watch(store.list().await.unwrap().revision);
+    quiet(&mut events, Duration::from_millis(300)).await;
+
+    // Also where it has an empty `subnets` of its own.
+    for made in [false, true] {
+        if made {
+            std::fs::create_dir(bare.path().join("subnets")).unwrap();
+        }
+        mount(bare.path());
+        assert!(store.list().await.is_err());
+        assert!(store.get(NAME).await.is_err(), "absent is not what it is");
+        assert!(store.keep_alive().await.is_err());
+        assert!(store.create(NAME, one(), TTL).await.is_err());
+        assert_eq!(
+            names(bare.path()),
+            [&["subnets"][..], &[]][usize::from(!made)]
+        );
+        mount(mounted.path());
+        assert_eq!(store.list().await.unwrap().records.len(), 2);
+        assert!(store.keep_alive().await.unwrap());
+    }
+    quiet(&mut events, Duration::from_secs(11)).await;
+}
+
+#[tokio::test]
+async fn several_records_that_vanish_at_once_are_a_list() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = DirStore::new(dir.path());
+    for third in 1..=4 {
+        let name = format!("10.5.{third}.0-24");
+        written(
+            store
+                .create(&name, Bytes::from_static(b"1"), TTL)
+                .await
+                .unwrap(),
+        );
+    }
+    let mut events = store.watch(store.list().await.unwrap().revision);
+    quiet(&mut events, Duration::from_millis(300)).await;
+    let remove = |third: u8| {
+        let name = format!("subnets/10.5.{third}.0-24");
+        std::fs::remove_file(dir.path().join(name)).unwrap();
+    };
+    remove(1);
+    match next(&mut events).await {
+        WatchEvent::Delete { name, .. } => assert_eq!(name, NAME),
+        event => panic!("{event:?}"),
+    }
+    // Within the time in which a burst of changes may end.
+    remove(2);
+    remove(3);
+    match next(&mut events).await {
+        WatchEvent::Resync(listing) => assert_eq!(listing.records.len(), 1),
         event => panic!("{event:?}"),
     }
 }

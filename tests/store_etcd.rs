@@ -1,5 +1,8 @@
 //! The etcd store against a real etcd.
 
+#[path = "store_etcd/watch.rs"]
+mod watch;
+
 mod support;
 
 use std::time::Duration;
@@ -7,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use support::contract::{self, TTL, next, quiet, written};
 use support::etcd::{Etcd, PREFIX, certificates, free_port, until_up};
-use support::proxy::Proxy;
+use support::fleet::put_all;
 use uvxlan::subnet::store::etcd::EtcdOptions;
 use uvxlan::subnet::store::etcd_v3::EtcdStore;
 use uvxlan::subnet::store::{Store, WatchEvent, WriteOutcome};
@@ -230,210 +233,89 @@ async fn dead_members_among_the_endpoints_do_not_matter() {
 }
 
 #[tokio::test]
-async fn a_watch_survives_kill_and_restart() {
-    let Some(mut etcd) = Etcd::start(None).await else {
-        return;
-    };
-    let (store, other) = (etcd.store(), etcd.store());
-    let mut events = store.watch(store.list().await.unwrap().revision);
-    written(other.create(NAME, value(), TTL).await.unwrap());
-    assert!(matches!(next(&mut events).await, WatchEvent::Put(_)));
-
-    etcd.kill();
-    quiet(&mut events, Duration::from_millis(700)).await;
-    assert!(etcd.run().await);
-    until_up(&other).await;
-    written(other.create("10.5.2.0-24", value(), TTL).await.unwrap());
-    match next(&mut events).await {
-        WatchEvent::Put(record) => assert_eq!(record.name, "10.5.2.0-24"),
-        event => panic!("{event:?}"),
-    }
-    quiet(&mut events, Duration::from_millis(500)).await;
-}
-
-#[tokio::test]
-async fn events_missed_while_down_are_delivered() {
+async fn values_of_any_size_and_number_are_listed() {
     let Some(etcd) = Etcd::start(None).await else {
         return;
     };
     let store = etcd.store();
     let start = store.list().await.unwrap().revision;
-    for round in 0..50 {
-        written(
-            store
-                .create(&format!("10.5.{round}.0-24"), value(), TTL)
-                .await
-                .unwrap(),
-        );
+    let mut client = etcd.client().await;
+    let good = |n: u32| {
+        (
+            format!("{PREFIX}/subnets/10.{}.{}.0-24", n >> 8, n & 0xff),
+            VALUE.into(),
+        )
+    };
+    put_all(&mut client, (0..2500).map(good)).await;
+    // More than what one answer may hold.
+    let large = vec![b'x'; 1 << 20];
+    for n in 0..72 {
+        let key = format!("{PREFIX}/subnets/10.5.{n}.0-24-large");
+        client.put(key, large.clone(), None).await.unwrap();
     }
+    let listing = store.list().await.unwrap();
+    assert_eq!(listing.records.len(), 2572);
+    let mut names: Vec<_> = listing.records.iter().map(|record| &record.name).collect();
+    names.dedup();
+    assert_eq!(names.len(), 2572, "each once");
+    let longest = listing
+        .records
+        .iter()
+        .map(|record| record.value.len())
+        .max();
+    assert_eq!(
+        longest,
+        Some((64 << 10) + 1),
+        "enough to see that it is too large"
+    );
+    // A watch that was away meanwhile.
     let mut events = store.watch(start);
-    for round in 0..50 {
+    let mut seen = std::collections::BTreeSet::new();
+    while seen.len() < 2572 {
         match next(&mut events).await {
-            WatchEvent::Put(record) => assert_eq!(record.name, format!("10.5.{round}.0-24")),
+            WatchEvent::Put(record) => drop(seen.insert(record.name)),
+            WatchEvent::Resync(listing) => {
+                seen.extend(listing.records.into_iter().map(|record| record.name));
+            }
             event => panic!("{event:?}"),
         }
     }
+    written(store.create("10.200.1.0-24", value(), TTL).await.unwrap());
+    match next(&mut events).await {
+        WatchEvent::Put(record) => assert_eq!(record.name, "10.200.1.0-24"),
+        event => panic!("{event:?}"),
+    }
 }
 
 #[tokio::test]
-async fn a_compaction_gives_exactly_one_resync() {
+async fn a_list_is_of_one_revision_over_all_its_pages() {
     let Some(etcd) = Etcd::start(None).await else {
         return;
     };
     let store = etcd.store();
-    let start = store.list().await.unwrap().revision;
-    let gone = written(store.create("10.5.9.0-24", value(), TTL).await.unwrap());
-    written(store.create(NAME, value(), TTL).await.unwrap());
-    written(store.delete("10.5.9.0-24", gone).await.unwrap());
-    let now = store.list().await.unwrap().revision;
-    etcd.client().await.compact(now, None).await.unwrap();
-
-    let mut events = store.watch(start);
-    match next(&mut events).await {
-        WatchEvent::Resync(listing) => {
-            let names: Vec<_> = listing.records.iter().map(|r| r.name.as_str()).collect();
-            assert_eq!(
-                names,
-                [NAME],
-                "the record deleted in the compacted past is absent"
-            );
-            assert!(listing.revision >= now);
+    let mut client = etcd.client().await;
+    // One record moves from the end to the beginning and back, in one transaction each time:
+    // no list has it twice or not at all.
+    let fill = |n: u32| (format!("{PREFIX}/subnets/10.5.{n}"), VALUE.into());
+    put_all(&mut client, (0..3000).map(fill)).await;
+    let places = ["10.1.0.0-24", "10.9.0.0-24"].map(|name| format!("{PREFIX}/subnets/{name}"));
+    client.put(places[0].as_str(), VALUE, None).await.unwrap();
+    let moving = tokio::spawn(async move {
+        use etcd_client::{Txn, TxnOp};
+        for round in 0.. {
+            let (from, to) = (&places[round % 2], &places[(round + 1) % 2]);
+            let swap = [
+                TxnOp::delete(from.as_str(), None),
+                TxnOp::put(to.as_str(), VALUE, None),
+            ];
+            client.txn(Txn::new().and_then(swap)).await.unwrap();
         }
-        event => panic!("{event:?}"),
+    });
+    for _ in 0..30 {
+        let listing = store.list().await.unwrap();
+        assert_eq!(listing.records.len(), 3001);
     }
-    quiet(&mut events, Duration::from_secs(1)).await;
-    written(store.create("10.5.2.0-24", value(), TTL).await.unwrap());
-    match next(&mut events).await {
-        WatchEvent::Put(record) => assert_eq!(record.name, "10.5.2.0-24"),
-        event => panic!("{event:?}"),
-    }
-}
-
-#[tokio::test]
-async fn a_wiped_store_gives_a_resync() {
-    let Some(mut etcd) = Etcd::start(None).await else {
-        return;
-    };
-    let store = etcd.store();
-    for round in 0..20 {
-        written(
-            store
-                .create(&format!("10.5.{round}.0-24"), value(), TTL)
-                .await
-                .unwrap(),
-        );
-    }
-    let mut events = store.watch(store.list().await.unwrap().revision);
-    quiet(&mut events, Duration::from_millis(300)).await;
-    etcd.kill();
-    etcd.wipe();
-    assert!(etcd.run().await);
-    match next(&mut events).await {
-        WatchEvent::Resync(listing) => assert_eq!(listing.records, []),
-        event => panic!("{event:?}"),
-    }
-    written(store.create(NAME, value(), TTL).await.unwrap());
-    assert!(matches!(next(&mut events).await, WatchEvent::Put(_)));
-}
-
-#[tokio::test]
-async fn a_store_begun_anew_is_noticed_beyond_our_cursor_too() {
-    let Some(mut etcd) = Etcd::start(None).await else {
-        return;
-    };
-    let proxy = Proxy::start(etcd.port()).await;
-    let options = EtcdOptions {
-        endpoints: vec![proxy.url()],
-        ..etcd.options()
-    };
-    let store = EtcdStore::new(options).unwrap();
-    // Two hosts, and a cursor that stays small however long they live.
-    written(store.create(NAME, value(), TTL).await.unwrap());
-    written(
-        etcd.store()
-            .create("10.5.2.0-24", value(), TTL)
-            .await
-            .unwrap(),
-    );
-    let cursor = store.list().await.unwrap().revision;
-    let mut events = store.watch(cursor);
-    quiet(&mut events, Duration::from_secs(1)).await;
-    proxy.shut();
-    etcd.kill();
-    etcd.wipe();
-    assert!(etcd.run().await);
-    // The other host is back, and more, before our watch is.
-    let direct = etcd.store();
-    until_up(&direct).await;
-    for round in 2..=cursor + 3 {
-        let name = format!("10.5.{round}.0-24");
-        written(direct.create(&name, value(), TTL).await.unwrap());
-    }
-    assert!(direct.list().await.unwrap().revision > cursor);
-    proxy.open();
-    match next(&mut events).await {
-        WatchEvent::Resync(listing) => {
-            assert!(!listing.records.iter().any(|record| record.name == NAME));
-            assert_eq!(listing.records.len(), usize::try_from(cursor + 2).unwrap());
-        }
-        event => panic!("{event:?}"),
-    }
-    quiet(&mut events, Duration::from_millis(500)).await;
-
-    // The same history goes on over a break: no list is read.
-    proxy.shut();
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    proxy.open();
-    written(direct.create("10.6.1.0-24", value(), TTL).await.unwrap());
-    match next(&mut events).await {
-        WatchEvent::Put(record) => assert_eq!(record.name, "10.6.1.0-24"),
-        event => panic!("{event:?}"),
-    }
-}
-
-#[tokio::test]
-async fn a_member_that_ends_every_stream_is_not_run_down() {
-    let Some(etcd) = Etcd::start(None).await else {
-        return;
-    };
-    let proxy = Proxy::start(etcd.port()).await;
-    let options = EtcdOptions {
-        endpoints: vec![proxy.url()],
-        ..etcd.options()
-    };
-    let store = EtcdStore::new(options).unwrap();
-    let _events = store.watch(store.list().await.unwrap().revision);
-    // Each watch is opened and confirmed, and ends soon after.
-    for _ in 0..20 {
-        tokio::time::sleep(Duration::from_millis(400)).await;
-        proxy.cut();
-    }
-    let tries = proxy.tries();
-    assert!((3..12).contains(&tries), "{tries} connections in 8 s");
-}
-
-#[tokio::test]
-async fn the_watch_task_ends_with_its_receiver() {
-    let Some(etcd) = Etcd::start(None).await else {
-        return;
-    };
-    let store = etcd.store();
-    let metrics = tokio::runtime::Handle::current().metrics();
-    let revision = store.list().await.unwrap().revision;
-    let before = metrics.num_alive_tasks();
-    let events = store.watch(revision);
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    assert!(metrics.num_alive_tasks() > before);
-    drop(events);
-    let mut left = 0;
-    for _ in 0..100 {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        left = metrics.num_alive_tasks();
-        if left <= before {
-            return;
-        }
-    }
-    panic!("{left} tasks are left, {before} were there");
+    moving.abort();
 }
 
 #[tokio::test]
@@ -483,23 +365,4 @@ async fn a_member_of_another_ca_is_refused_by_name() {
         text.contains("certificate") && text.contains(&etcd.url()),
         "{text}"
     );
-}
-
-#[tokio::test]
-async fn a_silent_connection_is_noticed() {
-    let Some(etcd) = Etcd::start(None).await else {
-        return;
-    };
-    let proxy = Proxy::start(etcd.port()).await;
-    let options = EtcdOptions {
-        endpoints: vec![proxy.url(), etcd.url()],
-        ..etcd.options()
-    };
-    let store = EtcdStore::new(options).unwrap();
-    let mut events = store.watch(store.list().await.unwrap().revision);
-    quiet(&mut events, Duration::from_millis(500)).await;
-    proxy.freeze();
-    written(etcd.store().create(NAME, value(), TTL).await.unwrap());
-    let event = tokio::time::timeout(Duration::from_secs(30), events.recv()).await;
-    assert!(matches!(event, Ok(Some(WatchEvent::Put(_)))), "{event:?}");
 }

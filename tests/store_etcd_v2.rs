@@ -426,6 +426,63 @@ async fn the_store_that_holds_the_config_is_used() {
     assert!(nowhere.describe().starts_with("etcd v2"));
 }
 
+/// A daemon that waits for its config; killed when dropped.
+struct Waiting {
+    child: std::process::Child,
+    log: std::path::PathBuf,
+}
+
+impl Waiting {
+    fn start(etcd: &Etcd, arguments: &[&str]) -> Self {
+        let file = |name: &str| etcd.dir().join(name);
+        let log = file("daemon.log");
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_uvxlan"));
+        command
+            .args(["run", &format!("--etcd-endpoints={}", etcd.url())])
+            .args(arguments)
+            .arg(format!("--state-dir={}", file("state").display()))
+            .arg(format!("--subnet-file={}", file("subnet.env").display()))
+            .arg(format!("--control-socket={}", file("control").display()))
+            .stderr(std::fs::File::create(&log).unwrap());
+        let mut command = uvxlan::sys::process::dies_with_parent(command);
+        let child = command.spawn().unwrap();
+        Self { child, log }
+    }
+
+    async fn says(&self, words: &str) {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(40);
+        loop {
+            let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+            if log.contains(words) {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{words:?} in {log}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn a_daemon_that_waits_says_it_when_the_config_appears_in_the_other_api() {
+    let Some(etcd) = Etcd::start(None).await else {
+        return;
+    };
+    let daemon = Waiting::start(&etcd, &["--etcd-api=v3"]);
+    daemon.says("under the prefix used here").await;
+    etcd.v2_store()
+        .put_config(Bytes::from_static(CONFIG.as_bytes()))
+        .await
+        .unwrap();
+    daemon.says("it lies in etcd's v2 store").await;
+}
+
 #[tokio::test]
 async fn an_etcd_without_v2_says_so() {
     let Some(etcd) = Etcd::start_with(None, &["--enable-v2=false"]).await else {

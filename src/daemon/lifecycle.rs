@@ -357,7 +357,7 @@ async fn network_config(
                 return Ok((config, String::from_utf8_lossy(&text).into_owned()));
             }
             Ok(None) => {
-                let elsewhere = match patience.is_fresh() {
+                let elsewhere = match patience.tells() {
                     true => store.why_no_config().await,
                     false => None,
                 };
@@ -389,7 +389,9 @@ async fn store_error(
     patience: &mut Patience,
     error: StoreError,
 ) -> Result<(), Failure> {
-    if !error.transient {
+    // An end would be answered by a new start, and a login each time.
+    let refused_login = error.is_refused_login() && !options.fail_fast;
+    if !error.transient && !refused_login {
         return Err(Failure::Store(error));
     }
     if options.fail_fast {
@@ -397,8 +399,12 @@ async fn store_error(
     }
     patience
         .wait(|| {
+            let what = match refused_login {
+                true => "the datastore refuses our login; trying again, at most twice a minute",
+                false => "the datastore does not answer; trying again",
+            };
             notify::status("waiting for the datastore");
-            tracing::error!(event = "store_unreachable", %error, "the datastore does not answer; trying again");
+            tracing::error!(event = "store_unreachable", %error, "{what}");
         })
         .await;
     Ok(())

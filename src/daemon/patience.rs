@@ -15,10 +15,10 @@ const STEP: Duration = Duration::from_secs(30);
 pub struct Patience(usize);
 
 impl Patience {
-    /// Whether nothing has failed yet.
+    /// Whether the next failure is worth a line.
     #[must_use]
-    pub const fn is_fresh(&self) -> bool {
-        self.0 == 0
+    pub const fn tells(&self) -> bool {
+        self.0 < RETRY_SECONDS.len() || self.0.is_multiple_of(6)
     }
 
     /// Waits until the next try of a start, which is told to take longer.
@@ -34,7 +34,7 @@ impl Patience {
 
     /// One try more has failed: whether to say so, and how long to wait.
     pub fn step(&mut self) -> (bool, Duration) {
-        let is_told = self.0 < RETRY_SECONDS.len() || self.0.is_multiple_of(6);
+        let is_told = self.tells();
         let seconds = RETRY_SECONDS[self.0.min(RETRY_SECONDS.len() - 1)];
         self.0 += 1;
         (is_told, Duration::from_secs(seconds))

@@ -3,9 +3,13 @@
 //! flannel checks next to nothing here; one writable prefix in etcd would be a route on
 //! every node. A record that fails costs itself alone.
 
+use std::collections::HashSet;
+use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
+use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::key::SubnetKey;
 use super::lease::{BACKEND_TYPE, LeaseAttrs, VxlanData};
@@ -121,6 +125,9 @@ pub fn check(name: &str, value: &[u8], context: &Context) -> Result<PeerRecord, 
         return Err(Rejection::TooDeep);
     }
     let attrs = LeaseAttrs::decode(value).map_err(|_| Rejection::Value)?;
+    if serde_json::from_slice::<Unambiguous>(value).is_err() {
+        return Err(Rejection::Value);
+    }
     if attrs.backend_type != BACKEND_TYPE {
         return Err(Rejection::OtherBackend);
     }
@@ -171,6 +178,67 @@ fn is_deeper_than(json: &[u8], most: usize) -> bool {
         }
     }
     false
+}
+
+/// JSON in which no object has a member twice. flannel's reader (Go) takes the last of them,
+/// and does not tell upper from lower case, so `PublicIP` and `publicip` would be one to
+/// flannel's nodes and two to us.
+struct Unambiguous;
+
+impl<'de> Deserialize<'de> for Unambiguous {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(Self)
+    }
+}
+
+impl<'de> Visitor<'de> for Unambiguous {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON without a member twice")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self, A::Error> {
+        let mut seen = HashSet::new();
+        while let Some(key) = map.next_key::<String>()? {
+            // Go folds a few letters beyond ASCII too: the Kelvin sign, the long s.
+            let folded = key.to_uppercase().to_lowercase();
+            if !seen.insert(folded) {
+                return Err(A::Error::custom("a member twice"));
+            }
+            map.next_value::<Self>()?;
+        }
+        Ok(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self, A::Error> {
+        while seq.next_element::<Self>()?.is_some() {}
+        Ok(self)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_unit<E>(self) -> Result<Self, E> {
+        Ok(self)
+    }
 }
 
 /// Whether an address can be a host's on a network: not 0/8, loopback, link-local,
@@ -300,6 +368,42 @@ mod tests {
                 "{name} {value:.120}"
             );
         }
+    }
+
+    #[test]
+    fn a_member_twice_is_refused_as_go_would_see_it() {
+        let with = |more: &str| GOOD.replace("{\"VNI\"", &format!("{more}\"VNI\""));
+        for (more, believed) in [
+            (
+                "{\"x\":1,\"y\":[{\"a\":null,\"b\":[1.5,true,\"s\"]}],",
+                true,
+            ),
+            ("{\"vni\":1,", false),
+            ("{\"x\":1,\"X\":2,", false),
+            ("{\"y\":[{\"a\":1,\"a\":1}],", false),
+            ("{\"k\":1,\"\u{212a}\":1,", false),
+            ("{\"\u{17f}\":1,\"S\":1,", false),
+            ("{\"VtepMAC\":\"0e:00:00:00:00:01\",", false),
+            ("{\"vtepmac\":\"0e:00:00:00:00:01\",", false),
+        ] {
+            let found = check("172.20.97.0-24", with(more).as_bytes(), &context());
+            assert_eq!(found.is_ok(), believed, "{more}");
+        }
+        for twin in [
+            "publicip",
+            "PUBLICIP",
+            "PublicIP",
+            "publicipv6",
+            "backendtype",
+            "backenddata",
+        ] {
+            let text = GOOD.replacen('{', &format!("{{\"{twin}\":\"10.9.9.9\","), 1);
+            let found = check("172.20.97.0-24", text.as_bytes(), &context());
+            assert_eq!(found, Err(Rejection::Value), "{twin}");
+        }
+        // Nodes of others are no business of ours.
+        let foreign = GOOD.replacen('{', "{\"Node\":\"a-name\",\"unknown\":1,", 1);
+        assert!(check("172.20.97.0-24", foreign.as_bytes(), &context()).is_ok());
     }
 
     #[test]

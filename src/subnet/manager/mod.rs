@@ -279,7 +279,7 @@ impl Manager {
         }
     }
 
-    /// Takes in a complete list that came instead of events. One that lacks most of the
+    /// Takes in a complete list that came instead of events. One that lacks half of the
     /// peers is believed for what it has, but not yet for what it lacks: a store that was
     /// wiped fills again when the other hosts notice, and forwarding must not stop until
     /// then. Those that are back are records made anew. Our own lease says nothing, its keeper
@@ -291,7 +291,7 @@ impl Manager {
             made_anew,
             known,
         } = peers.absent_in(&listing);
-        let suspect = missing > 0 && (missing + made_anew) * 2 > known;
+        let suspect = missing > 0 && (missing + made_anew) * 2 >= known;
         if !suspect || self.hold.is_zero() {
             self.look_again = None;
             return peers.resync(listing);
@@ -302,7 +302,7 @@ impl Manager {
             missing,
             known,
             seconds = due.saturating_duration_since(Instant::now()).as_secs(),
-            "most leases are missing from the store's list, or were made anew: all peers are kept, and the \
+            "half of the leases or more are missing from the store's list or were made anew: all peers are kept, and the \
              store is read again before they go (--mass-delete-hold)"
         );
         peers.add_all(listing)

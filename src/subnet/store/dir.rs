@@ -21,10 +21,10 @@ mod watch;
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -36,6 +36,13 @@ use super::{Listing, Record, Store, StoreError, WatchEvent, WriteOutcome};
 
 /// Longest wait for another writer's lock.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Which directory it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    device: u64,
+    inode: u64,
+}
 
 /// A lease store in a directory. Cloning is cheap; clones share what they wrote.
 #[derive(Clone, Debug)]
@@ -49,6 +56,8 @@ struct Inner {
     /// Whether `subnets/` was ever there: then its absence is no empty list, but an
     /// unmounted file system or a copy in progress.
     seen: AtomicBool,
+    /// The file system that `subnets/` was on.
+    device: AtomicU64,
     /// Records that we wrote, by name: alive as long as they exist.
     own: Mutex<Vec<String>>,
 }
@@ -60,6 +69,7 @@ impl DirStore {
         let inner = Inner {
             path: path.into(),
             seen: AtomicBool::new(false),
+            device: AtomicU64::new(0),
             own: Mutex::default(),
         };
         Self {
@@ -107,25 +117,47 @@ impl Inner {
         }
     }
 
-    /// All records; an absent `subnets/` is empty only if it never was there.
-    fn list(&self) -> io::Result<Listing> {
-        match scan::scan(&self.subnets()) {
-            Ok(listing) => {
-                self.seen.store(true, Ordering::Relaxed);
-                Ok(listing)
-            }
-            Err(error)
-                if error.kind() == io::ErrorKind::NotFound
-                    && !self.seen.load(Ordering::Relaxed) =>
-            {
-                Ok(scan::listing(Vec::new()))
-            }
-            Err(error) => Err(error),
+    /// All records, and what directory they are from; an absent `subnets/` is empty only if it
+    /// never was there.
+    fn list(&self) -> io::Result<(Listing, Option<Place>)> {
+        let Some(place) = self.place()? else {
+            return Ok((scan::listing(Vec::new()), None));
+        };
+        let listing = scan::scan(&self.subnets())?;
+        self.device.store(place.device, Ordering::Relaxed);
+        self.seen.store(true, Ordering::Relaxed);
+        Ok((listing, Some(place)))
+    }
+
+    /// Where `subnets/` lies; `None` before it is made. An error where it cannot be the one
+    /// that was seen: after an unmount, what was below the mount is bare, and neither is its
+    /// emptiness the store's, nor may our lease be written there.
+    fn place(&self) -> io::Result<Option<Place>> {
+        let subnets = self.subnets();
+        let seen = self.seen.load(Ordering::Relaxed);
+        let metadata = match fs::metadata(&subnets) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !seen => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let place = Place {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        };
+        if seen
+            && place.device != self.device.load(Ordering::Relaxed)
+            && fs::read_dir(&subnets)?.next().is_none()
+        {
+            return Err(io::Error::other(
+                "it is empty, and on another file system than before: is it unmounted?",
+            ));
         }
+        Ok(Some(place))
     }
 
     /// Takes the writers' lock, after making the directories. Dropping the file frees it.
     fn lock(&self) -> io::Result<File> {
+        self.place()?;
         fs::create_dir_all(self.subnets())?;
         let lock = OpenOptions::new()
             .create(true)
@@ -235,14 +267,17 @@ impl Store for DirStore {
     }
 
     async fn list(&self) -> Result<Listing, StoreError> {
-        self.blocking("listing the leases", "subnets", |inner, _| inner.list())
-            .await
+        self.blocking("listing the leases", "subnets", |inner, _| {
+            inner.list().map(|(listing, _)| listing)
+        })
+        .await
     }
 
     async fn get(&self, name: &str) -> Result<Option<Record>, StoreError> {
         let operation = "reading a lease";
         self.check_name(operation, name)?;
         self.blocking(operation, name, |inner, name| {
+            inner.place()?;
             scan::read(&inner.subnets(), name)
         })
         .await
@@ -306,6 +341,7 @@ impl Store for DirStore {
     async fn keep_alive(&self) -> Result<bool, StoreError> {
         let own = self.inner.own.lock().await.clone();
         self.blocking("looking for our lease", "subnets", move |inner, _| {
+            inner.place()?;
             let subnets = inner.subnets();
             for name in &own {
                 if subnets.join(name).try_exists()? {

@@ -4,8 +4,6 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 /// How to reach etcd. `Debug` does not show the password.
 #[derive(Clone)]
 pub struct EtcdOptions {
@@ -158,37 +156,6 @@ pub fn trusting_nobody() -> rustls::ClientConfig {
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Largest answer that is read, in bytes: 65,536 records of 1 KiB.
 pub(super) const MAX_ANSWER: usize = 64 << 20;
-
-/// A wrong password does not get right by trying, and each try costs etcd a bcrypt: whoever
-/// asks within this time after a refusal gets the same words without etcd being asked.
-const REFUSED_FOR: Duration = Duration::from_secs(30);
-
-/// A login that etcd refused.
-#[derive(Debug, Clone)]
-pub(super) struct RefusedLogin {
-    at: Instant,
-    words: String,
-}
-
-impl RefusedLogin {
-    /// Just now, in etcd's words.
-    pub(super) fn now(words: String) -> Self {
-        let at = Instant::now();
-        Self { at, words }
-    }
-
-    /// What to say instead of trying; `None` when it may be tried.
-    pub(super) fn still(&self) -> Option<String> {
-        let left = REFUSED_FOR.checked_sub(self.at.elapsed())?;
-        (!left.is_zero()).then(|| {
-            format!(
-                "{} (tried again in {} s at the earliest)",
-                self.words,
-                left.as_secs() + 1
-            )
-        })
-    }
-}
 
 /// Where distributions keep the authorities, in the order of Go's `crypto/x509`.
 const SYSTEM_AUTHORITIES: [&str; 6] = [
@@ -442,16 +409,6 @@ mod tests {
             endpoints: vec![endpoint.into()],
             ..EtcdOptions::default()
         }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_refused_login_is_not_tried_for_half_a_minute() {
-        let refused = RefusedLogin::now("no".into());
-        assert!(refused.still().unwrap().starts_with("no (tried again in 3"));
-        tokio::time::advance(Duration::from_secs(29)).await;
-        assert!(refused.still().is_some());
-        tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!(refused.still(), None);
     }
 
     #[test]

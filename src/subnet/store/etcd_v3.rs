@@ -11,23 +11,25 @@
 //! a valid user, but no permission. Revoking one needs write permission on all its keys;
 //! nothing here revokes.
 
+mod anchor;
 mod connection;
+mod pages;
 mod watch;
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{
-    Compare, CompareOp, Error as EtcdError, GetOptions, KeyValue, PutOptions, SortOrder,
-    SortTarget, Txn, TxnOp, TxnOpResponse, TxnResponse,
+    Compare, CompareOp, Error as EtcdError, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse,
+    TxnResponse,
 };
 use tokio::sync::{Mutex, mpsc};
 
 use self::connection::{CallError, Connection};
-use super::etcd::{self, EtcdOptions, EtcdOptionsError, MAX_ANSWER};
-use super::{Listing, Record, Store, StoreError, WatchEvent, WriteOutcome};
+use super::etcd::{self, EtcdOptions, EtcdOptionsError};
+use super::{Listing, Record, Store, StoreError, WatchEvent, WriteOutcome, cut};
 
 /// A lease store in etcd v3. Cloning is cheap; clones share connection and session.
 #[derive(Clone)]
@@ -47,26 +49,6 @@ struct Inner {
     session: Mutex<Option<i64>>,
     /// The key that was written last.
     own: std::sync::Mutex<Option<String>>,
-}
-
-/// A key at one moment of one store's history: the etcd lease's number is random.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Anchor {
-    key: Vec<u8>,
-    created: i64,
-    revision: i64,
-    lease: i64,
-}
-
-impl Anchor {
-    fn of(kv: &KeyValue) -> Self {
-        Self {
-            key: kv.key().to_vec(),
-            created: kv.create_revision(),
-            revision: kv.mod_revision(),
-            lease: kv.lease(),
-        }
-    }
 }
 
 impl EtcdStore {
@@ -125,75 +107,11 @@ impl Inner {
         Record {
             // A name that is no UTF-8 can't be a subnet's: it only has to be shown.
             name: String::from_utf8_lossy(name).into_owned(),
-            value: Bytes::copy_from_slice(kv.value()),
+            value: Bytes::copy_from_slice(cut(kv.value())),
             revision: kv.mod_revision(),
             created: kv.create_revision(),
             expires: kv.lease() != 0,
         }
-    }
-
-    async fn list(&self) -> Result<Listing, StoreError> {
-        let key = &self.records;
-        self.connection
-            .call("listing the leases", key, |client, _| async move {
-                let options = GetOptions::new().with_prefix();
-                // The library's default, 4 MiB, would end at some ten thousand leases.
-                let mut kv = client.kv_client().max_decoding_message_size(MAX_ANSWER);
-                let answer = kv.get(key.as_str(), Some(options)).await?;
-                let revision = revision_of(answer.header())?;
-                let records = answer.kvs().iter().map(|kv| self.record(kv)).collect();
-                Ok(Listing { records, revision })
-            })
-            .await
-            .map_err(CallError::into)
-    }
-
-    fn own(&self) -> std::sync::MutexGuard<'_, Option<String>> {
-        // No panic can leave it half changed.
-        self.own.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether this is the key of our record.
-    fn is_own(&self, key: &[u8]) -> bool {
-        self.own().as_ref().is_some_and(|own| own.as_bytes() == key)
-    }
-
-    /// Our record, or the one that was left alone longest.
-    async fn anchor(&self) -> Result<Option<Anchor>, StoreError> {
-        let own = self.own().clone();
-        if let Some(own) = own
-            && let Some(found) = self.read_anchor(own.as_bytes()).await?
-        {
-            return Ok(Some(found));
-        }
-        let options = GetOptions::new()
-            .with_prefix()
-            .with_sort(SortTarget::Mod, SortOrder::Ascend)
-            .with_limit(1)
-            .with_keys_only();
-        self.first_anchor(self.records.as_bytes(), options).await
-    }
-
-    async fn read_anchor(&self, key: &[u8]) -> Result<Option<Anchor>, StoreError> {
-        let options = GetOptions::new().with_keys_only();
-        self.first_anchor(key, options).await
-    }
-
-    async fn first_anchor(
-        &self,
-        key: &[u8],
-        options: GetOptions,
-    ) -> Result<Option<Anchor>, StoreError> {
-        let (key, options) = (&key, &options);
-        let operation = "looking whether etcd is the one that was watched";
-        let found = self
-            .connection
-            .call(operation, &self.records, |client, _| async move {
-                let answer = client.kv_client().get(*key, Some(options.clone())).await?;
-                Ok(answer.kvs().first().map(Anchor::of))
-            })
-            .await?;
-        Ok(found)
     }
 
     /// The session's lease, granted when there is none. The lock is held while granting,

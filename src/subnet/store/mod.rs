@@ -5,6 +5,7 @@ pub mod etcd;
 pub mod etcd_auto;
 pub mod etcd_v2;
 pub mod etcd_v3;
+mod login;
 
 use std::time::Duration;
 
@@ -13,13 +14,14 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::lease::LeaseForm;
+use super::validate::MAX_VALUE_LEN;
 
 /// One record below `<prefix>/subnets/`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     /// The part of the key behind `subnets/`, unchecked, as found.
     pub name: String,
-    /// The value, unchecked, as found.
+    /// The value, unchecked, as found; of one that is too large only the beginning.
     pub value: Bytes,
     /// Revision of the last write, for compare-and-swap; never 0 in an existing record.
     pub revision: i64,
@@ -102,6 +104,21 @@ impl StoreError {
             source: reason.into(),
         })
     }
+}
+
+impl StoreError {
+    /// Whether the store refused user or password: trying again soon is no use, but somebody
+    /// may mend it.
+    #[must_use]
+    pub fn is_refused_login(&self) -> bool {
+        let text = self.source.to_string();
+        text.contains("authentication failed") || text.contains("(HTTP 401)")
+    }
+}
+
+/// What is kept of a value: enough to see that it is too large, and no more.
+fn cut(value: &[u8]) -> &[u8] {
+    &value[..value.len().min(MAX_VALUE_LEN + 1)]
 }
 
 /// A store of the network config and the subnet leases, laid out as flannel's

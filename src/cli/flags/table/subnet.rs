@@ -102,7 +102,7 @@ pub(super) const FLAGS: &[Flag] = &[
     Flag::new(
         Group::Subnet,
         "mass-delete-hold",
-        "Seconds that peers are kept when most of them vanish from the store at once, 0 to 3600",
+        "Seconds that peers are kept when half of them vanish from the store at once, 0 to 3600",
         |to, text| {
             to.mass_delete_hold = Duration::from_secs(count(text, 0, 3600)?.into());
             Ok(())

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
 use super::super::{Listing, Record, WatchEvent};
-use super::Inner;
+use super::{Inner, Place};
 
 /// Looks at least this often: inotify is silent about what other hosts do on a network
 /// file system, and after a directory was replaced.
@@ -26,6 +26,8 @@ const CAPACITY: usize = 256;
 struct Watcher {
     store: Arc<Inner>,
     known: BTreeMap<String, Record>,
+    /// The directory that they are from.
+    place: Option<Place>,
     events: mpsc::Sender<WatchEvent>,
     failing: bool,
 }
@@ -40,6 +42,7 @@ pub(super) fn spawn(store: Arc<Inner>, revision: i64) -> mpsc::Receiver<WatchEve
     let watcher = Watcher {
         store,
         known: BTreeMap::new(),
+        place: None,
         events,
         failing: false,
     };
@@ -59,21 +62,22 @@ impl Watcher {
         self.begin(revision).await?;
         loop {
             notices.wait(&self.store).await;
-            if let Some(listing) = self.scan().await {
-                self.compare(listing).await?;
+            if let Some((listing, place)) = self.scan().await {
+                self.compare(listing, place).await?;
             }
         }
     }
 
     /// Finds out whether something changed since the caller's list.
     async fn begin(&mut self, revision: i64) -> Result<(), ReceiverGone> {
-        let listing = loop {
+        let (listing, place) = loop {
             match self.scan().await {
-                Some(listing) => break listing,
+                Some(found) => break found,
                 None => sleep(Duration::from_secs(1)).await,
             }
         };
         self.known = by_name(&listing);
+        self.place = place;
         if listing.revision == revision {
             return Ok(());
         }
@@ -81,19 +85,19 @@ impl Watcher {
     }
 
     /// A complete list, or `None` (said once) when it can't be had: what is known stays.
-    async fn scan(&mut self) -> Option<Listing> {
+    async fn scan(&mut self) -> Option<(Listing, Option<Place>)> {
         let store = Arc::clone(&self.store);
         let result = tokio::task::spawn_blocking(move || store.list())
             .await
             .unwrap_or_else(|error| Err(io::Error::other(error)));
         let path = self.store.subnets();
         match result {
-            Ok(listing) => {
+            Ok(found) => {
                 if self.failing {
                     info!(event = "directory_readable", path = %path.display(), "lease directory is readable again");
                 }
                 self.failing = false;
-                Some(listing)
+                Some(found)
             }
             Err(error) => {
                 if !self.failing {
@@ -105,17 +109,30 @@ impl Watcher {
         }
     }
 
-    async fn compare(&mut self, listing: Listing) -> Result<(), ReceiverGone> {
+    /// Tells what changed. One record less is one that somebody removed; several at once, or
+    /// another directory, may be an accident: whoever gets the list may look twice.
+    async fn compare(
+        &mut self,
+        listing: Listing,
+        place: Option<Place>,
+    ) -> Result<(), ReceiverGone> {
         let new = by_name(&listing);
         let old = std::mem::replace(&mut self.known, new);
-        for (name, record) in &old {
-            if !self.known.contains_key(name) {
-                let event = WatchEvent::Delete {
-                    name: name.clone(),
-                    revision: record.revision,
-                };
-                self.send(event).await?;
-            }
+        let before = std::mem::replace(&mut self.place, place);
+        let gone: Vec<_> = old
+            .values()
+            .filter(|record| !self.known.contains_key(&record.name))
+            .collect();
+        let replaced = before.is_some() && before != place;
+        if gone.len() > 1 || (replaced && !gone.is_empty()) {
+            return self.send(WatchEvent::Resync(listing)).await;
+        }
+        for record in gone {
+            let event = WatchEvent::Delete {
+                name: record.name.clone(),
+                revision: record.revision,
+            };
+            self.send(event).await?;
         }
         for record in listing.records {
             if old.get(&record.name) != Some(&record) {

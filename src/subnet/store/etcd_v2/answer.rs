@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use serde::Deserialize;
 
-use super::super::{Record, WatchEvent};
+use super::super::{Record, WatchEvent, cut};
 
 /// A key does not exist.
 const KEY_NOT_FOUND: u32 = 100;
@@ -179,7 +179,7 @@ fn record(node: Node, base: &str) -> Record {
         .and_then(|rest| rest.strip_prefix('/'));
     Record {
         name: name.unwrap_or(&node.key).to_owned(),
-        value: Bytes::from(node.value),
+        value: Bytes::copy_from_slice(cut(node.value.as_bytes())),
         revision: node.modified_index,
         created: node.created_index,
         expires: node.ttl.is_some(),

@@ -25,8 +25,9 @@ use tracing::debug;
 
 use super::super::StoreError;
 use super::super::etcd::{
-    CONNECT_TIMEOUT, EtcdOptions, EtcdOptionsError, MAX_ANSWER, RefusedLogin, TlsFiles, is_loopback,
+    CONNECT_TIMEOUT, EtcdOptions, EtcdOptionsError, MAX_ANSWER, TlsFiles, is_loopback,
 };
+use super::super::login::RefusedLogin;
 
 /// Longest time for one try at one member.
 const ATTEMPT: Duration = Duration::from_secs(7);

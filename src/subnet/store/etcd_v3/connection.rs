@@ -14,7 +14,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
 
 use super::super::StoreError;
-use super::super::etcd::{CONNECT_TIMEOUT, EtcdOptions, EtcdOptionsError, RefusedLogin};
+use super::super::etcd::{CONNECT_TIMEOUT, EtcdOptions, EtcdOptionsError};
+use super::super::login::RefusedLogin;
 
 /// Longest time for one try at one member: etcd itself gives up a request after some 5 s.
 const ATTEMPT: Duration = Duration::from_secs(7);
@@ -72,6 +73,17 @@ impl CallError {
     /// Whether etcd does not know the lease (any more).
     pub(super) fn is_lease_gone(&self) -> bool {
         self.lease_gone
+    }
+
+    /// Whether the answer was larger than what is read.
+    pub(super) fn is_too_large(&self) -> bool {
+        is_too_large(&self.error.source.to_string())
+    }
+
+    /// Whether the revision that was asked for is compacted.
+    pub(super) fn is_compacted(&self) -> bool {
+        let text = self.error.source.to_string();
+        text.contains("required revision has been compacted")
     }
 }
 
@@ -352,6 +364,11 @@ fn message(error: &EtcdError) -> String {
 /// Whether a text of etcd's says that user or password are wrong.
 fn is_refused_login(text: &str) -> bool {
     text.contains("authentication failed")
+}
+
+/// Whether a text says that an answer was larger than what is read.
+pub(super) fn is_too_large(text: &str) -> bool {
+    text.contains("message length too large")
 }
 
 /// Whether a text of etcd's says that the login is out of date.

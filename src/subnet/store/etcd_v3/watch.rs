@@ -10,8 +10,9 @@ use tracing::{debug, info, warn};
 
 use super::super::WatchEvent;
 use super::super::etcd::MAX_ANSWER;
-use super::connection::{Lent, explain, is_stale_login};
-use super::{Anchor, Inner};
+use super::Inner;
+use super::anchor::Anchor;
+use super::connection::{Lent, explain, is_stale_login, is_too_large};
 
 /// First and longest wait between tries, as flannel's.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -56,6 +57,15 @@ pub(super) fn spawn(store: Arc<Inner>, revision: i64) -> mpsc::Receiver<WatchEve
     };
     tokio::spawn(watcher.run());
     receiver
+}
+
+/// What is more than one answer may hold would be so again: a list is read in pages.
+fn ended(url: &str, error: &etcd_client::Error) -> End {
+    let text = format!("{url}: {}", explain(error));
+    match is_too_large(&text) {
+        true => End::HistoryGone(text),
+        false => End::Failed(text),
+    }
 }
 
 impl Watcher {
@@ -183,7 +193,7 @@ impl Watcher {
         let (mut stream, first) = match tokio::time::timeout(CONFIRMATION, opened).await {
             Ok(Ok((stream, Some(first)))) => (stream, first),
             Ok(Ok((_, None))) => return End::Failed(format!("{url}: the stream ended")),
-            Ok(Err(error)) => return End::Failed(format!("{url}: {}", explain(&error))),
+            Ok(Err(error)) => return ended(&url, &error),
             Err(_) => return End::Failed(format!("{url}: no answer in time")),
         };
         if let Some(end) = self.take(&first, &url).await {
@@ -211,7 +221,7 @@ impl Watcher {
             let answer = match answer {
                 Ok(Some(answer)) => answer,
                 Ok(None) => return End::Failed(format!("{url}: the stream ended")),
-                Err(error) => return End::Failed(format!("{url}: {}", explain(&error))),
+                Err(error) => return ended(url, &error),
             };
             if let Some(end) = self.take(&answer, url).await {
                 return end;
