@@ -64,8 +64,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         },
     };
     if is_wanted("table") {
-        simulate_peers(size.table);
         simulate(size.table);
+        simulate_peers(size.table);
     }
     if is_wanted("daemon") {
         with_daemons(&size);
