@@ -43,11 +43,16 @@ pub fn answers(facts: &Facts) -> Finding {
             .collect()
     };
     let (one_way, silent) = (mute(true), mute(false));
+    let (all, asked) = (status.peers.len(), reached.len());
+    let not_all = match all > asked {
+        true => format!(" ({asked} of {all} peers were asked)"),
+        false => String::new(),
+    };
     if !one_way.is_empty() {
         return Finding::error(
             CHECK,
             format!(
-                "one way only: packets come in from {}, and no echo request of ours is answered",
+                "one way only: packets come in from {}, and no echo request of ours is answered{not_all}",
                 listed(&one_way)
             ),
             "what this host sends does not arrive there, or is dropped there: a firewall on the way or \
@@ -62,12 +67,11 @@ pub fn answers(facts: &Facts) -> Finding {
         return Finding::new(
             CHECK,
             Outcome::Warning,
-            format!("silent: {}", listed(&silent)),
+            format!("silent: {}{not_all}", listed(&silent)),
             "the peer is down, or a firewall on the way drops VXLAN's UDP packets",
             "uvxlan doctor, on the silent node; uvxlan trace IP, here",
         );
     }
-    let (all, asked) = (status.peers.len(), reached.len());
     let seen = match (all, asked) {
         (0, _) => "no peers".to_owned(),
         (1, _) => "the one peer answers".to_owned(),
@@ -144,6 +148,17 @@ mod tests {
         assert_eq!(finding.status, Outcome::Warning);
         assert!(finding.seen.contains("silent: 10.5.2.0/24 at 192.0.2.2"));
         assert_eq!(sizes(&facts).status, Outcome::Skipped);
+        let Daemon::Answers(status) = &mut facts.daemon else {
+            panic!()
+        };
+        let more = vec![status.peers[0].clone(); 40];
+        let few = std::mem::replace(&mut status.peers, more);
+        let seen = answers(&facts).seen;
+        assert!(seen.ends_with("(1 of 40 peers were asked)"), "{seen}");
+        let Daemon::Answers(status) = &mut facts.daemon else {
+            panic!()
+        };
+        status.peers = few;
         reach(&mut facts).heard = true;
         let finding = answers(&facts);
         assert_eq!(finding.status, Outcome::Error);
