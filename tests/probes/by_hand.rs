@@ -83,8 +83,9 @@ impl Hand {
         found
     }
 
-    /// The node's next request.
+    /// The node's next request; those that waited are left aside.
     fn asked(&self) -> Message {
+        self.receive(Duration::from_millis(50), usize::MAX);
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             assert!(Instant::now() < deadline, "no request came");
@@ -190,18 +191,21 @@ fn what_is_answered_to_whom() {
         (0..3).for_each(|_| hand.send(&request(1)));
         hand.answers()
     });
-    step(
-        "a flood is, a little",
-        &[
-            ("probes_answered", 4),
-            ("probe_excess", 4),
-            ("in_probe_flood", 92),
-        ],
-        &|| {
-            (2..102).for_each(|number| hand.send(&request(number)));
-            hand.answers()
-        },
-    );
+    // A flood gets a few answers: those of one second, or of two where it falls between.
+    let named = ["probes_answered", "probe_excess", "in_probe_flood"];
+    let ends = || named.map(|name| counter(&node, name));
+    let before = ends();
+    (2..102).for_each(|number| hand.send(&request(number)));
+    let answers = hand.answers().len() as u64;
+    let rise = || {
+        let now = ends();
+        [0, 1, 2].map(|at| now[at] - before[at])
+    };
+    eventually("all of it is counted", || rise().iter().sum::<u64>() == 100);
+    let [answered, excess, flood] = rise();
+    assert_eq!(answers, answered);
+    assert!((4..=8).contains(&answered), "{answered} answers");
+    assert!(excess >= 4 && flood >= 84, "{excess} excess, {flood} flood");
     let size = Message {
         kind: Kind::SizeRequest,
         length: 1400,
@@ -273,25 +277,32 @@ fn what_is_answered_to_whom() {
         },
     );
 
-    // Answers: only the right one counts, and only once.
+    // Answers: only the right one counts, and only once. On a busy machine it may be too late.
     assert!(peer(&node)["rtt_us"].is_null());
-    let asked = hand.asked();
-    let good = Message {
-        kind: asked.kind.reply().unwrap(),
-        ..asked
-    };
-    let before = counters();
-    let wrong = Message {
-        nonce: asked.nonce ^ 1,
-        ..good
-    };
-    for message in [&wrong, &good, &good] {
-        hand.send(message);
-    }
-    eventually("two of three are strays", || {
-        rises(&node, &before, &[("probe_strays", 2)])
+    let answered = (0..10).any(|_| {
+        let before = counter(&node, "probe_strays");
+        let asked = hand.asked();
+        let good = Message {
+            kind: asked.kind.reply().unwrap(),
+            ..asked
+        };
+        let wrong = Message {
+            nonce: asked.nonce ^ 1,
+            ..good
+        };
+        for message in [&wrong, &good, &good] {
+            hand.send(message);
+        }
+        eventually("two of three are strays, or all", || {
+            counter(&node, "probe_strays") >= before + 2
+        });
+        std::thread::sleep(Duration::from_millis(200));
+        let strays = counter(&node, "probe_strays") - before;
+        let known = peer(&node)["rtt_us"].as_u64().is_some();
+        assert_eq!(known, strays == 2, "{strays} strays");
+        known
     });
-    assert!(peer(&node)["rtt_us"].as_u64().is_some());
+    assert!(answered, "no right answer was taken");
 
     // Everything that was read has its name.
     let totals = status(&node);
