@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use libfuzzer_sys::fuzz_target;
 use uvxlan::dataplane::checks::{Vtep, incoming};
+use uvxlan::dataplane::counters::Counter;
 use uvxlan::wire::ipv4::{self, Packet};
 use uvxlan::wire::vxlan::{self, EncapTemplate};
 use uvxlan::wire::{MacAddr, Vni, ecn, flow};
@@ -68,13 +69,22 @@ fn hashes_flows(packet: &Packet<'_>) {
     assert_eq!(flow::hash(&other), hash);
 }
 
-/// The longest inner packet does not fit an outer datagram; all others arrive whole.
+/// The longest inner packet does not fit an outer datagram; all others arrive whole, unless
+/// their header is damaged.
 fn reaches_a_peer(packet: &Packet<'_>) {
     let (source, mac) = (MacAddr([2, 0, 0, 0, 0, 2]), MacAddr([2, 0, 0, 0, 0, 3]));
     let vni = Vni::MAX;
     let mut frame = EncapTemplate::ipv4(vni, source).towards(mac).to_vec();
     frame.extend_from_slice(packet.bytes());
     assert_eq!(vxlan::parse(&frame), Ok(vni));
-    let inner = incoming(&Vtep { vni, mac }, &frame).expect("a peer takes it");
-    assert_eq!(inner.bytes(), packet.bytes());
+    match incoming(&Vtep { vni, mac }, &frame) {
+        Ok(inner) => {
+            assert!(packet.is_header_undamaged());
+            assert_eq!(inner.bytes(), packet.bytes());
+        }
+        Err(reason) => {
+            assert_eq!(reason, Counter::InHeaderChecksum);
+            assert!(!packet.is_header_undamaged());
+        }
+    }
 }

@@ -4,6 +4,8 @@ mod datastore;
 mod member;
 mod peers;
 
+pub use member::read_head;
+
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io;

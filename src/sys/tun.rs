@@ -244,6 +244,14 @@ fn device_name(name: &str) -> Result<[u8; libc::IFNAMSIZ], TunError> {
     Ok(bytes)
 }
 
+impl From<File> for TunQueue {
+    /// A descriptor that was opened elsewhere: a device's, or in its place that of anything
+    /// which takes packets, as for tests.
+    fn from(file: File) -> Self {
+        Self(file)
+    }
+}
+
 impl TunQueue {
     /// Adopts a descriptor that is a TUN queue already, as a handover or a namespace
     /// helper passes it.

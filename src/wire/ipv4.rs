@@ -136,10 +136,18 @@ impl<'a> Packet<'a> {
     #[must_use]
     #[inline]
     pub fn is_header_undamaged(&self) -> bool {
+        let header = &self.0[..self.header_len()];
+        let Some((first, options)) = header.split_first_chunk::<MIN_HEADER_LEN>() else {
+            return false;
+        };
         // The sum of words of four bytes, in any byte order, folds to the same (RFC 1071);
         // fifteen of them are not more than 64 bits hold.
-        let mut sum = 0;
-        for word in self.0[..self.header_len()].chunks_exact(4) {
+        let word = |at: usize| {
+            let word = [first[at], first[at + 1], first[at + 2], first[at + 3]];
+            u64::from(u32::from_ne_bytes(word))
+        };
+        let mut sum = word(0) + word(4) + word(8) + word(12) + word(16);
+        for word in options.chunks_exact(4) {
             sum += u64::from(u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
         }
         sum = (sum & 0xffff_ffff) + (sum >> 32);

@@ -93,8 +93,9 @@ fn ask(stream: &mut (impl Read + Write), authority: &str) -> io::Result<Answer> 
     }
 }
 
-/// Status and date of an HTTP answer.
-fn read_head(text: &str, now: SystemTime) -> Option<Answer> {
+/// Status and date of an HTTP answer; none where it is no such answer.
+#[must_use]
+pub fn read_head(text: &str, now: SystemTime) -> Option<Answer> {
     let head = text.split("\r\n\r\n").next()?;
     let mut lines = head.split("\r\n");
     let status = lines.next()?.strip_prefix("HTTP/1.")?;
