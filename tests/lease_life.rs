@@ -12,9 +12,9 @@ use rand::rngs::StdRng;
 use support::etcd::{Etcd, PREFIX, until_up};
 use tokio_util::sync::CancellationToken;
 use uvxlan::subnet::config::NetworkConfig;
-use uvxlan::subnet::lease::{LeaseAttrs, VxlanData};
+use uvxlan::subnet::lease::{LeaseAttrs, NodeId, VxlanData};
 use uvxlan::subnet::manager::{
-    AcquireRequest, Acquired, OwnState, PeerChange, PeerSet, Running, acquire, spawn,
+    AcquireError, AcquireRequest, Acquired, OwnState, PeerChange, PeerSet, Running, acquire, spawn,
 };
 use uvxlan::subnet::store::dir::DirStore;
 use uvxlan::subnet::store::{Store, WriteOutcome};
@@ -223,6 +223,61 @@ async fn hosts_see_each_other_through_a_directory() {
     let dir = tempfile::tempdir().unwrap();
     let store = || Arc::new(DirStore::new(dir.path()));
     hosts_see_each_other(store(), store()).await;
+}
+
+/// A host that lives answers a clone of it through the store; one that is gone does not.
+async fn a_clone_is_refused(store: Arc<dyn Store>, other: Arc<dyn Store>) {
+    let host = |secret: &str| {
+        let mut request = request(1, Duration::from_secs(60));
+        let instance = NodeId::of_instance(secret, "boot");
+        request.attrs = request.attrs.with_instance(instance);
+        request
+    };
+    let mut rng = StdRng::seed_from_u64(7);
+    let first = acquire(&*store, &config(), &host("one"), &mut rng)
+        .await
+        .unwrap();
+    let subnet = first.lease.subnet;
+    let name = format!("{}-24", subnet.addr());
+    let before = other.get(&name).await.unwrap().unwrap();
+    let stop = CancellationToken::new();
+    let mut running = run(store.clone(), 1, first, &stop);
+    changes(&mut running).await;
+    for _ in 0..2 {
+        let refused = acquire(&*other, &config(), &host("two"), &mut rng).await;
+        let error = refused.unwrap_err();
+        assert!(
+            matches!(error, AcquireError::AddressInUse { .. }),
+            "{error}"
+        );
+        let now = other.get(&name).await.unwrap().unwrap();
+        assert_eq!(
+            (now.value, now.expires),
+            (before.value.clone(), before.expires)
+        );
+    }
+    // What was written to answer is kept alive as before.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(store.keep_alive().await.unwrap());
+    assert_eq!(*running.own.borrow(), OwnState::Held);
+    stop.cancel();
+    running.task.await.unwrap();
+    let second = acquire(&*other, &config(), &host("two"), &mut rng)
+        .await
+        .unwrap();
+    assert_eq!(second.lease.subnet, subnet);
+}
+
+#[tokio::test]
+async fn a_clone_is_refused_on_every_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = || Arc::new(DirStore::new(dir.path()));
+    a_clone_is_refused(store(), store()).await;
+    let Some(etcd) = Etcd::start(None).await else {
+        return;
+    };
+    a_clone_is_refused(Arc::new(etcd.store()), Arc::new(etcd.store())).await;
+    a_clone_is_refused(Arc::new(etcd.v2_store()), Arc::new(etcd.v2_store())).await;
 }
 
 #[tokio::test]
