@@ -350,20 +350,18 @@ fn health_is_answered_from_the_start_and_readiness_when_it_serves() {
     assert!(get("/readyz").ends_with("\r\n\r\nflanneld is ready"));
 
     // The device is gone, and somebody else has its name before it can be made anew.
-    let batch = lab.path("batch");
-    std::fs::write(
-        &batch,
-        "link del flannel.1\nlink add flannel.1 type bridge\n",
-    )
-    .unwrap();
     let ip = |arguments: &[&str]| {
         let mut command = Command::new("ip");
         command.args(arguments);
         lab.host().namespace().command(command).output().unwrap()
     };
+    let pid = rustix::process::Pid::from_child(&child);
+    let signal = |signal| rustix::process::kill_process(pid, signal).unwrap();
+    signal(rustix::process::Signal::STOP);
+    ip(&["link", "del", "flannel.1"]);
+    ip(&["link", "add", "flannel.1", "type", "bridge"]);
+    signal(rustix::process::Signal::CONT);
     eventually("it is not ready while the device is away", || {
-        ip(&["-batch", batch.to_str().unwrap()]);
-        std::thread::sleep(Duration::from_millis(300));
         get("/readyz").starts_with("HTTP/1.1 503")
     });
     assert!(get("/healthz").starts_with("HTTP/1.1 200"));

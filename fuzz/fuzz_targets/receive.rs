@@ -252,7 +252,12 @@ fuzz_target!(|bytes: &[u8]| {
             } else {
                 plain(&written)
             };
-            assert_eq!(packets, delivered, "{after}");
+            // What a kernel peer on this machine left uncut, known by its unfinished checksum,
+            // counts as one.
+            match rise(Counter::PartialChecksums) {
+                0 => assert_eq!(packets, delivered, "{after}"),
+                _ => assert!(packets >= delivered, "{packets}: {after}"),
+            }
         }
     });
 });

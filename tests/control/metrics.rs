@@ -180,7 +180,8 @@ fn full_page() -> String {
         "refused": [], "refused_total": [["key", 1]],
         "peers": [{
             "subnet": "10.5.1.0/24", "public_ip": "192.0.2.1", "vtep_mac": "", "way": "tunnel",
-            "state": "ok", "rtt_us": 1, "loss_percent": 0, "path_mtu": 1450,
+            "state": "ok", "rtt_us": 1, "loss_percent": 0, "loss_out_percent": 0,
+            "path_mtu": 1450,
             "seen_seconds_ago": 1, "out_packets": 1, "out_bytes": 1, "in_packets": 1,
             "in_bytes": 1
         }],

@@ -53,7 +53,9 @@ pub fn a_wiped_store_is_filled_again_and_no_packet_is_lost() {
 pub fn a_lease_that_went_while_history_was_compacted_is_missed_by_nobody() {
     need!(possible(&["etcd", "etcdctl"]));
     let mut lab = Lab::with_config(1);
-    let nodes = lab.nodes(&[lab.endpoints(), "--lease-ttl=60".into()]);
+    // A list that lacks one of two peers is doubted.
+    let flags = ["--lease-ttl=60", "--mass-delete-hold=3"].map(String::from);
+    let nodes = lab.nodes(&[[lab.endpoints()].as_slice(), &flags].concat());
     let before = lab.leases();
     let stranger = format!("{PREFIX}/subnets/{STRANGER}-24");
     let subnet = format!("{STRANGER}/24");
