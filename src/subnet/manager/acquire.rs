@@ -330,7 +330,11 @@ async fn remove_superseded(store: &dyn Store, leases: &[Known<'_>]) -> Result<()
     for Known { record, attrs, .. } in leases {
         let of_this_program = attrs.as_ref().is_some_and(|attrs| attrs.instance.is_some());
         if of_this_program && record.expires {
-            info!(name = record.name, "deleting another lease of this host");
+            info!(
+                event = "lease_superseded",
+                name = record.name,
+                "deleting another lease of this host"
+            );
             store.delete(&record.name, record.revision).await?;
         }
     }

@@ -95,6 +95,7 @@ pub(super) async fn ask(
     };
     let name = &record.name;
     info!(
+        event = "lease_ask",
         name,
         "our lease was written before this boot, or by another host: asking whether its holder lives"
     );
@@ -121,7 +122,10 @@ pub(super) async fn ask(
             answer.is_ok_and(|found| found.challenge.is_none() && found.instance == attrs.instance)
         );
     }
-    info!(name, "nobody answers for our lease: taking it");
+    info!(
+        event = "lease_unanswered",
+        name, "nobody answers for our lease: taking it"
+    );
     asked.insert(name.clone(), revision);
     Ok(false)
 }

@@ -201,6 +201,7 @@ impl Keeper {
             Finding::Foreign(state) => Ok(state),
             Finding::Asked => {
                 info!(
+                    event = "lease_asked",
                     name = self.name,
                     "another host asked for our lease: answering"
                 );

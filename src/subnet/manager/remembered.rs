@@ -46,7 +46,7 @@ async fn list(store: &dyn Store) -> Listing {
         match store.list().await {
             Ok(listing) => return listing,
             Err(error) if pause == BACKOFF.0 => {
-                warn!(%error, "leases can't be read: peers are those that were remembered");
+                warn!(event = "leases_unread", %error, "leases can't be read: peers are those that were remembered");
             }
             Err(error) => debug!(%error, "leases still can't be read"),
         }
