@@ -156,6 +156,7 @@ fn a_change_of_network_takes_the_old_ones_rules_away() {
                 fs::remove_file(node.folder.join("state/state.json")).unwrap();
             }
             bench.change_network();
+            node.flags.push("--allow-renumber".into());
             node.start_daemon();
             let wanted = wanted(tool, "10.6.0.0/16", node.env.unwrap().subnet, true);
             let now = || [bench.saved(), bench.tables()];
