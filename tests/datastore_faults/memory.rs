@@ -134,7 +134,7 @@ pub fn what_is_remembered_outlives_a_store_that_comes_back_empty() {
     lab.members[0].start();
     lab.wait();
     eventually("the guard holds what is remembered", || {
-        nodes[0].log().contains("most leases are missing")
+        nodes[0].log().contains("event=\"leases_missing\"")
     });
     let routed = nodes[0].output(
         "ip",
