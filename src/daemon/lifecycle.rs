@@ -11,8 +11,6 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Instant;
 
-use rand::RngExt;
-use rand::rngs::StdRng;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -23,34 +21,30 @@ use super::failure::Failure;
 use super::files::Files;
 use super::follow::{self, Underlay};
 use super::health::{self, Readiness};
-use super::identity::{self, Traces};
+use super::identity::Traces;
+use super::leasing;
 use super::memory::{self, Memory};
 use super::metrics;
 use super::notify::{self, Watchdog};
 use super::options::{ReceiveOn, RunOptions, StoreChoice};
 use super::overlay::{Overlay, Plan};
-use super::patience::Patience;
 use super::preflight::{self, Needs};
 use super::probes::{self, Post, Probes};
 use super::remembered::{self, Place, Remembered};
 use super::serving::{Due, Serving};
 use super::state_file::{self, State};
 use super::suspended::Suspended;
-use super::{confine, instance, rules, subnet_env};
+use super::{confine, instance, rules};
 use crate::control::{Ask, Reply};
-use crate::dataplane::checks::Vtep;
 use crate::dataplane::guard::Guard;
 use crate::host::interface::{self, ExternalInterface, Selection};
 use crate::host::link;
 use crate::host::netlink::{Changes, Netlink};
-use crate::subnet::config::{ConfigError, NetworkConfig};
-use crate::subnet::lease::{LeaseAttrs, NodeId, VxlanData};
-use crate::subnet::manager::{self, AcquireError, AcquireRequest, Acquired, PeerSet};
+use crate::subnet::manager::{self, PeerSet};
+use crate::subnet::store::Store;
 use crate::subnet::store::dir::DirStore;
 use crate::subnet::store::etcd_auto::EtcdAutoStore;
-use crate::subnet::store::{Store, StoreError};
-use crate::subnet::validate::{self, Context};
-use crate::wire::MacAddr;
+use crate::subnet::validate::Context;
 
 /// Runs until `stop` is cancelled, or something ends it.
 ///
@@ -115,10 +109,10 @@ async fn start(
         None
     });
     let memory = remembered::find(options, state.as_ref()).and_then(|memory| {
-        let config = parse(options, memory.config.as_bytes()).ok()?;
+        let config = leasing::parse(options, memory.config.as_bytes()).ok()?;
         Some((memory, config))
     });
-    let asking = network_config(options, store.as_ref());
+    let asking = leasing::network_config(options, store.as_ref());
     let found = memory::unless_remembered(memory.is_some(), asking).await?;
     let (selection, external) = external_interface(options, netlink).await?;
     let memory = memory.filter(|(memory, config)| memory::fits(memory, config, &external));
@@ -126,7 +120,7 @@ async fn start(
     let (config, config_text) = match (found, &memory) {
         (Some(found), _) => found,
         (None, Some((memory, config))) => (config.clone(), memory.config.clone()),
-        (None, None) => network_config(options, store.as_ref()).await?,
+        (None, None) => leasing::network_config(options, store.as_ref()).await?,
     };
     // The store may have another config by now.
     let memory = memory.filter(|(memory, _)| memory::fits(memory, &config, &external));
@@ -155,11 +149,11 @@ async fn start(
         kernel_device,
         ..Traces::default()
     };
-    let instance = instance_id(options);
+    let instance = leasing::instance_id(options);
     let leased = if is_away {
         None
     } else {
-        let leasing = lease(
+        let asking = leasing::lease(
             options,
             store.as_ref(),
             &config,
@@ -167,15 +161,15 @@ async fn start(
             traces.clone(),
             instance,
         );
-        memory::unless_remembered(memory.is_some(), leasing).await?
+        memory::unless_remembered(memory.is_some(), asking).await?
     };
     let (vtep, acquired) = match (leased, &memory) {
         (Some(leased), _) => leased,
         (None, Some((memory, _))) => memory::lease(options, &config, memory, &traces, |mac| {
-            Ok(request(options, &config, &external, &traces, mac, instance)?.attrs)
+            Ok(leasing::request(options, &config, &external, &traces, mac, instance)?.attrs)
         })?,
         (None, None) => {
-            lease(
+            leasing::lease(
                 options,
                 store.as_ref(),
                 &config,
@@ -332,84 +326,6 @@ async fn start(
     Ok(serving)
 }
 
-/// The network config, waited for as flannel does; only a config that cannot be used ends
-/// the wait.
-async fn network_config(
-    options: &RunOptions,
-    store: &dyn Store,
-) -> Result<(NetworkConfig, String), Failure> {
-    let mut patience = Patience::default();
-    loop {
-        match store.config().await {
-            Ok(Some(text)) => {
-                let config = parse(options, &text).map_err(|source| Failure::Config {
-                    place: store.describe(),
-                    source,
-                })?;
-                tracing::info!(
-                    event = "config", network = %config.network, subnet_len = config.subnet_len,
-                    vni = %config.backend.vni, port = config.backend.port,
-                    "Found network config - Backend type: vxlan"
-                );
-                for key in config.without_effect() {
-                    tracing::warn!(event = "config", key, "accepted, has no effect yet");
-                }
-                return Ok((config, String::from_utf8_lossy(&text).into_owned()));
-            }
-            Ok(None) => {
-                let elsewhere = match patience.tells() {
-                    true => store.why_no_config().await,
-                    false => None,
-                };
-                let hint = elsewhere.unwrap_or("was it written under the prefix used here?");
-                patience
-                    .wait(|| {
-                        notify::status("waiting for the network config");
-                        tracing::warn!(
-                            event = "no_config",
-                            store = store.describe(),
-                            hint,
-                            "Couldn't fetch network config: the key does not exist; waiting for it"
-                        );
-                    })
-                    .await;
-            }
-            Err(error) => store_error(options, &mut patience, error).await?,
-        }
-    }
-}
-
-fn parse(options: &RunOptions, text: &[u8]) -> Result<NetworkConfig, ConfigError> {
-    NetworkConfig::parse(text, options.backend_default.as_deref())
-}
-
-/// Waits, or ends where waiting cannot help or was not wanted.
-async fn store_error(
-    options: &RunOptions,
-    patience: &mut Patience,
-    error: StoreError,
-) -> Result<(), Failure> {
-    // An end would be answered by a new start, and a login each time.
-    let refused_login = error.is_refused_login() && !options.fail_fast;
-    if !error.transient && !refused_login {
-        return Err(Failure::Store(error));
-    }
-    if options.fail_fast {
-        return Err(Failure::Unreachable(error));
-    }
-    patience
-        .wait(|| {
-            let what = match refused_login {
-                true => "the datastore refuses our login; trying again, at most twice a minute",
-                false => "the datastore does not answer; trying again",
-            };
-            notify::status("waiting for the datastore");
-            tracing::error!(event = "store_unreachable", %error, "{what}");
-        })
-        .await;
-    Ok(())
-}
-
 async fn external_interface(
     options: &RunOptions,
     netlink: &Netlink,
@@ -458,111 +374,4 @@ async fn protected(
         .filter(|route| route.destination.prefix_len() == 0);
     addresses.extend(default.filter_map(|route| route.gateway));
     addresses
-}
-
-/// Finds out who we are, and leases our subnet.
-async fn lease(
-    options: &RunOptions,
-    store: &dyn Store,
-    config: &NetworkConfig,
-    external: &ExternalInterface,
-    known: Traces<'_>,
-    instance: NodeId,
-) -> Result<(Vtep, Acquired), Failure> {
-    let context = Context {
-        network: config.network,
-        vni: config.backend.vni,
-    };
-    let subnet_file = subnet_env::read(&options.subnet_file).unwrap_or_else(|error| {
-        let path = options.subnet_file.display();
-        tracing::warn!(event = "subnet_file", %error, "cannot read the subnet file {path}");
-        Default::default()
-    });
-
-    let mut patience = Patience::default();
-    loop {
-        let own_lease = match store.list().await {
-            Ok(listing) => listing.records.iter().find_map(|record| {
-                let peer = validate::check(&record.name, &record.value, &context).ok()?;
-                (peer.public_ip == external.public_ip).then_some(peer)
-            }),
-            Err(error) => {
-                store_error(options, &mut patience, error).await?;
-                continue;
-            }
-        };
-        let traces = Traces {
-            own_lease: own_lease.as_ref(),
-            subnet_file: subnet_file.subnet,
-            ..known.clone()
-        };
-        let mut rng: StdRng = rand::make_rng();
-        let (mac, origin) = identity::choose_mac(&traces, config.backend.vni, rng.random());
-        let request = request(options, config, external, &traces, mac, instance)?;
-        match manager::acquire(store, config, &request, &mut rng).await {
-            Ok(acquired) => {
-                tracing::info!(
-                    event = "lease", subnet = %acquired.lease.subnet, public_ip = %external.public_ip,
-                    vtep_mac = %mac, mac_from = ?origin, reserved = acquired.lease.reserved,
-                    "Allocated lease"
-                );
-                return Ok((
-                    Vtep {
-                        vni: config.backend.vni,
-                        mac,
-                    },
-                    acquired,
-                ));
-            }
-            Err(AcquireError::Store(error)) => store_error(options, &mut patience, error).await?,
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-/// Which installation this is, in this boot.
-fn instance_id(options: &RunOptions) -> NodeId {
-    let secret = state_file::secret(&options.state_dir).unwrap_or_else(|(made, error)| {
-        let directory = options.state_dir.display();
-        tracing::warn!(event = "state_file", %error, "this node's secret cannot be kept in {directory}");
-        made
-    });
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    NodeId::of_instance(&secret, &boot)
-}
-
-fn request(
-    options: &RunOptions,
-    config: &NetworkConfig,
-    external: &ExternalInterface,
-    traces: &Traces<'_>,
-    mac: MacAddr,
-    instance: NodeId,
-) -> Result<AcquireRequest, Failure> {
-    let data = VxlanData {
-        vni: Some(config.backend.vni),
-        vtep_mac: mac,
-    };
-    let attrs = LeaseAttrs::vxlan(external.public_ip, data)
-        .map_err(AcquireError::Encode)?
-        .with_instance(instance);
-    let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
-    let attrs = match NodeId::of_machine(&machine) {
-        Some(node) => attrs.with_node(node),
-        None => attrs,
-    };
-    let attrs = match options.probe_interval.is_zero() {
-        false => attrs.with_probe(),
-        true => attrs,
-    };
-    let in_use = identity::subnet_in_use(traces, instance).filter(|_| !options.allow_renumber);
-    Ok(AcquireRequest {
-        public_ip: external.public_ip,
-        attrs,
-        in_use,
-        device_mac: traces.kernel_device,
-        mixed_lengths: options.mixed_lengths,
-        previous: identity::previous_subnet(traces, config.network, external.public_ip),
-        ttl: options.lease_ttl,
-    })
 }

@@ -11,6 +11,7 @@ pub mod follow;
 pub mod health;
 pub mod identity;
 pub mod instance;
+pub mod leasing;
 pub mod lifecycle;
 pub mod log;
 pub mod memory;
