@@ -240,7 +240,8 @@ impl Overlay {
         if let Some(dataplane) = &self.dataplane {
             dataplane.count_kernel_drops();
         }
-        self.look_for_loops().await;
+        // What it leaves undone is done below, where all routes are compared.
+        let _ = self.look_for_loops().await;
         self.doubtful = false;
         let outcome = self.reconcile_routes().await?;
         if outcome.added + outcome.replaced + outcome.removed > 0 {
@@ -277,6 +278,11 @@ impl Overlay {
             table_changes.push(route(place, port));
         }
         self.publish(table_changes);
+        self.follow(touched).await
+    }
+
+    /// Sets the kernel's routes of these peers to where they are reached now.
+    async fn follow(&mut self, touched: BTreeSet<Ipv4Net>) -> Result<(), Failure> {
         let changes = self.decide(touched).await;
         if self.dataplane.is_none() {
             // All of them are set when the device is back.
@@ -305,20 +311,20 @@ impl Overlay {
     }
 
     /// Looks whether the kernel's routes now send some peers' datagrams back to this host.
-    async fn look_for_loops(&mut self) {
+    async fn look_for_loops(&mut self) -> Result<(), Failure> {
         let looks = self.peers.count().div_ceil(ROUNDS).max(LOOKS);
         let peers = self.peers.next(looks);
         let addresses = peers.iter().map(|peer| peer.public_ip);
         let found = way::loops(&self.netlink, self.plan.source, addresses, self.ifindex).await;
         let changes = self.peers.look(peers.into_iter().zip(found));
         if changes.is_empty() {
-            return;
+            return Ok(());
         }
         let touched = changes.iter().map(|(subnet, _)| *subnet).collect();
         let port = self.plan.receive.port();
         let changes = changes.into_iter().map(|place| route(place, port));
         self.publish(changes.collect());
-        self.decide(touched).await;
+        self.follow(touched).await
     }
 
     /// First who may send, then where to send.
