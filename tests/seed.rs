@@ -308,7 +308,7 @@ fn check_restart(deployment: &mut Deployment) {
     );
     let two = first_container(&deployment.nodes[1]).to_string();
     let [linux_1, linux_2] = deployment.containers();
-    let receiver = linux_2.spawn(&["nc", "-l", "-p", "9003"]);
+    let mut receiver = linux_2.spawn(&["nc", "-l", "-p", "9003"]);
     linux_2.until_listening(9003);
     let mut sender = linux_1.spawn(&["nc", &two, "9003"]);
     let mut words = sender.stdin.take().unwrap();
@@ -323,9 +323,20 @@ fn check_restart(deployment: &mut Deployment) {
         node.start_flanneld();
     }
     words.write_all(b"after").unwrap();
+    // docker may lose what it was given just before its stdin is closed: first it must arrive.
+    let mut heard = receiver.stdout.take().unwrap();
+    let (arrived, arrives) = std::sync::mpsc::channel();
+    let listener = std::thread::spawn(move || {
+        let mut all = [0; "before, after".len()];
+        let _ = arrived.send(heard.read_exact(&mut all).map(|()| all));
+        let mut rest = String::new();
+        heard.read_to_string(&mut rest).map(|_| rest)
+    });
+    let all = arrives.recv_timeout(PATIENCE).unwrap().unwrap();
+    assert_eq!(&all, b"before, after");
     drop(words);
-    let heard = receiver.wait_with_output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&heard.stdout), "before, after");
+    assert_eq!(listener.join().unwrap().unwrap(), "");
+    receiver.wait().unwrap();
     sender.wait().unwrap();
 
     assert_eq!(Untouched::of(deployment), before);

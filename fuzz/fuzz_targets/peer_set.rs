@@ -93,8 +93,9 @@ fuzz_target!(|bytes: &[u8]| {
                     revision: 1,
                 };
                 let present: Vec<_> = listing.records.iter().map(|it| it.name.clone()).collect();
-                let (missing, of) = set.missing_in(&listing);
-                assert!(missing <= of && of == known.len());
+                let absence = set.absent_in(&listing);
+                let doubtful = absence.missing + absence.made_anew;
+                assert!(doubtful <= absence.known && absence.known == known.len());
                 match kind {
                     6 => set.add_all(listing),
                     _ => {

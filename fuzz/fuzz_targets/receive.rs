@@ -101,6 +101,7 @@ impl Way {
             Arc::clone(&counters),
             Arc::new(PeerCounters::default()),
             Taps::default().viewer(),
+            None,
         );
         Self {
             decap,
