@@ -14,6 +14,8 @@ use uvxlan::testbed::{DaemonProcess, Topology, topology::UNDERLAY_DEVICE};
 /// (`include/uapi/linux/capability.h`).
 const SERVING: u64 = 1 << 1 | 1 << 10 | 1 << 12 | 1 << 13;
 const NET_ADMIN: u64 = 1 << 12;
+/// Its bit in a mask of signals.
+const SIGTERM: u64 = 1 << (15 - 1);
 
 /// Name and `/proc/PID/task/TID/status` of every thread.
 fn threads(pid: u32) -> Vec<(String, BTreeMap<String, String>)> {
@@ -45,6 +47,9 @@ fn check(pid: u32) {
     for (name, fields) in threads(pid) {
         let is_packet_thread = name.starts_with("uvxlan-");
         assert_eq!(fields["NoNewPrivs"], "1", "{name}");
+        // What a handler does, a packet thread may not: the signal would be lost.
+        let takes_sigterm = bits(&fields, "SigBlk") & SIGTERM == 0;
+        assert_eq!(takes_sigterm, !is_packet_thread, "{name}");
         let allowed = if is_packet_thread { 0 } else { SERVING };
         for set in ["CapEff", "CapPrm", "CapInh", "CapAmb"] {
             let held = bits(&fields, set);

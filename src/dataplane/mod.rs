@@ -57,6 +57,7 @@ use crate::route::publish::Routes;
 use crate::route::table::RouteTable;
 use crate::sys::poll::StopFlag;
 use crate::sys::privileges::{self, PacketCalls, PrivilegeError};
+use crate::sys::signals;
 use crate::sys::simd;
 use crate::sys::statistics::{KernelCounts, Missed};
 use crate::sys::tun::{Tun, TunOffload};
@@ -391,6 +392,9 @@ fn packet_calls() -> Option<PacketCalls> {
 /// Takes from the calling worker what moving packets does not need. A kernel without such
 /// filters moves packets nonetheless.
 fn confine(number: usize, calls: Option<&PacketCalls>) {
+    if let Err(error) = signals::leave_to_others() {
+        tracing::warn!(event = "not_confined", %error, "packet threads may be given signals");
+    }
     let confined = match calls {
         Some(calls) => calls.confine_thread(),
         None => privileges::keep_only(&[]),

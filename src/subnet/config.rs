@@ -88,9 +88,8 @@ pub enum ConfigError {
     Check(String),
     /// No backend type is given, or flannel's `udp`.
     #[error(
-        "the config {found}: flannel's documentation says that the backend is vxlan then, its code \
-         takes udp, which does not mix with vxlan nodes; put \"Backend\": {{\"Type\": \"vxlan\"}} into \
-         the config, or start with --backend-default vxlan"
+        "the config {found}, which does not mix with vxlan nodes; put \"Backend\": {{\"Type\": \
+         \"vxlan\"}} into the config, or start with --backend-default vxlan"
     )]
     BackendUnclear {
         /// What the config says.
@@ -349,9 +348,14 @@ fn backend(text: Option<&str>, default: Option<&str>) -> Result<VxlanConfig, Con
         })?;
     }
     let unclear = match kind.as_deref() {
-        None if text.is_none() => Some("has no Backend"),
-        None | Some("") => Some("has a Backend without Type"),
-        Some("udp") => Some("has the backend type udp"),
+        None if text.is_none() => Some(
+            "has no Backend: flannel's documentation says that this is vxlan, its code takes udp",
+        ),
+        None | Some("") => Some(
+            "has a Backend without Type: flannel's documentation says that this is vxlan, its \
+             code takes udp",
+        ),
+        Some("udp") => Some("has flannel's backend type udp"),
         Some(_) => None,
     };
     let kind = match (unclear, default) {

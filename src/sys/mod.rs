@@ -6,6 +6,7 @@ pub mod netns;
 pub mod poll;
 pub mod privileges;
 pub mod process;
+pub mod signals;
 pub mod simd;
 pub mod statistics;
 pub mod tun;

@@ -200,13 +200,16 @@ fn the_backend_is_never_guessed() {
         (r#", "Backend": {}"#, "has a Backend without Type"),
         (
             r#", "Backend": {"Type": "udp"}"#,
-            "has the backend type udp",
+            "has flannel's backend type udp",
         ),
     ] {
-        assert_eq!(
-            verdict(backend, None),
-            Err(ConfigError::BackendUnclear { found })
-        );
+        let error = verdict(backend, None).unwrap_err();
+        assert!(matches!(error, ConfigError::BackendUnclear { .. }));
+        let text = error.to_string();
+        assert!(text.starts_with(&format!("the config {found}")), "{text}");
+        assert!(text.contains("--backend-default vxlan"), "{text}");
+        // Whose fault it is, only where flannel contradicts itself.
+        assert_eq!(text.contains("documentation"), !backend.contains("udp"));
         assert!(verdict(backend, Some("vxlan")).is_ok());
     }
     let other = verdict(r#", "Backend": {"Type": "Host-GW"}"#, Some("vxlan"))
