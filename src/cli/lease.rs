@@ -173,22 +173,31 @@ async fn reserve(
         )));
     }
     let listing = store.list().await?;
-    for record in &listing.records {
-        let Ok(key) = record.name.parse::<SubnetKey>() else {
-            continue;
+    let known: Vec<_> = listing
+        .records
+        .iter()
+        .filter_map(|record| {
+            let key = record.name.parse::<SubnetKey>().ok()?;
+            let holder = LeaseAttrs::decode(&record.value).ok();
+            let same_host = holder.is_some_and(|attrs| attrs.public_ip == public_ip);
+            Some((record, key.v4, same_host))
+        })
+        .collect();
+    // First, because the host may have another record beside, which peers refuse.
+    let own = known
+        .iter()
+        .find(|(_, leased, same_host)| *same_host && *leased == subnet);
+    if let Some((record, ..)) = own {
+        // The lease of that host, kept as it is, without its end.
+        let value = record.value.clone();
+        let outcome = store.replace(&record.name, value, record.revision, None);
+        return match outcome.await? {
+            WriteOutcome::Written { .. } => Ok(done(subnet, public_ip)),
+            WriteOutcome::Conflict => Err(changed(&record.name)),
         };
-        let holder = LeaseAttrs::decode(&record.value).ok();
-        let same_host = holder.is_some_and(|attrs| attrs.public_ip == public_ip);
-        if key.v4 == subnet && same_host {
-            // The lease of that host, kept as it is, without its end.
-            let value = record.value.clone();
-            let outcome = store.replace(&record.name, value, record.revision, None);
-            return match outcome.await? {
-                WriteOutcome::Written { .. } => Ok(done(subnet, public_ip)),
-                WriteOutcome::Conflict => Err(changed(&record.name)),
-            };
-        }
-        if key.v4.contains(&subnet) || subnet.contains(&key.v4) || same_host {
+    }
+    for (record, leased, same_host) in known {
+        if leased.contains(&subnet) || subnet.contains(&leased) || same_host {
             let what = if same_host {
                 "this host has"
             } else {
