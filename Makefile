@@ -52,9 +52,9 @@ soak: test-needs
 bench:
 	cargo bench --locked
 
-# Each bench once, without measuring.
+# Each bench once, without measuring; so the build of the tests will do.
 bench-smoke:
-	cargo bench --locked -- --test
+	cargo bench --locked --profile dev -- --test
 
 fuzz:
 	./fuzz/run.sh $(FUZZ_SECONDS)
