@@ -7,35 +7,12 @@ mod nodes;
 use std::time::{Duration, Instant};
 
 use nodes::{
-    CONFIG, EtcdOnHost, NodeUnderTest, PATIENCE, PREFIX, PROGRAM, eventually, need, possible,
+    CONFIG, Cluster, NodeUnderTest, PATIENCE, PREFIX, PROGRAM, eventually, need, possible,
     without_writer,
 };
-use uvxlan::testbed::{DaemonProcess, Topology};
+use uvxlan::testbed::DaemonProcess;
 
-struct Lab {
-    topology: Topology,
-    etcd: EtcdOnHost,
-    folder: tempfile::TempDir,
-}
-
-impl Lab {
-    fn new(daemons: usize) -> Self {
-        let topology = Topology::with_hosts(daemons + 1).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let etcd = EtcdOnHost::start(topology.hosts().last().unwrap(), folder.path());
-        etcd.ctl(&["put", &format!("{PREFIX}/config"), CONFIG]);
-        Self {
-            topology,
-            etcd,
-            folder,
-        }
-    }
-
-    fn start(&self, number: usize) -> NodeUnderTest {
-        let flags = [format!("--etcd-endpoints={}", self.etcd.url())];
-        NodeUnderTest::start(&self.topology.hosts()[number], self.folder.path(), &flags)
-    }
-
+impl Cluster {
     /// Starts a daemon that must refuse to serve; how it ended, and how soon.
     fn refused(&self, number: usize, flags: &[String]) -> (String, Duration) {
         let host = &self.topology.hosts()[number];
@@ -57,7 +34,7 @@ fn key(subnet: ipnet::Ipv4Net) -> String {
 #[test]
 fn the_second_host_with_one_public_ip_is_refused_and_the_first_goes_on() {
     need!(possible(&["etcd", "etcdctl"]));
-    let lab = Lab::new(3);
+    let lab = Cluster::new(3, CONFIG);
     let (a, b) = (lab.start(0), lab.start(1));
     eventually("the containers reach each other", || a.reaches(&b));
     let before = lab.etcd.leases();
@@ -95,7 +72,7 @@ fn the_second_host_with_one_public_ip_is_refused_and_the_first_goes_on() {
 #[test]
 fn a_dead_hosts_lease_goes_to_its_successor() {
     need!(possible(&["etcd", "etcdctl"]));
-    let lab = Lab::new(2);
+    let lab = Cluster::new(2, CONFIG);
     let mut a = lab.start(0);
     let before = lab.etcd.leases();
     drop(a.daemon.take());
@@ -116,7 +93,7 @@ fn a_dead_hosts_lease_goes_to_its_successor() {
 #[test]
 fn a_subnet_in_use_is_kept_or_refused_and_never_changed_silently() {
     need!(possible(&["etcd", "etcdctl"]));
-    let lab = Lab::new(2);
+    let lab = Cluster::new(2, CONFIG);
     let theirs = format!("{PREFIX}/subnets/10.5.250.0-24");
     let value = r#"{"PublicIP":"192.0.2.51","BackendType":"vxlan","BackendData":{"VtepMAC":"0e:00:00:00:00:51"}}"#;
     lab.etcd.ctl(&["put", &theirs, value]);

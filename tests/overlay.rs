@@ -7,37 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nodes::{
-    CONFIG, EtcdOnHost, NodeUnderTest, PREFIX, eventually, need, possible, soon, without_writer,
+    CONFIG, Cluster, NodeUnderTest, PREFIX, eventually, need, possible, soon, without_writer,
 };
 use uvxlan::subnet::validate::Rejection;
-use uvxlan::testbed::Topology;
 use uvxlan::testbed::traffic::{PingPongRequest, PingRequest, ping, udp_echo, udp_ping_pong};
 
-/// The last host has etcd, the others can have daemons.
-struct Cluster {
-    topology: Topology,
-    etcd: EtcdOnHost,
-    folder: tempfile::TempDir,
-}
-
 impl Cluster {
-    fn new(daemons: usize) -> Self {
-        let topology = Topology::with_hosts(daemons + 1).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let etcd = EtcdOnHost::start(topology.hosts().last().unwrap(), folder.path());
-        etcd.ctl(&["put", &format!("{PREFIX}/config"), CONFIG]);
-        Self {
-            topology,
-            etcd,
-            folder,
-        }
-    }
-
-    fn start(&self, number: usize) -> NodeUnderTest {
-        let flags = [format!("--etcd-endpoints={}", self.etcd.url())];
-        NodeUnderTest::start(&self.topology.hosts()[number], self.folder.path(), &flags)
-    }
-
     fn pair(&self) -> (NodeUnderTest, NodeUnderTest) {
         let (a, b) = (self.start(0), self.start(1));
         eventually("the containers reach each other", || a.reaches(&b));
@@ -92,7 +67,7 @@ impl Drop for EndOf<'_> {
 #[test]
 fn containers_reach_each_other_and_the_leases_are_flannels() {
     need!(tools());
-    let cluster = Cluster::new(2);
+    let cluster = Cluster::new(2, CONFIG);
     let (a, b) = cluster.pair();
     for (from, to) in [(&a, &b), (&b, &a)] {
         let report = from.ping(to, 40);
@@ -153,7 +128,7 @@ fn containers_reach_each_other_and_the_leases_are_flannels() {
 #[test]
 fn packets_of_every_kind_pass_whole() {
     need!(tools());
-    let cluster = Cluster::new(2);
+    let cluster = Cluster::new(2, CONFIG);
     let (a, b) = cluster.pair();
     for (from, to) in [(&a, &b), (&b, &a)] {
         let echo = udp_echo(to.container().namespace(), to.container().address()).unwrap();
@@ -183,7 +158,7 @@ fn packets_of_every_kind_pass_whole() {
 #[test]
 fn a_third_host_joins_and_leaves_while_others_talk() {
     need!(tools());
-    let cluster = Cluster::new(3);
+    let cluster = Cluster::new(3, CONFIG);
     let (a, b) = cluster.pair();
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -223,7 +198,7 @@ fn a_third_host_joins_and_leaves_while_others_talk() {
 #[test]
 fn a_restart_keeps_subnet_and_mac_whatever_is_lost() {
     need!(tools());
-    let cluster = Cluster::new(2);
+    let cluster = Cluster::new(2, CONFIG);
     let (mut a, b) = cluster.pair();
     let before = cluster.lease(&a);
     type Loss = fn(&std::path::Path);
@@ -269,7 +244,7 @@ fn a_restart_keeps_subnet_and_mac_whatever_is_lost() {
 #[test]
 fn nothing_is_lost_while_etcd_is_away() {
     need!(tools());
-    let mut cluster = Cluster::new(3);
+    let mut cluster = Cluster::new(3, CONFIG);
     let (a, b) = cluster.pair();
     // Eight seconds without a gap, before, at and after the death.
     std::thread::scope(|scope| {
@@ -292,7 +267,7 @@ fn nothing_is_lost_while_etcd_is_away() {
 #[test]
 fn a_deleted_device_comes_back() {
     need!(tools());
-    let cluster = Cluster::new(2);
+    let cluster = Cluster::new(2, CONFIG);
     let (a, b) = cluster.pair();
     let index = || {
         let text = a.output("ip", &["-o", "link", "show", "flannel.1"]);
@@ -314,7 +289,7 @@ fn a_deleted_device_comes_back() {
 #[test]
 fn what_somebody_changes_on_the_host_is_mended() {
     need!(tools());
-    let cluster = Cluster::new(2);
+    let cluster = Cluster::new(2, CONFIG);
     let (a, b) = cluster.pair();
     let far = b.env.unwrap().subnet.to_string();
     let own = format!("{}/32", a.env.unwrap().subnet.network());
@@ -352,7 +327,7 @@ fn what_somebody_changes_on_the_host_is_mended() {
 #[test]
 fn a_persons_route_to_a_peers_subnet_is_neither_replaced_nor_passed_over() {
     need!(tools());
-    let cluster = Cluster::new(1);
+    let cluster = Cluster::new(1, CONFIG);
     let a = cluster.start(0);
     let stranger = r#"{"PublicIP":"192.0.2.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:00:00:00:00:99"}}"#;
     // One that would take precedence before ours, and one that ours would.
@@ -383,7 +358,7 @@ fn a_persons_route_to_a_peers_subnet_is_neither_replaced_nor_passed_over() {
 #[test]
 fn junk_in_the_store_costs_itself_alone() {
     need!(tools());
-    let cluster = Cluster::new(3);
+    let cluster = Cluster::new(3, CONFIG);
     let (a, b) = cluster.pair();
     let vxlan = |ip: &str, mac: &str| {
         format!(
@@ -444,7 +419,7 @@ fn junk_in_the_store_costs_itself_alone() {
 #[test]
 fn junk_over_a_lease_in_use_does_not_stop_its_traffic() {
     need!(tools());
-    let cluster = Cluster::new(2);
+    let cluster = Cluster::new(2, CONFIG);
     let (a, b) = cluster.pair();
     let (name, good) = cluster.lease(&b);
     let key = format!("{PREFIX}/subnets/{name}");

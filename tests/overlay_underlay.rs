@@ -3,41 +3,17 @@
 #[path = "support/nodes.rs"]
 mod nodes;
 
-use nodes::{EtcdOnHost, NodeUnderTest, PREFIX, eventually, need, possible, soon};
+use nodes::{Cluster, NodeUnderTest, PREFIX, eventually, need, possible, soon};
 use uvxlan::testbed::Topology;
 
-struct Cluster {
-    topology: Topology,
-    etcd: EtcdOnHost,
-    folder: tempfile::TempDir,
-}
-
 impl Cluster {
-    /// The last host has etcd.
-    fn new(daemons: usize, config: &str) -> Self {
-        let topology = Topology::with_hosts(daemons + 1).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let etcd = EtcdOnHost::start(topology.hosts().last().unwrap(), folder.path());
-        etcd.ctl(&["put", &format!("{PREFIX}/config"), config]);
-        Self {
-            topology,
-            etcd,
-            folder,
-        }
+    fn quiet(&self, number: usize) -> NodeUnderTest {
+        self.quiet_with(number, &[])
     }
 
-    fn start(&self, number: usize) -> NodeUnderTest {
-        self.start_with(number, &[])
-    }
-
-    fn start_with(&self, number: usize, more: &[&str]) -> NodeUnderTest {
-        // No probes: frames in the tunnel are counted here.
-        let mut flags = vec![
-            format!("--etcd-endpoints={}", self.etcd.url()),
-            "--probe-interval=0".into(),
-        ];
-        flags.extend(more.iter().map(|flag| (*flag).to_owned()));
-        NodeUnderTest::start(&self.topology.hosts()[number], self.folder.path(), &flags)
+    /// Without probes: frames in the tunnel are counted here.
+    fn quiet_with(&self, number: usize, more: &[&str]) -> NodeUnderTest {
+        self.start_with(number, &[&["--probe-interval=0"], more].concat())
     }
 }
 
@@ -49,7 +25,7 @@ fn tools() -> Result<(), String> {
 fn the_underlays_mtu_is_followed() {
     need!(tools());
     let cluster = Cluster::new(2, nodes::CONFIG);
-    let (a, b) = (cluster.start(0), cluster.start(1));
+    let (a, b) = (cluster.quiet(0), cluster.quiet(1));
     eventually("the containers reach each other", || a.reaches(&b));
     assert_eq!(a.env.unwrap().mtu, 1450);
     a.change(&["link", "set", "eth0", "mtu", "1400"]);
@@ -88,7 +64,7 @@ fn a_configured_mtu_is_that_of_the_underlay_whatever_the_interface_has() {
     need!(tools());
     let config = nodes::CONFIG.replace(r#""vxlan""#, r#""vxlan", "MTU": 1400"#);
     let cluster = Cluster::new(2, &config);
-    let (a, b) = (cluster.start(0), cluster.start(1));
+    let (a, b) = (cluster.quiet(0), cluster.quiet(1));
     let device = || a.output("ip", &["link", "show", "flannel.1"]);
     let file = || std::fs::read_to_string(a.folder.join("subnet.env")).unwrap();
     let check = || {
@@ -109,7 +85,7 @@ fn a_configured_mtu_is_that_of_the_underlay_whatever_the_interface_has() {
 fn a_bridge_that_comes_later_with_a_larger_mtu_is_told_of_once() {
     need!(tools());
     let cluster = Cluster::new(2, nodes::CONFIG);
-    let mut a = cluster.start(0);
+    let mut a = cluster.quiet(0);
     a.container = None;
     a.change(&["link", "del", "cni0"]);
     let told = |words: &str| {
@@ -151,7 +127,7 @@ fn a_bridge_that_comes_later_with_a_larger_mtu_is_told_of_once() {
 fn an_interface_that_goes_down_or_loses_its_address_for_a_while_is_survived() {
     need!(tools());
     let cluster = Cluster::new(2, nodes::CONFIG);
-    let (a, b) = (cluster.start(0), cluster.start(1));
+    let (a, b) = (cluster.quiet(0), cluster.quiet(1));
     eventually("the containers reach each other", || a.reaches(&b));
     let before = cluster.etcd.leases();
     let address = a.host.address().to_string();
@@ -189,7 +165,7 @@ fn an_interface_that_goes_down_or_loses_its_address_for_a_while_is_survived() {
 fn another_address_is_published_and_used() {
     need!(tools());
     let cluster = Cluster::new(2, nodes::CONFIG);
-    let (a, b) = (cluster.start(0), cluster.start(1));
+    let (a, b) = (cluster.quiet(0), cluster.quiet(1));
     eventually("the containers reach each other", || a.reaches(&b));
     let old = b.host.address();
     let octets = old.octets();
@@ -247,7 +223,7 @@ fn another_address_is_published_and_used() {
 fn addresses_that_change_while_etcd_hangs_hold_up_nothing() {
     need!(tools());
     let cluster = Cluster::new(2, nodes::CONFIG);
-    let (a, b) = (cluster.start(0), cluster.start(1));
+    let (a, b) = (cluster.quiet(0), cluster.quiet(1));
     eventually("the containers reach each other", || a.reaches(&b));
     let octets = b.host.address().octets();
     cluster.etcd.signal(rustix::process::Signal::STOP);
@@ -293,8 +269,8 @@ fn packets_for_containers_that_are_gone_are_discarded() {
     need!(tools());
     let cluster = Cluster::new(2, nodes::CONFIG);
     let (mut a, b) = (
-        cluster.start_with(0, &["--ip-blackhole-route"]),
-        cluster.start(1),
+        cluster.quiet_with(0, &["--ip-blackhole-route"]),
+        cluster.quiet(1),
     );
     eventually("the containers reach each other", || a.reaches(&b));
     let subnet = a.env.unwrap().subnet.to_string();

@@ -1,26 +1,15 @@
 //! `/healthz` and `/readyz`: flannel's health endpoint, and whether a subnet is served.
 
-use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use hyper::body::Bytes;
+use hyper::{Method, Response, StatusCode};
+use tokio::net::TcpListener;
 
 use super::failure::Failure;
-
-/// Connections at a time; more wait.
-const CONNECTIONS: usize = 32;
-/// How long one connection may last.
-const PATIENCE: Duration = Duration::from_secs(10);
+use super::http;
 
 /// Whether the daemon serves a subnet: it has said so, device and packet loop are there, and so
 /// are the rules that were asked for.
@@ -76,41 +65,10 @@ pub async fn serve(ip: &str, port: u16, readiness: Readiness) -> Result<(), Fail
     let listener = TcpListener::bind((ip, port)).await.map_err(failed)?;
     let local = listener.local_addr().map_err(failed)?;
     tracing::info!(event = "health", address = %local, "answering /healthz and /readyz");
-    tokio::spawn(accept(listener, local, readiness));
+    tokio::spawn(http::serve(listener, move |request| {
+        std::future::ready(answer(request.method(), request.uri().path(), &readiness))
+    }));
     Ok(())
-}
-
-async fn accept(listener: TcpListener, local: SocketAddr, readiness: Readiness) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            return;
-        };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let readiness = readiness.clone();
-                tokio::spawn(async move {
-                    // Whoever is slow, or speaks something else, is nobody to report.
-                    let _ = tokio::time::timeout(PATIENCE, talk(stream, readiness)).await;
-                    drop(place);
-                });
-            }
-            Err(error) => {
-                tracing::debug!(event = "health_failed", address = %local, %error);
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-}
-
-async fn talk(stream: TcpStream, readiness: Readiness) {
-    let service = service_fn(|request: Request<Incoming>| {
-        let answer = answer(request.method(), request.uri().path(), &readiness);
-        async move { Ok::<_, Infallible>(answer) }
-    });
-    let _ = http1::Builder::new()
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
 }
 
 fn answer(method: &Method, path: &str, readiness: &Readiness) -> Response<Full<Bytes>> {
@@ -127,9 +85,7 @@ fn answer(method: &Method, path: &str, readiness: &Readiness) -> Response<Full<B
         }
         _ => (StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD"),
     };
-    let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
-    *response.status_mut() = status;
-    response
+    http::plain(status, text)
 }
 
 #[cfg(test)]

@@ -5,28 +5,19 @@ mod peers;
 mod process;
 
 use std::collections::BTreeSet;
-use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ACCEPT, CONTENT_TYPE};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::net::TcpListener;
 
 pub use self::page::Metrics;
 use super::control::{Questions, ask};
+use super::http;
 use crate::control::{Ask, Reply};
 
-/// Connections at a time; more wait.
-const CONNECTIONS: usize = 16;
-/// How long one connection may last.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// The content type of OpenMetrics, which Prometheus asks for.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// The content type of the older text format, for everybody else.
@@ -41,7 +32,11 @@ pub async fn serve(address: &str, questions: Questions) {
     match TcpListener::bind(address).await {
         Ok(listener) => {
             tracing::info!(event = "metrics", address, "answering /metrics");
-            tokio::spawn(accept(listener, questions));
+            let metrics = Arc::new(Mutex::new(Metrics::default()));
+            tokio::spawn(http::serve(listener, move |request| {
+                let (questions, metrics) = (questions.clone(), Arc::clone(&metrics));
+                async move { answer(&request, &questions, &metrics).await }
+            }));
         }
         Err(error) => tracing::warn!(
             event = "no_metrics", address, %error,
@@ -50,60 +45,20 @@ pub async fn serve(address: &str, questions: Questions) {
     }
 }
 
-async fn accept(listener: TcpListener, questions: Questions) {
-    let metrics = Arc::new(Mutex::new(Metrics::default()));
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            return;
-        };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let (questions, metrics) = (questions.clone(), Arc::clone(&metrics));
-                tokio::spawn(async move {
-                    // Whoever is slow, or speaks something else, is nobody to report.
-                    let talk = talk(stream, questions, metrics);
-                    let _ = tokio::time::timeout(PATIENCE, talk).await;
-                    drop(place);
-                });
-            }
-            Err(error) => {
-                tracing::debug!(event = "metrics_failed", %error);
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-}
-
-async fn talk(stream: TcpStream, questions: Questions, metrics: Arc<Mutex<Metrics>>) {
-    let service = service_fn(|request: Request<Incoming>| {
-        let (questions, metrics) = (questions.clone(), Arc::clone(&metrics));
-        async move { Ok::<_, Infallible>(answer(&request, &questions, &metrics).await) }
-    });
-    let _ = http1::Builder::new()
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-}
-
 async fn answer(
     request: &Request<Incoming>,
     questions: &Questions,
     metrics: &Mutex<Metrics>,
 ) -> Response<Full<Bytes>> {
-    let plain = |status, text: &'static str| {
-        let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
-        *response.status_mut() = status;
-        response
-    };
     match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/metrics") => {}
         (&Method::GET | &Method::HEAD, _) => {
-            return plain(StatusCode::NOT_FOUND, "there is /metrics");
+            return http::plain(StatusCode::NOT_FOUND, "there is /metrics");
         }
-        _ => return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD"),
+        _ => return http::plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD"),
     }
     let Some(Reply::Status(status)) = ask(questions, Ask::Status).await else {
-        return plain(StatusCode::SERVICE_UNAVAILABLE, "the daemon is stopping");
+        return http::plain(StatusCode::SERVICE_UNAVAILABLE, "the daemon is stopping");
     };
     let page = {
         // No panic can leave it half changed.

@@ -9,6 +9,7 @@ pub mod failure;
 pub mod files;
 pub mod follow;
 pub mod health;
+pub mod http;
 pub mod identity;
 pub mod instance;
 pub mod leasing;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use uvxlan::testbed::traffic::{PingReport, PingRequest, TransferRequest, ping, tcp_transfer};
-use uvxlan::testbed::{Container, DaemonProcess, Host, SubnetEnv, available};
+use uvxlan::testbed::{Container, DaemonProcess, Host, SubnetEnv, Topology, available};
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_uvxlan");
 pub const PREFIX: &str = "/coreos.com/network";
@@ -176,6 +176,38 @@ impl EtcdOnHost {
 impl Drop for EtcdOnHost {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// Hosts for daemons, and one more with their etcd.
+pub struct Cluster {
+    pub topology: Topology,
+    pub etcd: EtcdOnHost,
+    pub folder: tempfile::TempDir,
+}
+
+impl Cluster {
+    pub fn new(daemons: usize, config: &str) -> Self {
+        let topology = Topology::with_hosts(daemons + 1).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let etcd = EtcdOnHost::start(topology.hosts().last().unwrap(), folder.path());
+        etcd.ctl(&["put", &format!("{PREFIX}/config"), config]);
+        Self {
+            topology,
+            etcd,
+            folder,
+        }
+    }
+
+    pub fn start(&self, number: usize) -> NodeUnderTest {
+        self.start_with(number, &[])
+    }
+
+    pub fn start_with(&self, number: usize, more: &[&str]) -> NodeUnderTest {
+        let endpoints = format!("--etcd-endpoints={}", self.etcd.url());
+        let more = more.iter().map(|flag| (*flag).to_owned());
+        let flags: Vec<String> = std::iter::once(endpoints).chain(more).collect();
+        NodeUnderTest::start(&self.topology.hosts()[number], self.folder.path(), &flags)
     }
 }
 
