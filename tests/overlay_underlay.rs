@@ -3,8 +3,7 @@
 #[path = "support/nodes.rs"]
 mod nodes;
 
-use nodes::{Cluster, NodeUnderTest, PREFIX, eventually, need, possible, soon};
-use uvxlan::testbed::Topology;
+use nodes::{Cluster, NodeUnderTest, eventually, need, possible, soon};
 
 impl Cluster {
     fn quiet(&self, number: usize) -> NodeUnderTest {
