@@ -64,8 +64,16 @@ fn status(node: &NodeUnderTest) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_default()
 }
 
+/// Null where there is no answer or no peer yet.
 fn peer(node: &NodeUnderTest) -> Value {
     status(node)["peers"][0].clone()
+}
+
+/// The peer, which must be there.
+fn known_peer(node: &NodeUnderTest) -> Value {
+    let peer = peer(node);
+    assert!(peer["public_ip"].is_string(), "a peer is known: {peer}");
+    peer
 }
 
 fn counter(node: &NodeUnderTest, name: &str) -> u64 {
@@ -182,7 +190,7 @@ fn loss_is_told_by_direction() {
     });
     assert_eq!(percent(&a, "loss_percent"), Some(100));
     // The other hears nothing, and does not guess.
-    let heard_nothing = peer(&b);
+    let heard_nothing = known_peer(&b);
     assert!(
         heard_nothing["loss_out_percent"].is_null(),
         "{heard_nothing}"
@@ -307,7 +315,7 @@ fn without_probes_nothing_is_promised_asked_or_answered() {
         let peer = peer(&b);
         peer["probe"] == "icmp" && peer["rtt_us"].as_u64().is_some()
     });
-    let none = peer(&a);
+    let none = known_peer(&a);
     assert!(
         none["probe"].is_null() && none["rtt_us"].is_null(),
         "{none}"

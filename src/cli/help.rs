@@ -41,7 +41,7 @@ Files:
 
 Exit status:
   0 stopped by a signal; 1 failure; 2 wrong usage; 69 datastore unreachable (--fail-fast);
-  71 no TUN device; 73 subnet file not written; 77 permission missing; 78 bad configuration,
+  71 no TUN device; 73 a file cannot be written; 77 permission missing; 78 bad configuration,
   or our public IP or subnet is another host's";
 
 /// The command as clap knows it. Only help is made from it: values are read by

@@ -199,7 +199,7 @@ impl Memory {
         self.writing = Some(tokio::task::spawn_blocking(move || save(&directory, &what)));
     }
 
-    /// Writes at the end, unless there is nothing new.
+    /// Writes at the end, unless the store has said nothing since the start.
     pub async fn close(mut self, public_ip: Ipv4Addr, heard: Duration, peers: Vec<PeerRecord>) {
         if let Some(task) = self.writing.take() {
             let _ = task.await;

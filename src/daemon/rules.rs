@@ -136,7 +136,9 @@ impl Plan {
                 let found = choice.look_until_found(subject, wanted, every).await;
                 let firewall = Firewall::new(found, subject, wanted, former);
                 let in_place = first(&firewall, wanted, &readiness).await;
-                firewall.sweep_ipv6().await;
+                if in_place {
+                    firewall.sweep_ipv6().await;
+                }
                 keep(&firewall, every, in_place, &readiness).await;
             };
             kept.task = Some(tokio::spawn(task));
@@ -190,7 +192,15 @@ async fn first(firewall: &Firewall, wanted: Wanted, readiness: &Readiness) -> bo
 }
 
 async fn keep(firewall: &Firewall, every: Duration, in_place: bool, readiness: &Readiness) {
-    if every > Duration::ZERO {
+    if every.is_zero() {
+        // They are not looked at again, once they are there.
+        let mut in_place = in_place;
+        while !in_place {
+            tokio::time::sleep(LOOK_FOR_TOOL).await;
+            in_place = firewall.establish().await.is_ok();
+            readiness.set_rules(in_place);
+        }
+    } else {
         let tell = |in_place| readiness.set_rules(in_place);
         firewall
             .keep(every, in_place, tell, || Mended::Rules.note())

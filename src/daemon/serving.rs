@@ -372,9 +372,14 @@ impl Serving {
     }
 
     async fn receive_at(&mut self, now: &ExternalInterface) {
-        if let Err(error) = self.overlay.set_source(now.address, now.index).await {
-            self.begin_repair(error.to_string());
-            self.failed_to_restore(&error);
+        match self.overlay.set_source(now.address, now.index).await {
+            Ok(()) => self.restored(),
+            Err(error) => {
+                if self.repair.is_none() {
+                    self.begin_repair(error.to_string());
+                }
+                self.failed_to_restore(&error);
+            }
         }
     }
 
@@ -411,14 +416,21 @@ impl Serving {
         if let Err(error) = self.overlay.restore().await {
             return self.failed_to_restore(&error);
         }
-        // Every worker has reported the same loss.
+        self.restored();
+    }
+
+    /// Device and packet loop were just made anew.
+    fn restored(&mut self) {
+        // What workers have reported is of those before.
         while self.device_gone.try_recv().is_ok() {}
-        self.repair = None;
-        self.readiness.set_device(true);
-        Mended::Device.note();
         if self.overlay.is_doubtful() {
             self.due.look_soon(Instant::now());
         }
+        if self.repair.take().is_none() {
+            return;
+        }
+        self.readiness.set_device(true);
+        Mended::Device.note();
         tracing::info!(event = "device_restored", "device and packet loop are back");
         notify::status(&self.in_short());
     }

@@ -116,8 +116,8 @@ impl Gate {
     }
 
     /// Datagrams that the kernel dropped at these sockets: strangers', and those for which
-    /// there was no room. A socket's own count wraps; it must be looked at before it has done so
-    /// twice: within an hour, at a million drops a second.
+    /// there was no room. A socket's own count wraps; it must be looked at before it has
+    /// risen by 2^32: within an hour, at a million drops a second.
     pub(super) fn drops(&self) -> u64 {
         let now = self.sockets.iter().map(|socket| socket.drops());
         let mut drops = self.drops.lock().unwrap_or_else(PoisonError::into_inner);

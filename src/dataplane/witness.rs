@@ -1,5 +1,6 @@
 //! Says which peers do what the peer check would refuse, where it only looks on
-//! (`--peer-check=log`): a line for each peer and rule, and never many.
+//! (`--peer-check=log`): a line of each packet thread for each peer and rule, and
+//! never many.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};

@@ -209,6 +209,7 @@ impl Firewall {
     /// there are no tools for IPv6, there is nothing of it. It cannot be put back, so it is for
     /// when a start has succeeded.
     pub async fn sweep_ipv6(&self) {
+        let Ok(_lock) = self.lock().await else { return };
         let _ = tools::run("nft", &["-f", "-"], &nftables::removal_of_ipv6()).await;
         for table in TABLES {
             let saved = tools::run("ip6tables-save", &["-t", table.name()], "").await;

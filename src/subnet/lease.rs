@@ -73,7 +73,12 @@ pub struct LeaseAttrs {
     pub challenge: Option<NodeId>,
     /// Version of the probes ([`crate::wire::probe`]) that its holder answers. A flannel that
     /// takes the lease over writes it anew, without this.
-    #[serde(rename = "Probe", default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "Probe",
+        default,
+        deserialize_with = "lenient_version",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub probe: Option<u32>,
 }
 
@@ -258,6 +263,11 @@ fn lenient<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<NodeId>, 
     Ok(found.as_u64().map(NodeId))
 }
 
+fn lenient_version<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    let found = serde_json::Value::deserialize(from)?;
+    Ok(found.as_u64().and_then(|number| u32::try_from(number).ok()))
+}
+
 /// [`LeaseForm::V011`], with our fields behind.
 #[derive(Serialize)]
 struct V011<'a> {
@@ -356,11 +366,12 @@ mod tests {
             "true",
         ] {
             let text = format!(
-                r#"{{"PublicIP":"1.2.3.4","Node":{foreign},"Instance":{foreign},"Challenge":{foreign}}}"#
+                r#"{{"PublicIP":"1.2.3.4","Node":{foreign},"Instance":{foreign},"Challenge":{foreign},"Probe":{foreign}}}"#
             );
             let attrs = LeaseAttrs::decode(text.as_bytes()).unwrap();
             let ours = (attrs.node, attrs.instance, attrs.challenge);
             assert_eq!(ours, (None, None, None), "{foreign}");
+            assert_eq!(attrs.probe, None, "{foreign}");
         }
     }
 

@@ -43,6 +43,9 @@ pub fn while_stopped<T>(thread: u32, work: impl FnOnce() -> T) -> io::Result<T> 
     if unsafe { libc::waitpid(thread, &raw mut status, libc::__WALL) } < 0 {
         return Err(io::Error::last_os_error());
     }
+    if !libc::WIFSTOPPED(status) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
     Ok(work())
 }
 
@@ -57,7 +60,13 @@ impl Drop for Held {
     }
 }
 
-fn trace(request: libc::c_uint, thread: libc::pid_t) -> io::Result<()> {
+/// As the C library has it.
+#[cfg(target_env = "gnu")]
+type Request = libc::c_uint;
+#[cfg(not(target_env = "gnu"))]
+type Request = libc::c_int;
+
+fn trace(request: Request, thread: libc::pid_t) -> io::Result<()> {
     let nothing = std::ptr::null_mut::<libc::c_void>();
     // SAFETY: none of the requests above reads or writes through its last two arguments.
     match unsafe { libc::ptrace(request as _, thread, nothing, nothing) } {

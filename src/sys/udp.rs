@@ -121,10 +121,10 @@ impl UdpSocket {
     pub fn whole_sender(address: Ipv4Addr) -> io::Result<Self> {
         let socket = Self::open()?;
         never_cut(&socket)?;
+        socket.receive_nothing();
         socket
             .0
             .bind(&SockAddr::from(SocketAddrV4::new(address, 0)))?;
-        socket.receive_nothing();
         Ok(socket)
     }
 

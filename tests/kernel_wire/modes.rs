@@ -12,12 +12,12 @@ use uvxlan::dataplane::counters::Counter;
 use uvxlan::dataplane::guard::{Guard, Mode};
 use uvxlan::sys::poll;
 use uvxlan::sys::udp::{MessageHead, SendBatch, UdpSocket};
-use uvxlan::testbed::Host;
+use uvxlan::testbed::{Host, available};
 use uvxlan::wire::vxlan::DEFAULT_PORT;
 
 use crate::receiving::Receiving;
 use crate::spoof::{DESTINATION, SOURCE, risen, set_address, settled};
-use crate::wire::{UNDERLAY, need, possible};
+use crate::wire::{UNDERLAY, need};
 
 /// A sender without a lease.
 const STRANGER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 66);
@@ -96,7 +96,7 @@ fn judge(receiving: &Receiving, name: &str, sent: Sent, end: End) {
 #[test]
 fn each_mode_and_exception_lets_pass_what_it_says() {
     use Counter::{InForeignDestination, InForeignSource, InOtherVni, InUnknownPeer};
-    need!(possible());
+    need!(available());
     type Change = fn(&mut Guard);
     let table: [(&str, Change, [End; 6]); 6] = [
         (
@@ -222,7 +222,7 @@ fn join_again([sender, receiver]: [&Host; 2]) {
 
 #[test]
 fn what_comes_over_another_interface_is_taken_unless_one_was_chosen() {
-    need!(possible().and_then(|()| available_ip()));
+    need!(available().and_then(|()| available_ip()));
     let index = |host: &Host| {
         let find = async |netlink: &uvxlan::host::netlink::Netlink| {
             Ok(netlink.expect_link(UNDERLAY).await?.index)
@@ -297,7 +297,7 @@ impl Drop for EndOf<'_> {
 
 #[test]
 fn nobody_holds_a_packet_thread_with_datagrams_of_nothing() {
-    need!(possible());
+    need!(available());
     for length in [0, 1] {
         let mut receiving = Receiving::guarded(false);
         let over = AtomicBool::new(false);

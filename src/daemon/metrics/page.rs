@@ -120,7 +120,7 @@ impl Metrics {
             ),
         ];
         build.get_or_create(&labels).set(1.0);
-        let serving = f64::from(u8::from(status.node.is_some()));
+        let serving = f64::from(u8::from(status.phase == "serving"));
         page.gauge("serving", "1 when a subnet is served", serving);
         datastore(&mut page, status);
         packets(&mut page, status);
