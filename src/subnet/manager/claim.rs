@@ -18,7 +18,7 @@
 //!
 //! To ask is to write the lease's own value with a number more behind it. Peers see the same
 //! lease. A daemon that holds it sees its record changed and writes its value anew at once
-//! ([`super::keeper`]); one that does not within [`PATIENCE`] is gone. What cannot be told: a
+//! ([`super::keeper`]); one that does not within the store's patience is gone. What cannot be told: a
 //! holder that is cut off from the store just then. When it is back, it finds another instance
 //! in its record, leaves it alone and raises the alarm.
 
@@ -31,12 +31,10 @@ use tokio::time::{Instant, sleep};
 use tracing::info;
 
 use super::super::lease::{LeaseAttrs, NodeId, VxlanData};
-use super::super::store::{Store, WriteOutcome};
+use super::super::store::{Record, Store, StoreError, WriteOutcome};
 use super::acquire::{AcquireError, AcquireRequest, Known};
 use crate::wire::MacAddr;
 
-/// How long a holder has for its answer.
-pub const PATIENCE: Duration = Duration::from_secs(3);
 /// Between two looks for the answer.
 const LOOK: Duration = Duration::from_millis(150);
 
@@ -93,41 +91,82 @@ pub(super) async fn ask(
     let (Some(attrs), record) = (&lease.attrs, lease.record) else {
         return Ok(false);
     };
+    let question = question(store, attrs, rng.random())?;
+    match put_question(store, record, attrs, question, request.ttl).await? {
+        Answer::Lives => Ok(true),
+        Answer::Changed => Ok(false),
+        Answer::Silence { revision } => {
+            asked.insert(record.name.clone(), revision);
+            Ok(false)
+        }
+    }
+}
+
+/// What became of a question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answer {
+    Lives,
+    /// The record is another one now: somebody else writes it too.
+    Changed,
+    /// Nobody answered; the record with the question has this revision.
+    Silence {
+        revision: i64,
+    },
+}
+
+/// A lease's own value with the question behind it.
+pub(super) fn question(
+    store: &dyn Store,
+    attrs: &LeaseAttrs,
+    bits: u64,
+) -> Result<Bytes, serde_json::Error> {
+    let question = attrs.clone().with_challenge(NodeId::of_bits(bits));
+    question.encode_as(store.lease_form()).map(Bytes::from)
+}
+
+/// Writes a question over a record that says `attrs`, and waits for the answer. What lives
+/// for a time goes on to do so, for `ttl`.
+pub(super) async fn put_question(
+    store: &dyn Store,
+    record: &Record,
+    attrs: &LeaseAttrs,
+    question: Bytes,
+    ttl: Duration,
+) -> Result<Answer, StoreError> {
     let name = &record.name;
     info!(
         event = "lease_ask",
         name,
         "our lease was written before this boot, or by another host: asking whether its holder lives"
     );
-    let challenge = NodeId::of_bits(rng.random());
-    let question = attrs.clone().with_challenge(challenge);
-    let question = Bytes::from(question.encode_as(store.lease_form())?);
-    let ttl = record.expires.then_some(request.ttl);
+    let ttl = record.expires.then_some(ttl);
     let outcome = store.replace(name, question, record.revision, ttl).await?;
     let WriteOutcome::Written { revision } = outcome else {
-        return Ok(false);
+        return Ok(Answer::Changed);
     };
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + store.patience();
     while Instant::now() < end {
         sleep(LOOK).await;
         let Some(found) = store.get(name).await? else {
-            return Ok(false);
+            return Ok(Answer::Changed);
         };
         if found.revision == revision {
             continue;
         }
         // Another one may ask the same at the same time.
-        let answer = LeaseAttrs::decode(&found.value);
-        return Ok(
-            answer.is_ok_and(|found| found.challenge.is_none() && found.instance == attrs.instance)
-        );
+        let lives = LeaseAttrs::decode(&found.value)
+            .is_ok_and(|found| found.challenge.is_none() && found.instance == attrs.instance);
+        return Ok(if lives {
+            Answer::Lives
+        } else {
+            Answer::Changed
+        });
     }
     info!(
         event = "lease_unanswered",
         name, "nobody answers for our lease: taking it"
     );
-    asked.insert(name.clone(), revision);
-    Ok(false)
+    Ok(Answer::Silence { revision })
 }
 
 /// The VTEP's MAC in a lease of the vxlan backend.

@@ -14,7 +14,7 @@ use super::super::lease::{LeaseAttrs, NodeId};
 use super::super::store::{Record, Store, StoreError, WatchEvent, WriteOutcome};
 use super::acquire::Acquired;
 use super::books::Books;
-use super::claim::mac;
+use super::claim::{self, Answer, mac};
 
 /// A sign of life is cheap, and a lost session should be noticed before the day is over.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(600);
@@ -193,6 +193,13 @@ impl Keeper {
             return Ok(self.note(outcome, value));
         };
         let finding = self.judge(&record);
+        // Written before the reboot after which we went on from memory, most likely.
+        if self.revision == 0
+            && matches!(finding, Finding::Foreign(OwnState::Contended))
+            && let Some(state) = self.claim(&record, value.clone()).await?
+        {
+            return Ok(state);
+        }
         if !matches!(finding, Finding::Foreign(_)) {
             // A person may make a reservation of it, or take that back.
             self.reserved = !record.expires;
@@ -221,6 +228,37 @@ impl Keeper {
         }
     }
 
+    /// Takes a record that our machine wrote in another life, if nobody lives that one.
+    async fn claim(
+        &mut self,
+        record: &Record,
+        value: Bytes,
+    ) -> Result<Option<OwnState>, StoreError> {
+        let found = LeaseAttrs::decode(&record.value).ok();
+        let ours = |found: &LeaseAttrs| {
+            !differ(found.node, self.attrs.node) && differ(found.instance, self.attrs.instance)
+        };
+        let Some(found) = found.filter(ours) else {
+            return Ok(None);
+        };
+        let store = Arc::clone(&self.store);
+        let question = claim::question(store.as_ref(), &found, rand::random());
+        let question = question.map_err(|source| self.not_written(source))?;
+        let asking = claim::put_question(store.as_ref(), record, &found, question, self.ttl);
+        Ok(Some(match asking.await? {
+            Answer::Lives => OwnState::Contended,
+            Answer::Changed => OwnState::Unconfirmed("it changed while we asked".into()),
+            Answer::Silence { revision } => {
+                self.reserved = !record.expires;
+                let record = Record {
+                    revision,
+                    ..record.clone()
+                };
+                self.write_over(&record, value).await?
+            }
+        }))
+    }
+
     async fn write_over(&mut self, record: &Record, value: Bytes) -> Result<OwnState, StoreError> {
         let ttl = (!self.reserved).then_some(self.ttl);
         let outcome = self
@@ -235,12 +273,18 @@ impl Keeper {
             return Ok(self.value.clone());
         };
         let encoded = wanted.encode_as(self.store.lease_form());
-        encoded.map(Bytes::from).map_err(|source| StoreError {
+        encoded
+            .map(Bytes::from)
+            .map_err(|source| self.not_written(source))
+    }
+
+    fn not_written(&self, source: serde_json::Error) -> StoreError {
+        StoreError {
             operation: "writing our lease as JSON",
             location: self.name.clone(),
             transient: false,
             source: source.into(),
-        })
+        }
     }
 
     /// Our record is gone: the same subnet again, if nobody has it.
@@ -291,9 +335,6 @@ impl Keeper {
         if found.public_ip != self.attrs.public_ip {
             return Finding::Foreign(OwnState::TakenBy(found.public_ip));
         }
-        let differ = |found: Option<NodeId>, ours: Option<NodeId>| {
-            found.is_some() && ours.is_some() && found != ours
-        };
         if differ(found.node, self.attrs.node) || differ(found.instance, self.attrs.instance) {
             return Finding::Foreign(OwnState::Contended);
         }
@@ -358,6 +399,11 @@ impl Keeper {
             ),
         }
     }
+}
+
+/// Whether both are named, and are not the same.
+fn differ(found: Option<NodeId>, ours: Option<NodeId>) -> bool {
+    found.is_some() && ours.is_some() && found != ours
 }
 
 /// Whether a person who read of the old state knows the new one. Another reason why the

@@ -32,7 +32,7 @@ use bytes::Bytes;
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{Mutex, mpsc};
 
-use super::{Listing, Record, Store, StoreError, WatchEvent, WriteOutcome};
+use super::{Listing, PATIENCE, Record, Store, StoreError, WatchEvent, WriteOutcome};
 
 /// Longest wait for another writer's lock.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -244,6 +244,12 @@ impl Inner {
 impl Store for DirStore {
     fn describe(&self) -> String {
         format!("directory {}", self.inner.path.display())
+    }
+
+    /// On a network's file system the kernel tells nothing of what other hosts write: they see
+    /// it when they look again.
+    fn patience(&self) -> Duration {
+        watch::RESCAN + PATIENCE
     }
 
     async fn config(&self) -> Result<Option<Bytes>, StoreError> {

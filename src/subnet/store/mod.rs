@@ -121,6 +121,9 @@ fn cut(value: &[u8]) -> &[u8] {
     &value[..value.len().min(MAX_VALUE_LEN + 1)]
 }
 
+/// What an answer takes where news arrive at once.
+pub const PATIENCE: Duration = Duration::from_secs(3);
+
 /// A store of the network config and the subnet leases, laid out as flannel's
 /// (`<prefix>/config`, `<prefix>/subnets/<a.b.c.d>-<len>`).
 ///
@@ -135,6 +138,12 @@ pub trait Store: Send + Sync + 'static {
     /// Which version of flannel the values are written for.
     fn lease_form(&self) -> LeaseForm {
         LeaseForm::Newest
+    }
+
+    /// Within this time a host that lives has seen what was written to its record, and written
+    /// an answer.
+    fn patience(&self) -> Duration {
+        PATIENCE
     }
 
     /// The network config's text, or `None` where the key does not exist.

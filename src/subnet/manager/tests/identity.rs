@@ -1,8 +1,8 @@
 //! Whose a lease with our address is, and that a subnet in use is not given up.
 
 use super::*;
-use crate::subnet::lease::{LeaseForm, NodeId};
-use crate::subnet::manager::claim::PATIENCE;
+use crate::subnet::lease::{Lease, LeaseForm, NodeId};
+use crate::subnet::store::PATIENCE;
 use crate::wire::MacAddr;
 
 const NAME: &str = "10.5.7.0-24";
@@ -36,6 +36,57 @@ async fn living(host: &AcquireRequest) -> (Arc<Memory>, Running) {
     running.changes.recv().await.unwrap();
     tokio::time::sleep(Duration::from_millis(1)).await;
     (store, running)
+}
+
+/// What a start from memory has, of a host that the store did not answer.
+fn remembered(host: &AcquireRequest) -> Acquired {
+    let lease = Lease {
+        subnet: net("10.5.7.0/24"),
+        attrs: host.attrs.clone(),
+        revision: 0,
+        reserved: false,
+    };
+    Acquired {
+        lease,
+        value: host.attrs.encode().unwrap().into(),
+        ttl: host.ttl,
+        listing: Listing {
+            records: Vec::new(),
+            revision: 0,
+        },
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reboot_while_the_store_is_away_costs_no_lease() {
+    let now = host(1, "secret", "next boot");
+    let store = left_by(&host(1, "secret", "boot"));
+    let stop = CancellationToken::new();
+    let running = spawn(store.clone(), remembered(&now), peer_set(), HOUR, stop);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(*running.own.borrow(), OwnState::Held);
+    let expected = now.attrs.encode().unwrap();
+    assert_eq!(store.value_of(NAME).unwrap(), expected);
+    drop(running);
+
+    // Another machine's is never taken, nor asked for.
+    let other = host(2, "secret", "boot");
+    let store = left_by(&other);
+    let stop = CancellationToken::new();
+    let running = spawn(store.clone(), remembered(&now), peer_set(), HOUR, stop);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(*running.own.borrow(), OwnState::Contended);
+    let kept = other.attrs.encode().unwrap();
+    assert_eq!(store.value_of(NAME).unwrap(), kept);
+    drop(running);
+
+    // Nor that of a twin that lives.
+    let (store, twin) = living(&host(1, "secret", "boot")).await;
+    let stop = CancellationToken::new();
+    let running = spawn(store.clone(), remembered(&now), peer_set(), HOUR, stop);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(*running.own.borrow(), OwnState::Contended);
+    assert_eq!(*twin.own.borrow(), OwnState::Held);
 }
 
 fn written(store: &Memory) -> usize {

@@ -17,7 +17,7 @@ use super::{Inner, Place};
 
 /// Looks at least this often: inotify is silent about what other hosts do on a network
 /// file system, and after a directory was replaced.
-const RESCAN: Duration = Duration::from_secs(10);
+pub(super) const RESCAN: Duration = Duration::from_secs(10);
 /// Lets a burst of changes end, and a writer that is not atomic finish.
 const SETTLE: Duration = Duration::from_millis(50);
 /// Events that may wait for the receiver.
