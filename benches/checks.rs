@@ -128,7 +128,7 @@ impl Bench {
             if checks != Checks::None {
                 let routes = self.reader.current();
                 let known = match checks {
-                    Checks::Guard => self.guard.sender(routes, black_box(PEER_ADDRESS), None),
+                    Checks::Guard => self.guard.sender(routes, black_box(PEER_ADDRESS)),
                     _ => Ok(None),
                 };
                 let (Ok(packet), Ok(known)) = (checks::incoming(&vtep, frame), known) else {

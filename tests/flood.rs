@@ -5,12 +5,11 @@ mod nodes;
 
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nodes::{CONFIG, NodeUnderTest, eventually, need, possible};
+use nodes::{CONFIG, NodeUnderTest, counter, eventually, need, possible, spoofed};
 use uvxlan::sys::poll;
 use uvxlan::sys::udp::{MessageHead, SendBatch, UdpSocket as Batched};
 use uvxlan::testbed::{Host, Topology};
@@ -89,26 +88,6 @@ fn nonsense() -> Vec<u8> {
     [head.as_slice(), &[0x5a; 78]].concat()
 }
 
-/// A frame that a peer could have sent, but for its inner source, which is nobody's.
-fn spoofed(to: &NodeUnderTest, store: &Path) -> Vec<u8> {
-    let subnet = to.env.unwrap().subnet;
-    let record = store
-        .join("subnets")
-        .join(subnet.to_string().replace('/', "-"));
-    let record: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(record).unwrap()).unwrap();
-    let mac = record["BackendData"]["VtepMAC"].as_str().unwrap();
-    let mac: MacAddr = mac.parse().unwrap();
-    let head = EncapTemplate::ipv4(Vni::DEFAULT, MacAddr([2; 6])).towards(mac);
-    let mut frame = head.to_vec();
-    let destination = to.container().address().octets();
-    etherparse::PacketBuilder::ipv4([10, 5, 254, 9], destination, 63)
-        .udp(9, 9)
-        .write(&mut frame, &[0x5a; 50])
-        .unwrap();
-    frame
-}
-
 /// A stream of datagrams between two containers, so many bits a second in bursts of a
 /// millisecond; returns how many left and arrived.
 fn stream(from: &NodeUnderTest, to: &NodeUnderTest, bits: u64, duration: Duration) -> (u64, u64) {
@@ -172,19 +151,6 @@ fn resident(pid: u32) -> u64 {
         .unwrap()
         .parse()
         .unwrap()
-}
-
-fn counter(log: &str, name: &str) -> u64 {
-    let value = log.split(&format!("{name}=")).nth(1);
-    let digits = |text: &str| {
-        text.split(|c: char| !c.is_ascii_digit())
-            .next()
-            .map(str::to_owned)
-    };
-    value
-        .and_then(digits)
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(0)
 }
 
 /// Every packet that was read is sent, delivered, or dropped under one name: exactly, in both
@@ -282,7 +248,7 @@ fn rain(filter: &str, who: From) -> Rain {
                 netlink.add_address(loopback, peer, 32).await
             };
             stranger.node().netlink(take).unwrap();
-            (peer, spoofed(&b, &store))
+            (peer, spoofed(&b, &store, [10, 5, 254, 9]))
         }
     };
     let junk_frames = Junk {

@@ -7,11 +7,10 @@ mod nodes;
 use std::net::{SocketAddrV4, UdpSocket};
 use std::path::Path;
 
-use nodes::{CONFIG, NodeUnderTest, eventually, need, possible};
+use nodes::{CONFIG, NodeUnderTest, counter, eventually, need, possible, spoofed};
 use uvxlan::sys::udp::{MessageHead, SendBatch, UdpSocket as Batched};
 use uvxlan::testbed::Topology;
-use uvxlan::wire::vxlan::{DEFAULT_PORT, EncapTemplate};
-use uvxlan::wire::{MacAddr, Vni};
+use uvxlan::wire::vxlan::DEFAULT_PORT;
 
 fn pair(topology: &Topology, folder: &Path, flags: &[&str]) -> [NodeUnderTest; 2] {
     let store = folder.join("store");
@@ -20,29 +19,6 @@ fn pair(topology: &Topology, folder: &Path, flags: &[&str]) -> [NodeUnderTest; 2
     let mut all = vec![format!("--store=dir:{}", store.display())];
     all.extend(flags.iter().map(|flag| (*flag).to_owned()));
     [0, 1].map(|number| NodeUnderTest::start(&topology.hosts()[number], folder, &all))
-}
-
-/// A frame to a node's container from this inner address.
-fn frame(to: &NodeUnderTest, folder: &Path, source: [u8; 4]) -> Vec<u8> {
-    let subnet = to.env.unwrap().subnet.to_string().replace('/', "-");
-    let record = std::fs::read(folder.join("store/subnets").join(subnet)).unwrap();
-    let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
-    let mac = record["BackendData"]["VtepMAC"].as_str().unwrap();
-    let mac: MacAddr = mac.parse().unwrap();
-    let head = EncapTemplate::ipv4(Vni::DEFAULT, MacAddr([2; 6])).towards(mac);
-    let mut frame = head.to_vec();
-    let destination = to.container().address().octets();
-    etherparse::PacketBuilder::ipv4(source, destination, 63)
-        .udp(9, 9)
-        .write(&mut frame, b"spoofed")
-        .unwrap();
-    frame
-}
-
-fn counter(log: &str, name: &str) -> u64 {
-    let value = log.split(&format!(" {name}=")).nth(1).unwrap_or("0");
-    let end = value.find(|c: char| !c.is_ascii_digit());
-    value[..end.unwrap_or(value.len())].parse().unwrap_or(0)
 }
 
 #[test]
@@ -56,8 +32,8 @@ fn in_log_mode_the_log_names_sender_and_rule_and_not_each_packet() {
     let open = || Batched::sender(a.host.address()).unwrap();
     let socket = a.host.namespace().run(open).unwrap();
     let frames = [
-        frame(&b, folder.path(), [10, 5, 254, 9]),
-        frame(&b, folder.path(), [127, 0, 0, 1]),
+        spoofed(&b, &folder.path().join("store"), [10, 5, 254, 9]),
+        spoofed(&b, &folder.path().join("store"), [127, 0, 0, 1]),
     ];
     let mut batch = SendBatch::new(2);
     for _ in 0..200 {

@@ -398,7 +398,7 @@ impl Serving {
         let packet = icmp_packet(from, self.state.subnet.network());
         let verdict = match ipv4::Packet::new_checked(&packet) {
             Ok(packet) => guard
-                .sender(&table, peer, guard.interface)
+                .sender(&table, peer)
                 .and_then(|known| guard.packet(&table, peer, known.is_none(), &packet)),
             Err(_) => Err(Counter::InMalformed),
         };

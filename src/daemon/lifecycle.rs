@@ -128,7 +128,7 @@ async fn start(
     let device = format!("flannel.{}", config.backend.vni);
     let lock = instance::claim(&device)?;
     let files = Files::new(options);
-    let rules = rules::Plan::look(options, &config).await;
+    let rules = rules::Plan::look(options, &config, state.as_ref()).await;
     let links = netlink.links().await?;
     preflight::check(&Needs {
         address: receive_address(options, &external),
@@ -139,10 +139,9 @@ async fn start(
         rules: &rules,
     })?;
 
-    let kernel_device = netlink
-        .link_by_name(&device)
-        .await?
-        .filter(|link| link.kind.as_deref() == Some("vxlan"))
+    let kernel_device = links
+        .iter()
+        .find(|link| link.name == device && link.kind.as_deref() == Some("vxlan"))
         .and_then(|link| link.mac);
     let traces = Traces {
         state: state.as_ref(),

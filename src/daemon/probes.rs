@@ -27,6 +27,7 @@ pub use self::loss::Loss;
 pub use self::target::{Health, Means, Target};
 
 use self::ledger::{Ask, Ledger, Outcome};
+use super::serving::at;
 use crate::control::SizeCounts;
 use crate::dataplane::checks::Vtep;
 use crate::dataplane::counters::Counter;
@@ -348,13 +349,6 @@ fn promises(setup: &Setup, target: &Target) -> bool {
         && table.lookup(network).is_some_and(|peer| {
             *peer.endpoint().ip() == target.public_ip && peer.vtep_mac() == target.mac
         })
-}
-
-async fn at(due: Option<Instant>) {
-    match due {
-        Some(due) => tokio::time::sleep_until(due.into()).await,
-        None => std::future::pending().await,
-    }
 }
 
 async fn receive(socket: Option<&AnySocket>, buffer: &mut [u8]) -> io::Result<usize> {

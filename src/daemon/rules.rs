@@ -9,7 +9,8 @@ use tokio::task::JoinHandle;
 use super::health::Readiness;
 use super::mended::Mended;
 use super::options::{FirewallChoice, RunOptions};
-use super::{state_file, subnet_env};
+use super::state_file::State;
+use super::subnet_env;
 use crate::firewall::keeper::{Before, Firewall, Found, Tool};
 use crate::firewall::rules::{Subject, Wanted};
 use crate::firewall::tools::ToolError;
@@ -47,7 +48,7 @@ struct Choice {
 
 impl Plan {
     /// Looks what the host has; nothing is changed.
-    pub async fn look(options: &RunOptions, config: &NetworkConfig) -> Self {
+    pub async fn look(options: &RunOptions, config: &NetworkConfig, state: Option<&State>) -> Self {
         let wanted = Wanted {
             masquerade: options.ip_masq,
             forward: options.iptables_forward_rules,
@@ -78,7 +79,7 @@ impl Plan {
             wanted,
             every: options.iptables_resync,
             network: config.network,
-            former: former(options),
+            former: former(options, state),
             holder,
         }
     }
@@ -187,7 +188,8 @@ async fn first(firewall: &Firewall, wanted: Wanted, readiness: &Readiness) -> bo
             tracing::error!(event = "firewall_failed", tool = %firewall.tool(), %error, "rules are not in place, trying again: {lost}");
         }
     }
-    readiness.set_rules(done.is_ok());
+    // What was to be removed and could not be keeps nobody from anything.
+    readiness.set_rules(done.is_ok() || wanted.is_nothing());
     done.is_ok()
 }
 
@@ -270,10 +272,9 @@ const fn lost(wanted: Wanted) -> &'static str {
 
 /// The networks of earlier lives, as far as the subnet file and our own state tell: the one may
 /// have been overwritten by docker's options, the other may be flannel's.
-fn former(options: &RunOptions) -> Vec<Subject> {
+fn former(options: &RunOptions, state: Option<&State>) -> Vec<Subject> {
     let mut found = Vec::new();
     let file = subnet_env::read(&options.subnet_file).unwrap_or_default();
-    let state = state_file::peek(&options.state_dir);
     let state = state.map(|state| (state.network, state.subnet));
     let file = file
         .network

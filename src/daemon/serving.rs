@@ -121,7 +121,7 @@ impl Repair {
 }
 
 /// Waits until then; for ever where there is no time.
-async fn at(due: Option<Instant>) {
+pub(super) async fn at(due: Option<Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due.into()).await,
         None => std::future::pending().await,

@@ -66,12 +66,6 @@ pub fn path(directory: &Path) -> PathBuf {
     directory.join(NAME)
 }
 
-/// What the state file says, if it can be read; it is left as it is.
-#[must_use]
-pub fn peek(directory: &Path) -> Option<State> {
-    serde_json::from_slice(&std::fs::read(path(directory)).ok()?).ok()
-}
-
 /// Reads the state; `None` where there is none. A damaged file is moved aside.
 ///
 /// # Errors

@@ -143,12 +143,13 @@ impl Decap {
     }
 
     fn judge_sender(&mut self, info: &DatagramInfo) -> Result<Sender, Counter> {
+        self.guard.way_in(info.interface)?;
         let address = *info.source.ip();
         let routes = self.routes.current();
         if self.guard.mode == Mode::Off {
             return Ok(Sender::Unchecked(routes.source(address)));
         }
-        match self.guard.sender(routes, address, info.interface) {
+        match self.guard.sender(routes, address) {
             Ok(peer) => Ok(Sender::Checked { address, peer }),
             Err(reason) if self.guard.mode == Mode::Enforce => Err(reason),
             Err(reason) => Ok(Sender::Passed {

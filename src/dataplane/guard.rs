@@ -77,22 +77,27 @@ impl Guard {
         self.own.refresh();
     }
 
-    /// Judges the outer source of a datagram, and the interface that it came over where that
-    /// is known, before anything inside is looked at. Returns the peer that sent it; none
-    /// where the sender is allowed by configuration, not by a lease.
+    /// Judges the interface that a datagram came over, whatever the mode: which one is to be
+    /// received on was said apart from it.
     ///
     /// # Errors
-    /// [`Counter::InOtherInterface`] or [`Counter::InUnknownPeer`].
+    /// [`Counter::InOtherInterface`].
     #[inline]
-    pub fn sender(
-        &self,
-        routes: &RouteTable,
-        outer: Ipv4Addr,
-        interface: Option<u32>,
-    ) -> Result<Option<PeerId>, Counter> {
+    pub fn way_in(&self, interface: Option<u32>) -> Result<(), Counter> {
         if self.interface.is_some() && interface != self.interface {
             return Err(Counter::InOtherInterface);
         }
+        Ok(())
+    }
+
+    /// Judges the outer source of a datagram, before anything inside is looked at. Returns
+    /// the peer that sent it; none where the sender is allowed by configuration, not by a
+    /// lease.
+    ///
+    /// # Errors
+    /// [`Counter::InUnknownPeer`].
+    #[inline]
+    pub fn sender(&self, routes: &RouteTable, outer: Ipv4Addr) -> Result<Option<PeerId>, Counter> {
         let peer = routes.source(outer);
         if peer.is_some() || contains(&self.allow_peers, outer) {
             return Ok(peer);
@@ -251,7 +256,7 @@ mod tests {
         options: &[u8],
     ) -> Option<Counter> {
         let routes = routes();
-        let allowed = match guard.sender(&routes, outer, Some(7)) {
+        let allowed = match guard.sender(&routes, outer) {
             Ok(peer) => peer.is_none(),
             Err(counter) => return Some(counter),
         };
@@ -374,18 +379,16 @@ mod tests {
 
     #[test]
     fn only_the_chosen_interface_counts_where_one_was_chosen() {
-        let routes = routes();
         let chosen = Guard {
             interface: Some(2),
             ..guard()
         };
-        let known = Ok(Some(PeerId(0)));
         let other = Err(Counter::InOtherInterface);
-        assert_eq!(chosen.sender(&routes, PEER, Some(2)), known);
-        assert_eq!(chosen.sender(&routes, PEER, Some(3)), other);
-        assert_eq!(chosen.sender(&routes, PEER, None), other);
-        assert_eq!(guard().sender(&routes, PEER, Some(3)), known);
-        assert_eq!(guard().sender(&routes, PEER, None), known);
+        assert_eq!(chosen.way_in(Some(2)), Ok(()));
+        assert_eq!(chosen.way_in(Some(3)), other);
+        assert_eq!(chosen.way_in(None), other);
+        assert_eq!(guard().way_in(Some(3)), Ok(()));
+        assert_eq!(guard().way_in(None), Ok(()));
     }
 
     #[test]

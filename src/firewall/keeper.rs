@@ -39,8 +39,10 @@ impl fmt::Display for Tool {
 pub struct Found {
     /// Which.
     pub tool: Tool,
-    /// Whether it is iptables from [`WITH_WAIT`] on, or nft.
-    modern: bool,
+    /// Whether it is nft, or iptables from [`WITH_WAIT`] on, which know of random ports.
+    random_ports: bool,
+    /// Whether iptables-restore takes the lock itself; beside nft it removes old rules.
+    locks: bool,
 }
 
 impl Found {
@@ -72,13 +74,16 @@ impl Found {
 
     /// Whether the tool is there, and the kernel's side of it.
     async fn probe(tool: Tool, network: ipnet::Ipv4Net, wanted: Wanted) -> Result<Self, ToolError> {
-        let modern = match tool {
+        let version = tools::run("iptables", &["--version"], "").await;
+        let text = version.as_deref().unwrap_or_default();
+        let locks = iptables::version(text).is_none_or(|version| version >= WITH_WAIT);
+        let random_ports = match tool {
             Tool::Iptables => {
-                let text = tools::run("iptables", &["--version"], "").await?;
+                version?;
                 for table in TABLES.into_iter().filter(|table| table.is_wanted(wanted)) {
                     save(table).await?;
                 }
-                iptables::version(&text).is_none_or(|version| version >= WITH_WAIT)
+                locks
             }
             Tool::Nftables => {
                 // The kernel looks at it as at the real one, and forgets it.
@@ -91,7 +96,11 @@ impl Found {
                 true
             }
         };
-        Ok(Self { tool, modern })
+        Ok(Self {
+            tool,
+            random_ports,
+            locks,
+        })
     }
 }
 
@@ -118,7 +127,7 @@ impl Firewall {
     /// subnets, of which rules may be left.
     #[must_use]
     pub fn new(found: Found, subject: Subject, wanted: Wanted, former: Vec<Subject>) -> Self {
-        let random_ports = wanted.random_ports && found.modern;
+        let random_ports = wanted.random_ports && found.random_ports;
         Self {
             tool: found.tool,
             subject,
@@ -127,7 +136,7 @@ impl Firewall {
                 ..wanted
             },
             former,
-            locks: found.modern,
+            locks: found.locks,
         }
     }
 

@@ -229,15 +229,19 @@ fn what_comes_over_another_interface_is_taken_unless_one_was_chosen() {
         };
         host.node().netlink(find).unwrap()
     };
-    for (chosen, socket_filter, expected) in [
-        (false, false, None),
-        (false, true, None),
-        (true, false, Some(Counter::InOtherInterface)),
-        (true, true, Some(Counter::SocketDrops)),
+    for (mode, chosen, socket_filter, expected) in [
+        (Mode::Enforce, false, false, None),
+        (Mode::Enforce, false, true, None),
+        (Mode::Enforce, true, false, Some(Counter::InOtherInterface)),
+        (Mode::Enforce, true, true, Some(Counter::SocketDrops)),
+        // The interface was said apart from the peer check.
+        (Mode::Log, true, true, Some(Counter::InOtherInterface)),
+        (Mode::Off, true, true, Some(Counter::InOtherInterface)),
     ] {
-        let name = format!("interface chosen: {chosen}, socket filter: {socket_filter}");
+        let name = format!("{mode:?}, interface chosen: {chosen}, socket filter: {socket_filter}");
         let receiving = Receiving::judging(|sender, receiver, guard| {
             join_again([sender, receiver]);
+            guard.mode = mode;
             guard.socket_filter = socket_filter;
             guard.interface = chosen.then(|| index(receiver));
         });

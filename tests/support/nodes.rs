@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use uvxlan::testbed::traffic::{PingReport, PingRequest, TransferRequest, ping, tcp_transfer};
 use uvxlan::testbed::{Container, DaemonProcess, Host, SubnetEnv, Topology, available};
+use uvxlan::wire::vxlan::EncapTemplate;
+use uvxlan::wire::{MacAddr, Vni};
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_uvxlan");
 pub const PREFIX: &str = "/coreos.com/network";
@@ -177,6 +179,34 @@ impl Drop for EtcdOnHost {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// A frame that a peer could have sent to a node's container, but for its inner source.
+pub fn spoofed(to: &NodeUnderTest, store: &Path, source: [u8; 4]) -> Vec<u8> {
+    let subnet = to.env.unwrap().subnet.to_string().replace('/', "-");
+    let record = std::fs::read(store.join("subnets").join(subnet)).unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    let mac = record["BackendData"]["VtepMAC"].as_str().unwrap();
+    let mac: MacAddr = mac.parse().unwrap();
+    let head = EncapTemplate::ipv4(Vni::DEFAULT, MacAddr([2; 6])).towards(mac);
+    let mut frame = head.to_vec();
+    let destination = to.container().address().octets();
+    etherparse::PacketBuilder::ipv4(source, destination, 63)
+        .udp(9, 9)
+        .write(&mut frame, &[0x5a; 50])
+        .unwrap();
+    frame
+}
+
+/// A counter of the line that a daemon leaves when it stops; 0 where it is not there.
+pub fn counter(log: &str, name: &str) -> u64 {
+    let words = log.split_whitespace();
+    let mut pairs = words.filter_map(|word| {
+        let word = word.strip_prefix("counters=").unwrap_or(word);
+        word.split_once('=')
+    });
+    let found = pairs.find(|(found, _)| *found == name);
+    found.map_or(0, |(_, value)| value.parse().unwrap_or(0))
 }
 
 /// Hosts for daemons, and one more with their etcd.
@@ -364,6 +394,7 @@ pub fn together(tests: &[(&str, fn())]) {
             (*name, thread.spawn_scoped(scope, test).unwrap())
         });
         let running: Vec<_> = running.collect();
+        assert!(!running.is_empty(), "no test is named like {only:?}");
         let ended = running.into_iter().filter_map(|(name, thread)| {
             let failed = thread.join().is_err();
             failed.then_some(name)

@@ -225,7 +225,7 @@ async fn attempt(
     if let Some(lease) = best {
         let taken = reuse(store, request, value, lease).await?;
         if taken.is_some() {
-            remove_superseded(store, &ours[1..]).await?;
+            remove_superseded(store, &ours[1..]).await;
         }
         return Ok(taken);
     }
@@ -242,7 +242,12 @@ async fn attempt(
     let taken: Vec<_> = taken.iter().map(|lease| lease.subnet).collect();
     let subnet = match previous(config, earlier, &taken) {
         Some(subnet) => subnet,
-        None => allocate(config, &taken, rng)?,
+        // Flannel may believe in a lease of another length, so if there is room beside it ...
+        None => {
+            let all: Vec<_> = others.iter().map(|lease| lease.subnet).collect();
+            let beside = allocate(config, &all, rng);
+            beside.or_else(|OutOfSubnets { .. }| allocate(config, &taken, rng))?
+        }
     };
     let name = SubnetKey::from(subnet).to_string();
     let outcome = store.create(&name, value.clone(), request.ttl).await?;
@@ -326,7 +331,7 @@ fn hides<'a, 'b>(
 
 /// Leases of this program with our public address beside the one that was taken: peers
 /// would believe the oldest alone.
-async fn remove_superseded(store: &dyn Store, leases: &[Known<'_>]) -> Result<(), AcquireError> {
+async fn remove_superseded(store: &dyn Store, leases: &[Known<'_>]) {
     for Known { record, attrs, .. } in leases {
         let of_this_program = attrs.as_ref().is_some_and(|attrs| attrs.instance.is_some());
         if of_this_program && record.expires {
@@ -335,10 +340,11 @@ async fn remove_superseded(store: &dyn Store, leases: &[Known<'_>]) -> Result<()
                 name = record.name,
                 "deleting another lease of this host"
             );
-            store.delete(&record.name, record.revision).await?;
+            if let Err(error) = store.delete(&record.name, record.revision).await {
+                warn!(event = "lease_superseded", name = record.name, %error, "it stays for now");
+            }
         }
     }
-    Ok(())
 }
 
 async fn reuse(

@@ -300,6 +300,7 @@ impl Manager {
         warn!(
             event = "leases_missing",
             missing,
+            made_anew,
             known,
             seconds = due.saturating_duration_since(Instant::now()).as_secs(),
             "half of the leases or more are missing from the store's list or were made anew: all peers are kept, and the \

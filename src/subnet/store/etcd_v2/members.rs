@@ -147,13 +147,14 @@ impl Members {
         let members = self.options.endpoints.len();
         let mut failures: Vec<(usize, String)> = Vec::new();
         let mut unsure = false;
+        let refused = |words: String| StoreError {
+            operation,
+            location: self.location(key),
+            transient: false,
+            source: words.into(),
+        };
         if let Some(words) = self.still_refused().await {
-            return Err(StoreError {
-                operation,
-                location: self.location(key),
-                transient: false,
-                source: words.into(),
-            });
+            return Err(refused(words));
         }
         for tries in 1..=2 * members {
             let until = deadline.min(Instant::now() + ATTEMPT);
@@ -172,6 +173,10 @@ impl Members {
                 Ok(Err(error)) => explain(error.as_ref()),
                 Err(_) => "no answer in time".to_owned(),
             };
+            // Another caller's login may have been refused meanwhile: nothing was sent.
+            if let Some(words) = self.still_refused().await {
+                return Err(refused(words));
+            }
             unsure = true;
             debug!(endpoint = self.url(endpoint), text, "etcd request failed");
             failures.retain(|(member, _)| *member != endpoint);
