@@ -107,7 +107,7 @@ counters! {
     InNotIpv4 => "in_not_ipv4", DropIn;
     /// A probe's ethertype from a peer, and no whole probe behind it.
     InProbeMalformed => "in_probe_malformed", DropIn;
-    /// More probe messages in a second than a peer of ours sends.
+    /// More probe messages in a second than a peer of ours sends, or than may wait here.
     InProbeFlood => "in_probe_flood", DropIn;
     /// Inner IPv4 header impossible or truncated.
     InMalformed => "in_malformed", DropIn;
