@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 use uvxlan::dataplane::Dataplane;
+use uvxlan::dataplane::counters::Counter;
 use uvxlan::dataplane::guard::{Guard, Mode};
 use uvxlan::sys::poll;
 use uvxlan::sys::udp::{MessageHead, ReceiveBatch, SendBatch, UdpSocket};
@@ -31,6 +32,9 @@ pub const OTHER_PEER: (Ipv4Net, Ipv4Addr, MacAddr) = (
 
 /// The number of the frame that comes after all others.
 const LAST: u32 = u32::MAX;
+
+/// The numbers of the frames before all others.
+const FIRST: std::ops::Range<u32> = LAST - 50..LAST;
 
 /// A receiving host, with a container that listens.
 pub struct Receiving {
@@ -77,11 +81,68 @@ impl Receiving {
             .namespace()
             .run(|| UdpSocket::receiver(address).unwrap())
             .unwrap();
-        Self {
+        let receiving = Self {
             topology,
             end,
             container,
             listener,
+        };
+        receiving.open_the_way();
+        receiving
+    }
+
+    /// Sends good frames until one arrives at once. New links lose what is sent before the
+    /// kernel has noticed that their other end is up, which takes it a while on a busy
+    /// machine; a frame that has to arrive may be sent only after that.
+    fn open_the_way(&self) {
+        let (sender, _) = self.topology.pair().unwrap();
+        let open = || UdpSocket::sender(sender.address()).unwrap();
+        // One socket: the frames stay in order, none arrives after the one that was waited for.
+        let socket = sender.namespace().run(open).unwrap();
+        let mut batch = SendBatch::new(1);
+        let mut arrived = Vec::new();
+        for number in FIRST {
+            let frame = self.frame(number, 0);
+            let mut sending = batch.start();
+            sending.message(MessageHead {
+                destination: SocketAddrV4::new(self.address(), DEFAULT_PORT),
+                segment: None,
+                ecn: 0,
+            });
+            sending.piece(&frame);
+            sending.send(&socket, 0).unwrap();
+            let deadline = Instant::now() + Duration::from_millis(200);
+            while let Some(patience) = deadline.checked_duration_since(Instant::now()) {
+                self.take(&mut arrived, patience);
+                if arrived.iter().any(|(found, _)| *found == number) {
+                    self.await_counted(arrived.len() as u64);
+                    return;
+                }
+            }
+        }
+        let totals = self.dataplane().map(Dataplane::totals);
+        panic!("none of {} good frames arrives: {totals:#?}", FIRST.len());
+    }
+
+    /// Waits until the packets that were delivered are counted, which is after the delivery.
+    fn await_counted(&self, delivered: u64) {
+        let Some(dataplane) = self.dataplane() else {
+            return;
+        };
+        let counts = || {
+            let totals = dataplane.totals();
+            [Counter::UdpRead, Counter::Delivered].map(|counter| totals.get(counter))
+        };
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let mut before = counts();
+        loop {
+            std::thread::sleep(Duration::from_millis(10));
+            let now = counts();
+            if now == before && now[1] >= delivered {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{delivered} delivered: {now:?}");
+            before = now;
         }
     }
 
@@ -114,11 +175,6 @@ impl Receiving {
             End::Ours(dataplane) => Some(dataplane),
             End::Kernel(_) => None,
         }
-    }
-
-    /// The receiving end.
-    pub fn end(&self) -> &End {
-        &self.end
     }
 
     /// An inner UDP packet to the listener that carries a number, with this type of service.
@@ -206,7 +262,11 @@ impl Receiving {
         }
         let deadline = Instant::now() + Duration::from_secs(5);
         while arrived.iter().all(|(number, _)| *number != LAST) {
-            assert!(Instant::now() < deadline, "the last frame is good");
+            assert!(
+                Instant::now() < deadline,
+                "the last frame is good, and of {arrived:?} none is that: {:#?}",
+                self.dataplane().map(Dataplane::totals)
+            );
             self.take(&mut arrived, Duration::from_millis(100));
         }
         // Another sender's frames are another packet thread's, which may be behind.
