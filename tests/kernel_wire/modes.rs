@@ -15,8 +15,8 @@ use uvxlan::sys::udp::{MessageHead, SendBatch, UdpSocket};
 use uvxlan::testbed::{Host, available};
 use uvxlan::wire::vxlan::DEFAULT_PORT;
 
-use crate::receiving::Receiving;
-use crate::spoof::{DESTINATION, SOURCE, risen, set_address, settled};
+use crate::receiving::{Receiving, settled};
+use crate::spoof::{DESTINATION, SOURCE, risen, set_address};
 use crate::wire::{UNDERLAY, need};
 
 /// A sender without a lease.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 use uvxlan::dataplane::Dataplane;
-use uvxlan::dataplane::counters::Counter;
+use uvxlan::dataplane::counters::{Counter, Kind as CounterKind, Totals};
 use uvxlan::dataplane::guard::{Guard, Mode};
 use uvxlan::sys::poll;
 use uvxlan::sys::udp::{MessageHead, ReceiveBatch, SendBatch, UdpSocket};
@@ -91,59 +91,36 @@ impl Receiving {
         receiving
     }
 
-    /// Sends good frames until one arrives at once. New links lose what is sent before the
-    /// kernel has noticed that their other end is up, which takes it a while on a busy
-    /// machine; a frame that has to arrive may be sent only after that.
+    /// Sends good frames until one arrives at once, and is counted: what is sent once must not
+    /// be the first to go over links that have just been made.
     fn open_the_way(&self) {
         let (sender, _) = self.topology.pair().unwrap();
-        let open = || UdpSocket::sender(sender.address()).unwrap();
         // One socket: the frames stay in order, none arrives after the one that was waited for.
-        let socket = sender.namespace().run(open).unwrap();
+        let socket = sender_socket(sender, sender.address());
         let mut batch = SendBatch::new(1);
         let mut arrived = Vec::new();
         for number in FIRST {
-            let frame = self.frame(number, 0);
-            let mut sending = batch.start();
-            sending.message(MessageHead {
-                destination: SocketAddrV4::new(self.address(), DEFAULT_PORT),
-                segment: None,
-                ecn: 0,
-            });
-            sending.piece(&frame);
-            sending.send(&socket, 0).unwrap();
+            let before = self.dataplane().map(Dataplane::totals);
+            send_one(
+                &mut batch,
+                &socket,
+                self.address(),
+                &self.frame(number, 0),
+                0,
+            );
             let deadline = Instant::now() + Duration::from_millis(200);
             while let Some(patience) = deadline.checked_duration_since(Instant::now()) {
                 self.take(&mut arrived, patience);
                 if arrived.iter().any(|(found, _)| *found == number) {
-                    self.await_counted(arrived.len() as u64);
+                    if let (Some(dataplane), Some(before)) = (self.dataplane(), before) {
+                        settled(dataplane, &before, 1);
+                    }
                     return;
                 }
             }
         }
         let totals = self.dataplane().map(Dataplane::totals);
         panic!("none of {} good frames arrives: {totals:#?}", FIRST.len());
-    }
-
-    /// Waits until the packets that were delivered are counted, which is after the delivery.
-    fn await_counted(&self, delivered: u64) {
-        let Some(dataplane) = self.dataplane() else {
-            return;
-        };
-        let counts = || {
-            let totals = dataplane.totals();
-            [Counter::UdpRead, Counter::Delivered].map(|counter| totals.get(counter))
-        };
-        let deadline = Instant::now() + Duration::from_secs(5);
-        let mut before = counts();
-        loop {
-            std::thread::sleep(Duration::from_millis(10));
-            let now = counts();
-            if now == before && now[1] >= delivered {
-                return;
-            }
-            assert!(Instant::now() < deadline, "{delivered} delivered: {now:?}");
-            before = now;
-        }
     }
 
     /// The host's address on the underlay.
@@ -233,12 +210,8 @@ impl Receiving {
             });
             added.unwrap();
         }
-        let socket = |address| {
-            let open = || UdpSocket::sender(address).unwrap();
-            sender.namespace().run(open).unwrap()
-        };
-        let own = socket(sender.address());
-        let other = from.map(socket);
+        let own = sender_socket(sender, sender.address());
+        let other = from.map(|address| sender_socket(sender, address));
         let last = (self.frame(LAST, 0), 0);
         let mut batch = SendBatch::new(1);
         let mut arrived = Vec::new();
@@ -249,15 +222,7 @@ impl Receiving {
                 _ => &own,
             };
             let to = if is_last { self.address() } else { to };
-            let destination = SocketAddrV4::new(to, DEFAULT_PORT);
-            let mut sending = batch.start();
-            sending.message(MessageHead {
-                destination,
-                segment: None,
-                ecn: *ecn,
-            });
-            sending.piece(frame);
-            sending.send(socket, 0).unwrap();
+            send_one(&mut batch, socket, to, frame, *ecn);
             self.take(&mut arrived, Duration::ZERO);
         }
         let deadline = Instant::now() + Duration::from_secs(5);
@@ -291,5 +256,39 @@ impl Receiving {
                 .map_or(0, |head| u32::from_be_bytes(*head));
             arrived.push((number, info.tos));
         }
+    }
+}
+
+/// A socket of the sending host, with this address of it.
+fn sender_socket(sender: &Host, address: Ipv4Addr) -> UdpSocket {
+    let open = || UdpSocket::sender(address).unwrap();
+    sender.namespace().run(open).unwrap()
+}
+
+/// Sends one frame to the tunnel port.
+fn send_one(batch: &mut SendBatch, socket: &UdpSocket, to: Ipv4Addr, frame: &[u8], ecn: u8) {
+    let mut sending = batch.start();
+    sending.message(MessageHead {
+        destination: SocketAddrV4::new(to, DEFAULT_PORT),
+        segment: None,
+        ecn,
+    });
+    sending.piece(frame);
+    sending.send(socket, 0).unwrap();
+}
+
+/// The counters, once so many packets more than before were read and have been judged: a
+/// stranger's may lie with another worker than the peer's.
+pub fn settled(dataplane: &Dataplane, before: &Totals, packets: u64) -> Totals {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        let now = dataplane.totals();
+        let read = now.get(Counter::UdpRead);
+        let judged = now.get(Counter::Delivered) + now.sum(CounterKind::DropIn);
+        let all = read - before.get(Counter::UdpRead) >= packets && judged == read;
+        if all || Instant::now() >= deadline {
+            return now;
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
 }

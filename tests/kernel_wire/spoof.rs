@@ -2,16 +2,14 @@
 //! hand, sent to a node that enforces the peer check.
 
 use std::net::Ipv4Addr;
-use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
-use uvxlan::dataplane::Dataplane;
 use uvxlan::dataplane::counters::{Counter, Kind as CounterKind, Totals};
 use uvxlan::testbed::available;
 use uvxlan::wire::checksum::Sum;
 use uvxlan::wire::vxlan::ENCAP_LEN;
 
-use crate::receiving::{OTHER_PEER, Receiving};
+use crate::receiving::{OTHER_PEER, Receiving, settled};
 use crate::wire::{OUR_MAC, kernel_subnet, need, our_subnet};
 
 type Change = Box<dyn Fn(&mut Vec<u8>)>;
@@ -271,22 +269,6 @@ pub fn risen(before: &Totals, after: &Totals) -> Vec<(&'static str, u64)> {
         .map(|counter| (counter.label(), after.get(*counter) - before.get(*counter)))
         .filter(|(_, rise)| *rise > 0)
         .collect()
-}
-
-/// The counters, once so many packets more than before were read and have been judged: a
-/// stranger's may lie with another worker than the peer's.
-pub fn settled(dataplane: &Dataplane, before: &Totals, packets: u64) -> Totals {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    loop {
-        let now = dataplane.totals();
-        let read = now.get(Counter::UdpRead);
-        let judged = now.get(Counter::Delivered) + now.sum(CounterKind::DropIn);
-        let all = read - before.get(Counter::UdpRead) >= packets && judged == read;
-        if all || Instant::now() >= deadline {
-            return now;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 #[test]
