@@ -92,7 +92,8 @@ impl Receiving {
     }
 
     /// Sends good frames until one arrives at once, and is counted: what is sent once must not
-    /// be the first to go over links that have just been made.
+    /// be the first to go over links that have just been made. Such a frame is lost now and
+    /// then, before the kernel's vxlan as well, or waits a second for a neighbour's address.
     fn open_the_way(&self) {
         let (sender, _) = self.topology.pair().unwrap();
         // One socket: the frames stay in order, none arrives after the one that was waited for.
