@@ -14,9 +14,9 @@ use std::time::Instant;
 
 use etherparse::PacketBuilder;
 use ipnet::Ipv4Net;
-use uvxlan::dataplane::batch::{self, Key, Span};
-use uvxlan::dataplane::checks::{self, Vtep};
-use uvxlan::dataplane::guard::{Guard, Mode};
+use uvxlan::dataplane::inbound::header_checks::{self, Vtep};
+use uvxlan::dataplane::ingress_policy::{Guard, Mode};
+use uvxlan::dataplane::outbound::batch::{self, Key, Span};
 use uvxlan::offload::coalesce::{Coalescer, PacketRef, Policy};
 use uvxlan::route::peer::{Peer, PeerId};
 use uvxlan::route::publish::{Reader, Routes};
@@ -131,7 +131,7 @@ impl Bench {
                     Checks::Guard => self.guard.sender(routes, black_box(PEER_ADDRESS)),
                     _ => Ok(None),
                 };
-                let (Ok(packet), Ok(known)) = (checks::incoming(&vtep, frame), known) else {
+                let (Ok(packet), Ok(known)) = (header_checks::incoming(&vtep, frame), known) else {
                     return;
                 };
                 if checks == Checks::Guard {

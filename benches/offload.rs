@@ -8,8 +8,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use etherparse::PacketBuilder;
-use uvxlan::dataplane::batch::{self, Key, Span};
-use uvxlan::dataplane::checks::{self, Vtep};
+use uvxlan::dataplane::inbound::header_checks::{self, Vtep};
+use uvxlan::dataplane::outbound::batch::{self, Key, Span};
 use uvxlan::offload::coalesce::{Coalescer, PacketRef, Policy};
 use uvxlan::offload::segment::Plan;
 use uvxlan::sys::simd;
@@ -194,7 +194,7 @@ fn tick(c: &mut Criterion) {
                 for place in &places {
                     let range = place.range();
                     let frame = &arena[range.start - ENCAP_LEN..range.end];
-                    if black_box(checks::incoming(&vtep, frame)).is_ok() {
+                    if black_box(header_checks::incoming(&vtep, frame)).is_ok() {
                         let _ = coalescer.push(&arena, *place);
                     }
                 }

@@ -6,13 +6,16 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use etherparse::PacketBuilder;
-use uvxlan::dataplane::batch::{Key, Plan, Span};
-use uvxlan::dataplane::checks::{self, Vtep};
+use uvxlan::dataplane::inbound::header_checks::{self, Vtep};
+use uvxlan::dataplane::outbound::batch::{Key, Plan, Span};
 use uvxlan::route::peer::{Peer, PeerId};
 use uvxlan::route::table::RouteTable;
+use uvxlan::wire::MacAddr;
+use uvxlan::wire::Vni;
+use uvxlan::wire::flow;
 use uvxlan::wire::ipv4::Packet;
+use uvxlan::wire::vxlan::ecn;
 use uvxlan::wire::vxlan::{ENCAP_LEN, EncapTemplate};
-use uvxlan::wire::{MacAddr, Vni, ecn, flow};
 
 const OWN: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
 const PEER: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
@@ -88,7 +91,7 @@ fn decap(c: &mut Criterion) {
         group.bench_with_input(BenchmarkId::from_parameter(len), &bytes, |b, bytes| {
             b.iter(|| {
                 for _ in 0..PACKETS {
-                    let packet = checks::incoming(&vtep, black_box(bytes));
+                    let packet = header_checks::incoming(&vtep, black_box(bytes));
                     black_box(
                         packet
                             .map(|packet| ecn::decapsulate(0, packet.tos()))

@@ -15,9 +15,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use ipnet::Ipv4Net;
-use uvxlan::dataplane::checks::Vtep;
 use uvxlan::dataplane::counters::Counter;
-use uvxlan::dataplane::guard::Guard;
+use uvxlan::dataplane::inbound::header_checks::Vtep;
+use uvxlan::dataplane::ingress_policy::Guard;
 use uvxlan::dataplane::offloads::Offloads;
 use uvxlan::dataplane::tap::Taps;
 use uvxlan::dataplane::{Dataplane, Options};

@@ -14,7 +14,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 
 use anyhow::Context;
-use uvxlan::dataplane::checks::{self, Vtep};
+use uvxlan::dataplane::inbound::header_checks::{self, Vtep};
 use uvxlan::sys::poll;
 use uvxlan::sys::tun::{self, Tun, TunOffload, TunOptions, TunQueue, VNET_HDR_LEN};
 use uvxlan::wire::ipv4::Packet;
@@ -65,7 +65,7 @@ fn forward(from: &Tun, source: Vtep, to: &Tun, destination: Vtep) -> anyhow::Res
     };
     let template = EncapTemplate::ipv4(source.vni, source.mac);
     frame[..ENCAP_LEN].copy_from_slice(&template.towards(destination.mac));
-    match checks::incoming(&destination, &frame[..ENCAP_LEN + len]) {
+    match header_checks::incoming(&destination, &frame[..ENCAP_LEN + len]) {
         Ok(packet) => {
             println!(
                 "{} -> {} ({} bytes)",

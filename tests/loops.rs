@@ -15,7 +15,7 @@ use ipnet::Ipv4Net;
 use nodes::{CONFIG, NodeUnderTest, eventually, need, possible};
 use uvxlan::dataplane::Dataplane;
 use uvxlan::dataplane::counters::{Counter, Totals};
-use uvxlan::dataplane::guard::{Guard, Mode};
+use uvxlan::dataplane::ingress_policy::{Guard, Mode};
 use uvxlan::testbed::{Container, Host, Topology};
 use uvxlan::wire::MacAddr;
 use wire::{DEVICE, KERNEL_MAC, MTU, OUR_MAC, guarded_end, kernel_subnet, network, our_subnet};

@@ -2,9 +2,9 @@
 //! atomics under the very source files of the packet loop. For the route snapshot, which is
 //! swapped by a crate that loom cannot enter, real threads do what they can.
 
-#[path = "../src/dataplane/announced.rs"]
+#[path = "../src/dataplane/generation.rs"]
 #[expect(dead_code, reason = "not all of it is tried here")]
-mod announced;
+mod generation;
 #[path = "../src/dataplane/stop.rs"]
 mod stop;
 
@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 
-use announced::Announced;
+use generation::Announced;
 use stop::{Stop, Wake};
 
 /// An event descriptor that is never read: once written, it is readable for ever.

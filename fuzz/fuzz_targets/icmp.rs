@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use libfuzzer_sys::fuzz_target;
 use uvxlan::wire::checksum::Sum;
-use uvxlan::wire::echo::Received;
+use uvxlan::wire::icmp::echo::Received;
 use uvxlan::wire::icmp::{self, V4_MAX_LEN, V6_MAX_LEN};
 use uvxlan::wire::ipv4::Packet;
 

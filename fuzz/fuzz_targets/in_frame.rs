@@ -2,9 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use uvxlan::dataplane::checks::{Vtep, incoming};
-use uvxlan::wire::ecn::{self, Decapsulated};
+use uvxlan::dataplane::inbound::header_checks::{Vtep, incoming};
 use uvxlan::wire::ipv4::{self, Packet};
+use uvxlan::wire::vxlan::ecn::{self, Decapsulated};
 use uvxlan::wire::vxlan::{ENCAP_LEN, EncapTemplate};
 use uvxlan::wire::{MacAddr, Vni, flow};
 

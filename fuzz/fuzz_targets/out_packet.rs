@@ -4,11 +4,14 @@
 use std::net::Ipv4Addr;
 
 use libfuzzer_sys::fuzz_target;
-use uvxlan::dataplane::checks::{Vtep, incoming};
 use uvxlan::dataplane::counters::Counter;
+use uvxlan::dataplane::inbound::header_checks::{Vtep, incoming};
+use uvxlan::wire::MacAddr;
+use uvxlan::wire::Vni;
+use uvxlan::wire::flow;
 use uvxlan::wire::ipv4::{self, Packet};
+use uvxlan::wire::vxlan::ecn;
 use uvxlan::wire::vxlan::{self, EncapTemplate};
-use uvxlan::wire::{MacAddr, Vni, ecn, flow};
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(packet) = Packet::new_checked(bytes) else {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
 use uvxlan::dataplane::counters::Counter;
-use uvxlan::dataplane::probes::{Inbox, Intake};
+use uvxlan::dataplane::inbound::probes::{Inbox, Intake};
 use uvxlan::route::peer::PeerId;
 use uvxlan::wire::probe::{HEADER_LEN, Message};
 use uvxlan::wire::vxlan::ENCAP_LEN;

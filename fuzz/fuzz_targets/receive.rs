@@ -11,11 +11,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU16;
 
 use libfuzzer_sys::fuzz_target;
-use uvxlan::dataplane::checks::Vtep;
 use uvxlan::dataplane::counters::{Counter, Counters, Kind, Totals};
-use uvxlan::dataplane::decap::Decap;
-use uvxlan::dataplane::deliver::Deliverer;
-use uvxlan::dataplane::guard::{Guard, Mode};
+use uvxlan::dataplane::inbound::decap::Decap;
+use uvxlan::dataplane::inbound::deliver::Deliverer;
+use uvxlan::dataplane::inbound::header_checks::Vtep;
+use uvxlan::dataplane::ingress_policy::{Guard, Mode};
 use uvxlan::dataplane::peer_counters::PeerCounters;
 use uvxlan::dataplane::tap::Taps;
 use uvxlan::offload::segment::Plan;

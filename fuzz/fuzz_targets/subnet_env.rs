@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use uvxlan::cli::docker_opts::{DockerOptsArgs, RenderError, render};
-use uvxlan::daemon::subnet_env::{self, SubnetFile};
+use uvxlan::daemon::state::subnet_env::{self, SubnetFile};
 
 fuzz_target!(|text: &[u8]| {
     let previous = subnet_env::parse(text);

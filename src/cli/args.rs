@@ -5,22 +5,29 @@ use std::process::ExitCode;
 
 use clap::{Command, FromArgMatches, Subcommand};
 
-use super::bench::{self, BenchArgs};
-use super::capture::{self, CaptureArgs};
-use super::config::{self, ConfigArgs};
-use super::demo::{self, DemoArgs};
 use super::docker_opts::{self, DockerOptsArgs};
-use super::doctor::{self, DoctorArgs};
 use super::down::{self, DownArgs};
-use super::flannel_args::{self, ArgsError, Invocation, RunOptions};
-use super::lease::{self, LeaseArgs};
 use super::manuals::{self, CompletionsArgs, ManArgs};
-use super::ping::{self, PingArgs};
-use super::report::{self, ReportArgs};
-use super::status::{self, StatusArgs};
-use super::top::{self, TopArgs};
-use super::trace::{self, TraceArgs};
-use super::{OK, USAGE, flags, help, print_err, print_out, run, version};
+use crate::cli::OK;
+use crate::cli::USAGE;
+use crate::cli::inspect::capture::{self, CaptureArgs};
+use crate::cli::inspect::doctor::{self, DoctorArgs};
+use crate::cli::inspect::ping::{self, PingArgs};
+use crate::cli::inspect::report::{self, ReportArgs};
+use crate::cli::inspect::status::{self, StatusArgs};
+use crate::cli::inspect::top::{self, TopArgs};
+use crate::cli::inspect::trace::{self, TraceArgs};
+use crate::cli::lab::bench::{self, BenchArgs};
+use crate::cli::lab::demo::{self, DemoArgs};
+use crate::cli::leases::config::{self, ConfigArgs};
+use crate::cli::leases::lease::{self, LeaseArgs};
+use crate::cli::print_err;
+use crate::cli::print_out;
+use crate::cli::run;
+use crate::cli::run::flags;
+use crate::cli::run::flannel_args::{self, ArgsError, Invocation, RunOptions};
+use crate::cli::run::help;
+use crate::cli::version;
 
 const NAME: &str = "uvxlan";
 

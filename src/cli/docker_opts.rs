@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::daemon::subnet_env;
+use crate::daemon::state::subnet_env;
 
 /// Arguments of `uvxlan docker-opts`.
 #[derive(clap::Args, Debug, Clone)]

@@ -5,29 +5,13 @@ use std::io::{self, Write};
 use std::sync::LazyLock;
 
 pub mod args;
-pub mod bench;
-pub mod capture;
-mod cleanup;
-pub mod config;
-pub mod demo;
 pub mod docker_opts;
-pub mod doctor;
 pub mod down;
-mod flags;
-pub mod flannel_args;
-mod help;
-pub mod lease;
+pub mod inspect;
+pub mod lab;
+pub mod leases;
 pub mod manuals;
-mod namespaces;
-pub mod ping;
-pub mod report;
 pub mod run;
-mod running;
-pub mod status;
-pub mod store;
-pub mod top;
-pub mod trace;
-mod words;
 
 /// Exit status: done, or stopped by a signal.
 pub const OK: u8 = 0;

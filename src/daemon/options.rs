@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 
-use crate::dataplane::guard::Mode;
+use crate::dataplane::ingress_policy::Mode;
 use crate::dataplane::offloads::{Offloads, UnknownPart};
 use crate::subnet::store::etcd::EtcdOptions;
 use crate::subnet::store::etcd_auto::EtcdApi;

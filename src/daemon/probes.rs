@@ -11,6 +11,7 @@ mod asked;
 mod ledger;
 mod loss;
 mod path;
+pub mod round_trips;
 mod target;
 
 use std::io;
@@ -27,17 +28,17 @@ pub use self::loss::Loss;
 pub use self::target::{Health, Means, Target};
 
 use self::ledger::{Ask, Ledger, Outcome};
-use super::serving::at;
 use crate::control::SizeCounts;
-use crate::dataplane::checks::Vtep;
+use crate::daemon::serve::at;
 use crate::dataplane::counters::Counter;
-use crate::dataplane::probes::Inbox;
+use crate::dataplane::inbound::header_checks::Vtep;
+use crate::dataplane::inbound::probes::Inbox;
 use crate::dataplane::tap::{Direction, Sighting, View as TapView, Viewer};
 use crate::host::echo::{HEADERS, raw};
 use crate::route::publish::Routes;
 use crate::subnet::manager::View;
 use crate::sys::udp::{self, UdpSocket};
-use crate::wire::echo::{self, Received};
+use crate::wire::icmp::echo::{self, Received};
 use crate::wire::probe::Message;
 
 /// Between two probes, to whomever: 500 a second at most.

@@ -6,27 +6,17 @@
 //! No packet changes threads, none waits for another, and a steady state allocates nothing.
 #![forbid(unsafe_code)]
 
-pub mod announced;
-pub mod batch;
-pub mod checks;
 pub mod counters;
-pub mod decap;
-pub mod deliver;
-pub mod encap;
-pub mod filter;
-mod gate;
-pub mod guard;
-pub mod narrow;
+pub mod generation;
+pub mod inbound;
+pub mod ingress_policy;
 pub mod offloads;
-pub mod own_addresses;
+pub mod outbound;
 pub mod peer_counters;
-pub mod probes;
 pub mod spin;
 pub mod stop;
 mod sync;
 pub mod tap;
-pub mod transmit;
-mod witness;
 pub mod worker;
 
 use std::io;
@@ -36,20 +26,20 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use checks::Vtep;
 use counters::{Counter, Counters, Totals};
-use decap::Decap;
-use deliver::Deliverer;
-use encap::Encap;
-use gate::Gate;
-use guard::Guard;
+use inbound::decap::Decap;
+use inbound::deliver::Deliverer;
+use inbound::header_checks::Vtep;
+use inbound::probes::{Inbox, Intake};
+use ingress_policy::Guard;
+use ingress_policy::socket_filter::Gate;
 use offloads::{Lacking, Offloads};
+use outbound::encap::Encap;
+use outbound::transmit::{Segmentation, Transmitter};
 use peer_counters::{PeerCounters, PeerTotals};
-use probes::{Inbox, Intake};
 use spin::Spin;
 use stop::{Stop, Wake};
 use tap::Taps;
-use transmit::{Segmentation, Transmitter};
 use worker::Worker;
 
 use crate::route::peer::PeerId;

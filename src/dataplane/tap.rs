@@ -12,8 +12,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crossbeam_queue::ArrayQueue;
 use ipnet::Ipv4Net;
 
-use super::announced::{self, Announced};
 use super::counters::Counter;
+use crate::dataplane::generation::{self, Announced};
 use crate::wire::ipv4::Packet;
 use crate::wire::vxlan::ENCAP_LEN;
 
@@ -280,7 +280,7 @@ impl Drop for OpenTap {
 #[derive(Debug)]
 pub struct Viewer {
     taps: Taps,
-    list: announced::Copy<Vec<Arc<Tap>>>,
+    list: generation::Copy<Vec<Arc<Tap>>>,
 }
 
 impl Viewer {

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::DeviceGone;
-use super::decap::Decap;
-use super::encap::Encap;
 use super::spin::Spin;
 use super::stop::Stop;
+use crate::dataplane::inbound::decap::Decap;
+use crate::dataplane::outbound::encap::Encap;
 use crate::sys::poll::{self, StopFlag};
 use crate::sys::tun::TunQueue;
 

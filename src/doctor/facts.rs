@@ -11,7 +11,7 @@ use bytes::Bytes;
 use ipnet::Ipv4Net;
 
 use crate::control::{RefusedRecord, Status};
-use crate::daemon::state_file::State;
+use crate::daemon::state::state_file::State;
 use crate::dataplane::offloads::{Lacking, Offloads};
 use crate::host::interface::ExternalInterface;
 use crate::host::netlink::{AddressInfo, LinkInfo, Route, RouteLookup};

@@ -18,10 +18,11 @@ use caps::{CapSet, Capability};
 use super::facts::{
     Daemon, Facts, Files, Firewall, Host, Machine, OptionsRefused, PATIENCE, Store as StoreFacts,
 };
-use super::machine::overlay_links;
 use crate::control::{Ask, Reply, Status, client};
-use crate::daemon::{instance, state_file};
+use crate::daemon::start::instance;
+use crate::daemon::state::state_file;
 use crate::dataplane::offloads;
+use crate::doctor::checks::machine::overlay_links;
 use crate::firewall::tools;
 use crate::host::interface::{self, Selection};
 use crate::host::netlink::{Netlink, NetlinkError};

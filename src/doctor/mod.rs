@@ -2,25 +2,19 @@
 //! [`facts::Facts`]; [`gather`] alone looks at the machine and the datastore.
 #![forbid(unsafe_code)]
 
-pub mod daemon;
-pub mod datastore;
-pub mod device;
+pub mod checks;
 pub mod facts;
-pub mod files;
-pub mod firewall;
 pub mod gather;
-pub mod leases;
-pub mod machine;
-pub mod peers;
-pub mod port;
 pub mod redact;
 pub mod report;
-pub mod routes;
 #[cfg(test)]
 mod samples;
 
 use serde::Serialize;
 
+use self::checks::{
+    daemon, datastore, device, files, firewall, leases, machine, peers, port, routes,
+};
 use self::facts::Facts;
 
 /// How a check came out.

@@ -6,7 +6,7 @@ use std::fs;
 
 use super::facts::{Daemon, Facts};
 use super::redact;
-use crate::daemon::subnet_env;
+use crate::daemon::state::subnet_env;
 
 /// Longest text of one section, in bytes: rules of a large Kubernetes node take some
 /// megabytes.

@@ -9,7 +9,7 @@ use super::facts::{
     Answer, Daemon, Facts, Files, Firewall, Host, Machine, Member, Peer, Reach, Size, Store,
 };
 use crate::control::{NodeStatus, PacketLoopStatus, PeerStatus, Status};
-use crate::daemon::state_file::State;
+use crate::daemon::state::state_file::State;
 use crate::dataplane::offloads::Offloads;
 use crate::host::interface::ExternalInterface;
 use crate::host::netlink::{AddressInfo, LinkInfo, RouteLookup};

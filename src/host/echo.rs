@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::wire::echo::{self, Received, Verdict};
+use crate::wire::icmp::echo::{self, Received, Verdict};
 
 /// IPv4 and ICMP headers, in bytes.
 pub const HEADERS: usize = 20 + echo::HEADER_LEN;

@@ -5,7 +5,7 @@ pub mod echo;
 pub mod forwarding;
 pub mod interface;
 pub mod link;
+pub mod loop_check;
 pub mod netlink;
 pub mod port;
 pub mod routes;
-pub mod way;

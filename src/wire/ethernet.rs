@@ -1,5 +1,7 @@
 //! The inner Ethernet header: destination, source, ethertype; no VLAN tag.
 
+pub mod mac;
+
 use super::MacAddr;
 
 /// Length of an untagged Ethernet header in bytes.

@@ -5,6 +5,8 @@
 //! answers what must not be answered (RFC 1122 section 3.2.2, RFC 1812 section 4.3.2.7,
 //! RFC 4443 section 2.4 e). How often to answer is the caller's matter.
 
+pub mod echo;
+
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::checksum::{Sum, pseudo_v6};

@@ -5,20 +5,16 @@
 #![forbid(unsafe_code)]
 
 pub mod checksum;
-pub mod echo;
-pub mod ecn;
 pub mod ethernet;
 pub mod flow;
 pub mod icmp;
 pub mod ipv4;
 pub mod ipv6;
-pub mod mac;
 pub mod probe;
 pub mod tcp;
 pub mod udp;
 pub mod vnet_hdr;
-pub mod vni;
 pub mod vxlan;
 
-pub use mac::MacAddr;
-pub use vni::Vni;
+pub use ethernet::mac::MacAddr;
+pub use vxlan::vni::Vni;

@@ -9,6 +9,9 @@
 //! +--------+--------+--------+--------+
 //! ```
 
+pub mod ecn;
+pub mod vni;
+
 use super::ethernet;
 use super::{MacAddr, Vni};
 

@@ -191,7 +191,7 @@ fn full_page() -> String {
         ]
     }))
     .unwrap();
-    uvxlan::daemon::metrics::Metrics::default().page(&status)
+    uvxlan::daemon::api::metrics::Metrics::default().page(&status)
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 use uvxlan::dataplane::counters::Counter;
-use uvxlan::dataplane::guard::{Guard, Mode};
+use uvxlan::dataplane::ingress_policy::{Guard, Mode};
 use uvxlan::sys::poll;
 use uvxlan::sys::udp::{MessageHead, SendBatch, UdpSocket};
 use uvxlan::testbed::{Host, available};

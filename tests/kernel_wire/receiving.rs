@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use ipnet::Ipv4Net;
 use uvxlan::dataplane::Dataplane;
 use uvxlan::dataplane::counters::{Counter, Kind as CounterKind, Totals};
-use uvxlan::dataplane::guard::{Guard, Mode};
+use uvxlan::dataplane::ingress_policy::{Guard, Mode};
 use uvxlan::sys::poll;
 use uvxlan::sys::udp::{MessageHead, ReceiveBatch, SendBatch, UdpSocket};
 use uvxlan::testbed::{Container, Host, Topology};

@@ -5,9 +5,9 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use uvxlan::dataplane::checks::Vtep;
 use uvxlan::dataplane::counters::{Counter, Kind as CounterKind, Totals};
-use uvxlan::dataplane::guard::Guard;
+use uvxlan::dataplane::inbound::header_checks::Vtep;
+use uvxlan::dataplane::ingress_policy::Guard;
 use uvxlan::dataplane::offloads::Offloads;
 use uvxlan::dataplane::{Dataplane, Options};
 use uvxlan::host::netlink::Route;

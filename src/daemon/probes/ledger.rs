@@ -11,8 +11,8 @@ use super::asked::{Asked, Judged};
 use super::loss::Losses;
 use super::path::{Path, SMALL};
 use super::target::{Health, Means, SILENT_AFTER, Target};
-use crate::daemon::round_trips::RoundTrips;
-use crate::dataplane::probes::Heard;
+use crate::daemon::probes::round_trips::RoundTrips;
+use crate::dataplane::inbound::probes::Heard;
 use crate::wire::probe::{Kind, Message};
 
 /// No peer is asked more often.

@@ -19,7 +19,7 @@ use crate::wire::MacAddr;
 const NO_SUBNET: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::BROADCAST, 32);
 
 /// Looks at the store.
-pub(super) async fn look(
+pub(crate) async fn look(
     store: Result<Arc<dyn Store>, OptionsRefused>,
     etcd: Option<EtcdOptions>,
 ) -> Facts {
@@ -93,7 +93,7 @@ async fn members(options: EtcdOptions) -> Result<Vec<Member>, OptionsRefused> {
 }
 
 /// Sorts the records as the daemon would: peers, and those that are not believed.
-pub(super) fn sort_records(
+pub(crate) fn sort_records(
     facts: &mut Facts,
     own_subnet: Option<Ipv4Net>,
     own_ip: Option<Ipv4Addr>,

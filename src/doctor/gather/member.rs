@@ -18,7 +18,7 @@ use crate::subnet::store::etcd;
 const MAX_ANSWER: u64 = 16 * 1024;
 
 /// Asks a member. Blocks for some seconds where it does not answer.
-pub(super) fn probe(
+pub(crate) fn probe(
     url: &str,
     tls: Result<Option<ClientConfig>, String>,
     has_identity: bool,

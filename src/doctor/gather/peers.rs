@@ -24,7 +24,7 @@ const LISTEN: Duration = Duration::from_secs(7);
 const MIDDLE: u32 = 1280;
 
 /// Asks the peers of a daemon that serves.
-pub(super) async fn look(socket: &Path, facts: &Facts) -> Result<Vec<Reach>, String> {
+pub(crate) async fn look(socket: &Path, facts: &Facts) -> Result<Vec<Reach>, String> {
     let Some(before) = facts.status() else {
         return Err("only a running daemon has peers that can be asked".into());
     };

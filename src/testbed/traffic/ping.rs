@@ -10,7 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::{content, failed, is_timeout};
 use crate::sys::netns::Namespace;
 use crate::testbed::namespace::TestbedError;
-use crate::wire::echo::{self, Received, Verdict};
+use crate::wire::icmp::echo::{self, Received, Verdict};
 
 /// What fits into the largest IPv4 packet with a header of 20 bytes.
 const MAX_PAYLOAD: usize = 65_535 - 20 - echo::HEADER_LEN;

@@ -1,0 +1,337 @@
+//! What `uvxlan top` shows, made from two looks at the daemon. Pure.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+
+use crate::control::{PeerStatus, Status};
+
+/// Looks that the sparklines remember.
+pub const HISTORY: usize = 120;
+
+/// What the peers are sorted by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Bits a second in both directions, most first.
+    Traffic,
+    /// Round trip, longest first.
+    RoundTrip,
+    /// Loss, most first.
+    Loss,
+    /// Subnet.
+    Subnet,
+}
+
+impl Order {
+    /// The next one, for a key.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        match self {
+            Self::Traffic => Self::RoundTrip,
+            Self::RoundTrip => Self::Loss,
+            Self::Loss => Self::Subnet,
+            Self::Subnet => Self::Traffic,
+        }
+    }
+
+    /// For the screen.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Traffic => "traffic",
+            Self::RoundTrip => "round trip",
+            Self::Loss => "loss",
+            Self::Subnet => "subnet",
+        }
+    }
+}
+
+/// Rates in one direction.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Rate {
+    /// Packets a second.
+    pub packets: f64,
+    /// Bits a second.
+    pub bits: f64,
+}
+
+/// A peer on the screen.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PeerRow {
+    /// What the daemon says.
+    pub peer: PeerStatus,
+    /// To it.
+    pub out: Rate,
+    /// From it.
+    pub inward: Rate,
+}
+
+/// CPU time of a packet thread: name, and ticks used so far.
+pub type ThreadTicks = Vec<(String, u64)>;
+
+/// One look.
+#[derive(Debug, Clone)]
+pub struct Look {
+    /// The daemon's status.
+    pub status: Status,
+    /// CPU time of its packet threads.
+    pub threads: ThreadTicks,
+    /// Time since some fixed start.
+    pub at: Duration,
+}
+
+/// Everything on the screen.
+#[derive(Debug, Clone, Default)]
+pub struct Model {
+    /// The latest status.
+    pub status: Status,
+    /// All peers together, to them and from them.
+    pub total: [Rate; 2],
+    /// Bits a second of the latest looks, to and from the peers.
+    pub history: [VecDeque<u64>; 2],
+    /// Peers with their rates, by subnet.
+    pub peers: Vec<PeerRow>,
+    /// Drops a second, by name; those that happen now first.
+    pub drops: Vec<(String, f64, u64)>,
+    /// Mean packets of a system call: sending, receiving, writing.
+    pub batches: [f64; 3],
+    /// Share of a core that each packet thread uses, in percent.
+    pub cpu: Vec<(String, f64)>,
+    before: Option<Before>,
+}
+
+/// The look before.
+#[derive(Debug, Clone)]
+struct Before {
+    at: Duration,
+    peers: BTreeMap<Ipv4Net, PeerStatus>,
+    counters: BTreeMap<String, u64>,
+    threads: ThreadTicks,
+}
+
+/// Difference of a counter that may have begun anew.
+fn since(now: u64, before: u64) -> f64 {
+    if now >= before {
+        (now - before) as f64
+    } else {
+        now as f64
+    }
+}
+
+impl Model {
+    /// Takes in a look; `ticks_per_second` is the unit of thread times.
+    pub fn take(&mut self, look: Look, ticks_per_second: f64) {
+        let counters: BTreeMap<String, u64> = look
+            .status
+            .counters
+            .iter()
+            .map(|counter| (counter.name.clone(), counter.value))
+            .collect();
+        let by_subnet: BTreeMap<Ipv4Net, PeerStatus> = look
+            .status
+            .peers
+            .iter()
+            .map(|peer| (peer.subnet, peer.clone()))
+            .collect();
+        self.peers = look.status.peers.iter().cloned().map(still).collect();
+        if let Some(before) = self.before.take() {
+            let seconds = look.at.saturating_sub(before.at).as_secs_f64().max(0.001);
+            for row in &mut self.peers {
+                if let Some(before) = before.peers.get(&row.peer.subnet) {
+                    *row = moving(&row.peer, before, seconds);
+                }
+            }
+            self.rates(&look.status, &counters, &before.counters, seconds);
+            self.cpu = look
+                .threads
+                .iter()
+                .map(|(name, ticks)| {
+                    let known = before.threads.iter().find(|(known, _)| known == name);
+                    let used = known.map_or(0.0, |(_, then)| since(*ticks, *then));
+                    (name.clone(), used / ticks_per_second / seconds * 100.0)
+                })
+                .collect();
+        }
+        self.before = Some(Before {
+            at: look.at,
+            peers: by_subnet,
+            counters,
+            threads: look.threads,
+        });
+        self.status = look.status;
+    }
+
+    fn rates(
+        &mut self,
+        status: &Status,
+        now: &BTreeMap<String, u64>,
+        old: &BTreeMap<String, u64>,
+        seconds: f64,
+    ) {
+        let sum = |rate: fn(&PeerRow) -> Rate| {
+            self.peers
+                .iter()
+                .map(rate)
+                .fold(Rate::default(), |a, b| Rate {
+                    packets: a.packets + b.packets,
+                    bits: a.bits + b.bits,
+                })
+        };
+        self.total = [sum(|row| row.out), sum(|row| row.inward)];
+        for (history, rate) in self.history.iter_mut().zip(self.total) {
+            history.push_back(rate.bits as u64);
+            if history.len() > HISTORY {
+                history.pop_front();
+            }
+        }
+        let delta = |name: &str| {
+            let get = |counters: &BTreeMap<String, u64>| counters.get(name).copied().unwrap_or(0);
+            since(get(now), get(old))
+        };
+        let per_call = |packets: &str, calls: &str| delta(packets) / delta(calls).max(1.0);
+        self.batches = [
+            per_call("sent", "send_calls"),
+            per_call("udp_read", "receive_calls"),
+            per_call("delivered", "write_calls"),
+        ];
+        self.drops = status
+            .counters
+            .iter()
+            .filter(|counter| counter.kind.starts_with("drop") && counter.value > 0)
+            .map(|counter| {
+                (
+                    counter.name.clone(),
+                    delta(&counter.name) / seconds,
+                    counter.value,
+                )
+            })
+            .collect();
+        self.drops.sort_by(|a, b| b.1.total_cmp(&a.1));
+    }
+
+    /// The peers in this order.
+    #[must_use]
+    pub fn sorted(&self, order: Order) -> Vec<&PeerRow> {
+        let mut rows: Vec<_> = self.peers.iter().collect();
+        match order {
+            Order::Traffic => {
+                rows.sort_by(|a, b| {
+                    (b.out.bits + b.inward.bits).total_cmp(&(a.out.bits + a.inward.bits))
+                });
+            }
+            Order::RoundTrip => rows.sort_by_key(|row| std::cmp::Reverse(row.peer.rtt_us)),
+            Order::Loss => rows.sort_by_key(|row| std::cmp::Reverse(row.peer.loss_percent)),
+            Order::Subnet => {}
+        }
+        rows
+    }
+}
+
+fn still(peer: PeerStatus) -> PeerRow {
+    PeerRow {
+        peer,
+        out: Rate::default(),
+        inward: Rate::default(),
+    }
+}
+
+fn moving(now: &PeerStatus, before: &PeerStatus, seconds: f64) -> PeerRow {
+    let rate = |packets: (u64, u64), bytes: (u64, u64)| Rate {
+        packets: since(packets.0, packets.1) / seconds,
+        bits: since(bytes.0, bytes.1) * 8.0 / seconds,
+    };
+    PeerRow {
+        out: rate(
+            (now.out_packets, before.out_packets),
+            (now.out_bytes, before.out_bytes),
+        ),
+        inward: rate(
+            (now.in_packets, before.in_packets),
+            (now.in_bytes, before.in_bytes),
+        ),
+        peer: now.clone(),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::control::CounterStatus;
+
+    pub fn peer(number: u8, packets: u64) -> PeerStatus {
+        PeerStatus {
+            subnet: Ipv4Net::new_assert([10, 5, number, 0].into(), 24),
+            public_ip: [192, 0, 2, number].into(),
+            vtep_mac: String::new(),
+            way: "tunnel".into(),
+            state: "ok".into(),
+            probe: Some("in-band".into()),
+            rtt_us: Some(u64::from(number) * 100),
+            loss_percent: Some(0),
+            loss_out_percent: None,
+            loss_in_percent: None,
+            path_mtu: Some(1450),
+            seen_seconds_ago: Some(0),
+            out_packets: packets,
+            out_bytes: packets * 1000,
+            in_packets: 0,
+            in_bytes: 0,
+        }
+    }
+
+    pub fn look(at: u64, packets: u64, drops: u64) -> Look {
+        let counter = |name: &str, kind: &str, value| CounterStatus {
+            name: name.into(),
+            kind: kind.into(),
+            value,
+        };
+        Look {
+            status: Status {
+                peers: vec![peer(1, packets), peer(2, packets * 3)],
+                counters: vec![
+                    counter("sent", "packets", packets * 4),
+                    counter("send_calls", "event", packets / 10),
+                    counter("out_no_route", "drop-out", drops),
+                ],
+                ..Status::default()
+            },
+            threads: vec![("uvxlan-0".into(), at * 50)],
+            at: Duration::from_secs(at),
+        }
+    }
+
+    #[test]
+    fn rates_are_differences_over_time() {
+        let mut model = Model::default();
+        model.take(look(1, 1000, 4), 100.0);
+        assert_eq!(model.total[0], Rate::default(), "one look has no rates");
+        model.take(look(3, 3000, 8), 100.0);
+        assert_eq!(model.peers[0].out.packets, 1000.0);
+        assert_eq!(model.peers[1].out.bits, 24_000_000.0);
+        assert_eq!(model.total[0].packets, 4000.0);
+        assert_eq!(model.history[0], [32_000_000]);
+        assert_eq!(model.drops, [("out_no_route".to_owned(), 2.0, 8)]);
+        assert_eq!(model.batches[0], 40.0);
+        assert_eq!(model.cpu, [("uvxlan-0".to_owned(), 50.0)]);
+        // The device was made anew: counters began at nothing.
+        model.take(look(4, 10, 0), 100.0);
+        assert_eq!(model.peers[0].out.packets, 10.0);
+    }
+
+    #[test]
+    fn orders_follow_each_other_and_sort() {
+        let mut model = Model::default();
+        model.take(look(1, 0, 0), 100.0);
+        model.take(look(2, 10, 0), 100.0);
+        let first = |order| model.sorted(order)[0].peer.subnet.to_string();
+        assert_eq!(first(Order::Traffic), "10.5.2.0/24");
+        assert_eq!(first(Order::RoundTrip), "10.5.2.0/24");
+        assert_eq!(first(Order::Subnet), "10.5.1.0/24");
+        let mut order = Order::Traffic;
+        for _ in 0..4 {
+            order = order.next();
+        }
+        assert_eq!(order, Order::Traffic);
+    }
+}

@@ -1,0 +1,149 @@
+//! Flags about the datastore.
+
+use crate::cli::run::flags::{Flag, Group};
+use crate::daemon::options::{
+    DEFAULT_ENDPOINTS, DEFAULT_PREFIX, Secret, boolean, choice, endpoints, optional, required,
+    store,
+};
+use crate::subnet::store::etcd_auto::EtcdApi;
+
+pub(crate) const FLAGS: &[Flag] = &[
+    Flag::new(
+        Group::Datastore,
+        "etcd-endpoints",
+        "etcd servers, separated by commas",
+        |to, text| {
+            to.etcd_endpoints = endpoints(text)?;
+            Ok(())
+        },
+    )
+    .value("URLS")
+    .default(DEFAULT_ENDPOINTS),
+    Flag::new(
+        Group::Datastore,
+        "etcd-prefix",
+        "Key prefix of the network",
+        |to, text| {
+            to.etcd_prefix = required(text, "a key prefix such as /coreos.com/network")?;
+            Ok(())
+        },
+    )
+    .value("KEY")
+    .default(DEFAULT_PREFIX)
+    .details("The network config is read from KEY/config, leases lie below KEY/subnets/."),
+    Flag::new(
+        Group::Datastore,
+        "etcd-api",
+        "API of etcd: auto, v3, v2",
+        |to, text| {
+            let words = [
+                ("auto", EtcdApi::Auto),
+                ("v3", EtcdApi::V3),
+                ("v2", EtcdApi::V2),
+            ];
+            to.etcd_api = choice(text, &words)?;
+            Ok(())
+        },
+    )
+    .value("API")
+    .default("auto")
+    .ours()
+    .details(
+        "v3 and v2 are two stores in one server: flannel since v0.18 uses v3, up to v0.17 it used \
+         v2. auto takes the one that holds the network config, and v3 where both do.",
+    ),
+    Flag::new(
+        Group::Datastore,
+        "etcd-cafile",
+        "CA certificates (PEM) to check etcd with",
+        |to, text| {
+            to.etcd_ca_file = optional(text).map(Into::into);
+            Ok(())
+        },
+    )
+    .value("FILE")
+    .alias(&["etcd-ca-file"]),
+    Flag::new(
+        Group::Datastore,
+        "etcd-certfile",
+        "Client certificate (PEM) shown to etcd",
+        |to, text| {
+            to.etcd_cert_file = optional(text).map(Into::into);
+            Ok(())
+        },
+    )
+    .value("FILE")
+    .alias(&["etcd-cert-file"]),
+    Flag::new(
+        Group::Datastore,
+        "etcd-keyfile",
+        "Key (PEM) of the client certificate",
+        |to, text| {
+            to.etcd_key_file = optional(text).map(Into::into);
+            Ok(())
+        },
+    )
+    .value("FILE")
+    .alias(&["etcd-key-file"]),
+    Flag::new(
+        Group::Datastore,
+        "etcd-username",
+        "User name for etcd",
+        |to, text| {
+            to.etcd_username = optional(text).map(Into::into);
+            Ok(())
+        },
+    )
+    .value("NAME"),
+    Flag {
+        secret: true,
+        ..Flag::new(
+            Group::Datastore,
+            "etcd-password",
+            "Password for etcd",
+            |to, text| {
+                to.etcd_password = (!text.is_empty()).then(|| Secret::new(text));
+                Ok(())
+            },
+        )
+        .value("PASSWORD")
+        .details("Better given by the environment: a command line can be read by every user.")
+    },
+    Flag::new(
+        Group::Datastore,
+        "insecure-etcd",
+        "Send the password over a network without TLS",
+        |to, text| {
+            to.insecure_etcd = boolean(text)?;
+            Ok(())
+        },
+    )
+    .ours()
+    .details(
+        "Without it a password for an http:// endpoint other than this host itself is refused.",
+    ),
+    Flag::new(
+        Group::Datastore,
+        "store",
+        "Where leases lie: etcd, or dir:PATH",
+        |to, text| {
+            to.store = store(text)?;
+            Ok(())
+        },
+    )
+    .value("STORE")
+    .default("etcd")
+    .ours()
+    .details("dir:PATH is a directory that all nodes share; it needs no etcd."),
+    Flag::new(
+        Group::Datastore,
+        "fail-fast",
+        "End with status 69 when the datastore does not answer at start",
+        |to, text| {
+            to.fail_fast = boolean(text)?;
+            Ok(())
+        },
+    )
+    .ours()
+    .details("Without it the daemon keeps trying."),
+];
