@@ -1,8 +1,8 @@
 //! The packet loop: plain threads, each with its own TUN queue and sockets.
 //!
-//! Out: [`encap`] reads packets, finds the peer, puts the encapsulation before them, and
-//! plans what leaves together ([`batch`]); [`transmit`] hands it to the kernel.
-//! In: [`decap`] receives, lets [`checks`] and [`guard`] judge, and [`deliver`] merges and writes.
+//! [`outbound`]: reads packets from the device, finds the peer, encapsulates, and sends in
+//! batches. [`inbound`]: receives, checks headers and the [`ingress_policy`], merges segments
+//! and writes to the device.
 //! No packet changes threads, none waits for another, and a steady state allocates nothing.
 #![forbid(unsafe_code)]
 
