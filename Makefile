@@ -47,7 +47,7 @@ unit:
 
 soak: TEST_SETTINGS += UVXLAN_TRANSFER_MIB=4096
 soak: test-needs
-	$(RUN_TESTS_AS_ROOT) cargo test --release --locked --test large_packets -- --nocapture
+	$(RUN_TESTS_AS_ROOT) cargo test --release --locked --test packets large_packets -- --nocapture
 
 bench:
 	cargo bench --locked

@@ -21,17 +21,14 @@ use uvxlan::subnet::store::{Listing, Record};
 use uvxlan::subnet::validate::Context;
 use uvxlan::wire::{MacAddr, Vni};
 
-#[path = "../tests/support/nodes.rs"]
-mod nodes;
-#[path = "../tests/support/scale.rs"]
-mod scale;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use nodes::{NodeUnderTest, losing_nothing, need, possible};
-use scale::{Scale, memory};
 use support::etcd::Etcd;
 use support::fleet::{attrs, follow, key, put_all, resident, subnet, value};
+use support::need;
+use support::nodes::{NodeUnderTest, eventually, losing_nothing, possible};
+use support::scale::{Scale, memory};
 
 const RATE: u32 = 500;
 
@@ -95,7 +92,7 @@ fn with_daemons(size: &Size) {
         memory(pid).0,
         memory(pid).1,
     );
-    nodes::eventually("the containers reach each other", || {
+    eventually("the containers reach each other", || {
         nodes[0].reaches(&nodes[1]) && nodes[1].reaches(&nodes[0])
     });
     let churn = losing_nothing(&nodes, || scale.churn(&nodes[0], RATE, size.minute));

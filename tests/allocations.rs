@@ -1,8 +1,7 @@
 //! A packet loop in its stride asks for no memory. A program of its own: the allocator counts
 //! what the whole process asks for.
 
-#[path = "support/wire.rs"]
-mod wire;
+mod support;
 
 use std::alloc::System;
 use std::time::Duration;
@@ -11,7 +10,8 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use uvxlan::dataplane::counters::Counter;
 use uvxlan::testbed::traffic::{StreamRequest, tcp_streams};
 
-use wire::{Overlay, need, possible};
+use crate::support::need;
+use crate::support::wire::{Overlay, possible};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;

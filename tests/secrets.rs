@@ -8,8 +8,6 @@ use std::time::Duration;
 
 use base64::Engine;
 use bytes::Bytes;
-use support::contract::{TTL, written};
-use support::etcd::{Etcd, PREFIX};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::layer;
 use tracing_subscriber::layer::SubscriberExt;
@@ -18,6 +16,9 @@ use uvxlan::subnet::store::Store;
 use uvxlan::subnet::store::etcd::EtcdOptions;
 use uvxlan::subnet::store::etcd_v2::EtcdV2Store;
 use uvxlan::subnet::store::etcd_v3::EtcdStore;
+
+use crate::support::contract::{TTL, written};
+use crate::support::etcd::{Etcd, PREFIX};
 
 const USER: &str = "node";
 const PASSWORD: &str = "drei-chinesen-42";

@@ -5,7 +5,9 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use super::lab::{Lab, losing_nothing};
-use super::nodes::{PREFIX, eventually, need, possible};
+
+use crate::support::need;
+use crate::support::nodes::{PREFIX, eventually, possible};
 
 /// Enables authentication, with a `node` that has the documented rights.
 fn enable(lab: &mut Lab) {
@@ -67,7 +69,7 @@ fn refused_logins(lab: &Lab) -> u64 {
         .sum()
 }
 
-pub fn tokens_expire_and_passwords_change_without_loss() {
+pub(crate) fn tokens_expire_and_passwords_change_without_loss() {
     need!(possible(&["etcd", "etcdctl"]));
     let mut lab = Lab::new(1);
     // etcd forgets a token five seconds after its last use.

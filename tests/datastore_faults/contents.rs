@@ -4,8 +4,10 @@
 use std::time::Duration;
 
 use super::lab::{Lab, STRANGER, losing_nothing, status};
-use super::nodes::{NodeUnderTest, PREFIX, eventually, need, possible};
-use super::support::fleet::put_all;
+
+use crate::support::fleet::put_all;
+use crate::support::need;
+use crate::support::nodes::{NodeUnderTest, PREFIX, eventually, possible};
 
 /// A lease of a host that does not exist.
 const STRANGERS: &str = r#"{"PublicIP":"192.0.2.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:00:00:00:00:99"}}"#;
@@ -23,7 +25,7 @@ fn route(node: &NodeUnderTest, subnet: &str) -> String {
     node.output("ip", &["route", "show", subnet])
 }
 
-pub fn a_wiped_store_is_filled_again_and_no_packet_is_lost() {
+pub(crate) fn a_wiped_store_is_filled_again_and_no_packet_is_lost() {
     need!(possible(&["etcd", "etcdctl"]));
     let mut lab = Lab::with_config(1);
     let flags = [
@@ -50,7 +52,7 @@ pub fn a_wiped_store_is_filled_again_and_no_packet_is_lost() {
     assert_eq!(lab.leases(), before);
 }
 
-pub fn a_lease_that_went_while_history_was_compacted_is_missed_by_nobody() {
+pub(crate) fn a_lease_that_went_while_history_was_compacted_is_missed_by_nobody() {
     need!(possible(&["etcd", "etcdctl"]));
     let mut lab = Lab::with_config(1);
     // A list that lacks one of two peers is doubted.
@@ -100,7 +102,7 @@ pub fn a_lease_that_went_while_history_was_compacted_is_missed_by_nobody() {
     }
 }
 
-pub fn ten_thousand_rubbish_records_cost_no_packet_and_little_memory() {
+pub(crate) fn ten_thousand_rubbish_records_cost_no_packet_and_little_memory() {
     need!(possible(&["etcd", "etcdctl"]));
     const RUBBISH: u64 = 10_000;
     let lab = Lab::with_config(1);
@@ -166,7 +168,7 @@ fn resident(pid: u32) -> u64 {
     number.unwrap().parse().unwrap()
 }
 
-pub fn a_record_that_is_deleted_or_taken_is_told_and_nothing_moves() {
+pub(crate) fn a_record_that_is_deleted_or_taken_is_told_and_nothing_moves() {
     need!(possible(&["etcd", "etcdctl"]));
     let lab = Lab::with_config(1);
     let mut nodes = lab.nodes(&[lab.endpoints(), "--lease-ttl=60".into()]);
@@ -227,7 +229,7 @@ pub fn a_record_that_is_deleted_or_taken_is_told_and_nothing_moves() {
     });
 }
 
-pub fn a_record_that_is_free_again_is_taken_back() {
+pub(crate) fn a_record_that_is_free_again_is_taken_back() {
     need!(possible(&["etcd", "etcdctl"]));
     let lab = Lab::with_config(1);
     let nodes = lab.nodes(&[lab.endpoints(), "--lease-ttl=60".into()]);
@@ -247,7 +249,7 @@ pub fn a_record_that_is_free_again_is_taken_back() {
     losing_nothing(&nodes, || std::thread::sleep(Duration::from_secs(1)));
 }
 
-pub fn a_store_that_is_away_for_longer_than_leases_live_costs_nothing() {
+pub(crate) fn a_store_that_is_away_for_longer_than_leases_live_costs_nothing() {
     need!(possible(&["etcd", "etcdctl"]));
     let mut lab = Lab::with_config(1);
     let nodes = lab.nodes(&[lab.endpoints(), "--lease-ttl=8".into()]);

@@ -6,35 +6,36 @@ use std::process::{Child, Command, Output, Stdio};
 
 use uvxlan::testbed::{Host, Topology};
 
-pub use super::nodes::losing_nothing;
-use super::nodes::{self, NodeUnderTest, PREFIX, eventually};
+pub(crate) use crate::support::nodes::losing_nothing;
+
+use crate::support::nodes::{self, NodeUnderTest, PREFIX, eventually};
 
 /// A subnet that no daemon leases: `SubnetMax` is below.
-pub const STRANGER: &str = "10.5.253.0";
+pub(crate) const STRANGER: &str = "10.5.253.0";
 
 /// A member of etcd on a host, on the usual ports. Killed when dropped.
-pub struct Member {
+pub(crate) struct Member {
     host: Host,
     folder: PathBuf,
     name: String,
     /// URLs of all members: `name=http://…:2380,…`.
     cluster: String,
     /// Files of TLS for clients: certificate and key.
-    pub tls: Option<(PathBuf, PathBuf)>,
+    pub(crate) tls: Option<(PathBuf, PathBuf)>,
     /// Where clients connect to, other than the usual port.
-    pub port: u16,
-    pub arguments: Vec<String>,
+    pub(crate) port: u16,
+    pub(crate) arguments: Vec<String>,
     child: Option<Child>,
 }
 
 impl Member {
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         format!("{scheme}://{}:{}", self.host.address(), self.port)
     }
 
     /// Starts the program on its data; does not wait.
-    pub fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         let log = File::create(self.folder.join("log")).unwrap();
         let peer = format!("http://{}:2380", self.host.address());
         let mut command = Command::new("etcd");
@@ -58,20 +59,20 @@ impl Member {
     }
 
     /// SIGKILL.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
         }
     }
 
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.kill();
         self.start();
     }
 
     /// Removes all that it has stored; it must not run.
-    pub fn wipe(&self) {
+    pub(crate) fn wipe(&self) {
         assert!(self.child.is_none(), "kill first");
         std::fs::remove_dir_all(self.folder.join("data")).unwrap();
     }
@@ -84,17 +85,17 @@ impl Drop for Member {
 }
 
 /// Two hosts for daemons, and one for each member of etcd.
-pub struct Lab {
-    pub topology: Topology,
-    pub folder: tempfile::TempDir,
-    pub members: Vec<Member>,
+pub(crate) struct Lab {
+    pub(crate) topology: Topology,
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) members: Vec<Member>,
     /// Arguments of etcdctl beside the endpoints.
-    pub login: Vec<String>,
+    pub(crate) login: Vec<String>,
 }
 
 impl Lab {
     /// Members that do not run yet.
-    pub fn new(members: usize) -> Self {
+    pub(crate) fn new(members: usize) -> Self {
         let topology = Topology::with_hosts(2 + members).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let hosts: Vec<Host> = topology.hosts().iter().skip(2).cloned().collect();
@@ -131,7 +132,7 @@ impl Lab {
     }
 
     /// The same with the network config in it.
-    pub fn with_config(members: usize) -> Self {
+    pub(crate) fn with_config(members: usize) -> Self {
         let mut lab = Self::new(members);
         lab.start();
         lab.put_config();
@@ -139,21 +140,21 @@ impl Lab {
     }
 
     /// Starts all members, and waits until they answer.
-    pub fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         self.members.iter_mut().for_each(Member::start);
         self.wait();
     }
 
-    pub fn wait(&self) {
+    pub(crate) fn wait(&self) {
         eventually("etcd answers", || self.try_ctl(&["get", "x"]).is_some());
     }
 
-    pub fn put_config(&self) {
+    pub(crate) fn put_config(&self) {
         self.ctl(&["put", &format!("{PREFIX}/config"), nodes::CONFIG]);
     }
 
     /// Runs etcdctl on the first member's host.
-    pub fn run_ctl(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn run_ctl(&self, arguments: &[&str]) -> Output {
         let urls: Vec<_> = self.members.iter().map(Member::url).collect();
         let mut command = Command::new("etcdctl");
         command
@@ -166,25 +167,25 @@ impl Lab {
         host.namespace().command(command).output().unwrap()
     }
 
-    pub fn try_ctl(&self, arguments: &[&str]) -> Option<String> {
+    pub(crate) fn try_ctl(&self, arguments: &[&str]) -> Option<String> {
         let output = self.run_ctl(arguments);
         let text = String::from_utf8(output.stdout).unwrap();
         output.status.success().then_some(text)
     }
 
-    pub fn ctl(&self, arguments: &[&str]) -> String {
+    pub(crate) fn ctl(&self, arguments: &[&str]) -> String {
         let output = self.run_ctl(arguments);
         assert!(output.status.success(), "etcdctl {arguments:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
     }
 
-    pub fn endpoints(&self) -> String {
+    pub(crate) fn endpoints(&self) -> String {
         let urls: Vec<_> = self.members.iter().map(Member::url).collect();
         format!("--etcd-endpoints={}", urls.join(","))
     }
 
     /// A daemon on each of the first two hosts, and their containers, which reach each other.
-    pub fn nodes(&self, flags: &[String]) -> [NodeUnderTest; 2] {
+    pub(crate) fn nodes(&self, flags: &[String]) -> [NodeUnderTest; 2] {
         let nodes = [0, 1].map(|number| {
             let host = &self.topology.hosts()[number];
             NodeUnderTest::start(host, self.folder.path(), flags)
@@ -196,7 +197,7 @@ impl Lab {
     }
 
     /// A peer appears in the datastore, and goes again; the node must notice both.
-    pub fn news_arrive(&self, node: &NodeUnderTest) {
+    pub(crate) fn news_arrive(&self, node: &NodeUnderTest) {
         let key = format!("{PREFIX}/subnets/{STRANGER}-24");
         let value = r#"{"PublicIP":"192.0.2.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:00:00:00:00:99"}}"#;
         // Members that just came or went cost etcdctl a try.
@@ -211,7 +212,7 @@ impl Lab {
     }
 
     /// Something with a client of the first member.
-    pub fn with_client(&self, work: impl AsyncFnOnce(etcd_client::Client) + Send) {
+    pub(crate) fn with_client(&self, work: impl AsyncFnOnce(etcd_client::Client) + Send) {
         let url = self.members[0].url();
         let ran = self.members[0].host.namespace().run(|| {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -227,7 +228,7 @@ impl Lab {
     }
 
     /// The leases, by key.
-    pub fn leases(&self) -> Vec<String> {
+    pub(crate) fn leases(&self) -> Vec<String> {
         let text = self.ctl(&[
             "get",
             "--prefix",
@@ -240,7 +241,7 @@ impl Lab {
 }
 
 /// What the node's daemon says of itself.
-pub fn status(node: &NodeUnderTest) -> serde_json::Value {
+pub(crate) fn status(node: &NodeUnderTest) -> serde_json::Value {
     let mut command = Command::new(nodes::PROGRAM);
     command
         .args(["status", "--json", "--control-socket"])

@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use super::lab::{Lab, losing_nothing, status};
-use super::nodes::{NodeUnderTest, eventually, need, possible};
+
+use crate::support::need;
+use crate::support::nodes::{NodeUnderTest, eventually, possible};
 
 /// Whether the node's memory on disk has this subnet as a peer's.
 fn remembers(node: &NodeUnderTest, subnet: &str) -> bool {
@@ -21,7 +23,7 @@ fn killed_and_started_again(node: &mut NodeUnderTest) {
     node.start_daemon();
 }
 
-pub fn a_daemon_killed_while_etcd_is_away_forwards_again_and_follows_it_later() {
+pub(crate) fn a_daemon_killed_while_etcd_is_away_forwards_again_and_follows_it_later() {
     need!(possible(&["etcd", "etcdctl"]));
     let mut lab = Lab::with_config(1);
     let flags = [lab.endpoints(), "--lease-ttl=60".into()];
@@ -66,7 +68,7 @@ pub fn a_daemon_killed_while_etcd_is_away_forwards_again_and_follows_it_later() 
     lab.members[0].kill();
     drop(nodes[0].daemon.take());
     let another = |flag: &str| {
-        let mut command = std::process::Command::new(super::nodes::PROGRAM);
+        let mut command = std::process::Command::new(crate::support::nodes::PROGRAM);
         command
             .args([
                 "run",
@@ -106,7 +108,7 @@ pub fn a_daemon_killed_while_etcd_is_away_forwards_again_and_follows_it_later() 
     assert!(said.contains("of another store"), "{said}");
 }
 
-pub fn what_is_remembered_outlives_a_store_that_comes_back_empty() {
+pub(crate) fn what_is_remembered_outlives_a_store_that_comes_back_empty() {
     need!(possible(&["etcd", "etcdctl"]));
     let mut lab = Lab::with_config(1);
     let flags = [

@@ -9,7 +9,9 @@ use std::time::Duration;
 use uvxlan::testbed::Host;
 
 use super::lab::{Lab, losing_nothing};
-use super::nodes::{need, possible};
+
+use crate::support::need;
+use crate::support::nodes::possible;
 
 /// What the proxy does with what passes.
 #[derive(Clone, Copy, PartialEq)]
@@ -106,7 +108,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, manner: &AtomicU8, number: u64) 
     let _ = to.shutdown(Shutdown::Both);
 }
 
-pub fn a_bad_way_to_etcd_costs_no_packet_and_no_lease() {
+pub(crate) fn a_bad_way_to_etcd_costs_no_packet_and_no_lease() {
     need!(possible(&["etcd", "etcdctl"]));
     let mut lab = Lab::new(1);
     lab.members[0].port = 12_379;

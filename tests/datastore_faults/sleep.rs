@@ -5,7 +5,9 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::lab::{Lab, losing_nothing};
-use super::nodes::{NodeUnderTest, eventually, need, possible};
+
+use crate::support::need;
+use crate::support::nodes::{NodeUnderTest, eventually, possible};
 
 fn signal(node: &NodeUnderTest, signal: Signal) {
     let pid = node.daemon.as_ref().unwrap().pid();
@@ -13,7 +15,7 @@ fn signal(node: &NodeUnderTest, signal: Signal) {
     kill_process(pid, signal).unwrap();
 }
 
-pub fn a_daemon_that_slept_past_its_lease_takes_the_same_subnet_again() {
+pub(crate) fn a_daemon_that_slept_past_its_lease_takes_the_same_subnet_again() {
     need!(possible(&["etcd", "etcdctl"]));
     let lab = Lab::with_config(1);
     let nodes = lab.nodes(&[lab.endpoints(), "--lease-ttl=5".into()]);
@@ -35,7 +37,7 @@ pub fn a_daemon_that_slept_past_its_lease_takes_the_same_subnet_again() {
     assert_eq!(lab.leases(), before, "the new lease is kept alive");
 }
 
-pub fn of_two_hosts_with_one_address_the_first_stays() {
+pub(crate) fn of_two_hosts_with_one_address_the_first_stays() {
     need!(possible(&["etcd", "etcdctl"]));
     let lab = Lab::with_config(1);
     let flags = [lab.endpoints(), "--lease-ttl=5".into()];
@@ -67,7 +69,7 @@ pub fn of_two_hosts_with_one_address_the_first_stays() {
                 "-c",
                 &script,
                 "sh",
-                super::nodes::PROGRAM,
+                crate::support::nodes::PROGRAM,
                 "run",
             ])
             .args(&flags)

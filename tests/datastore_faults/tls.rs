@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 use super::lab::{Lab, losing_nothing};
-use super::nodes::{NodeUnderTest, eventually, need, possible};
+
+use crate::support::need;
+use crate::support::nodes::{NodeUnderTest, eventually, possible};
 
 /// An authority, and where its certificates are written to.
 struct Authority {
@@ -53,7 +55,7 @@ fn log_names(node: &NodeUnderTest, words: &str) {
     });
 }
 
-pub fn certificates_are_replaced_and_bad_ones_named_without_loss() {
+pub(crate) fn certificates_are_replaced_and_bad_ones_named_without_loss() {
     need!(possible(&["etcd", "etcdctl"]));
     let mut lab = Lab::new(1);
     let folder = lab.folder.path().to_owned();

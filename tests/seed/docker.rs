@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use uvxlan::testbed::Host;
 
-use crate::nodes::{PATIENCE, eventually};
+use crate::support::nodes::{PATIENCE, eventually};
 
 const BUSYBOX: &str = "/bin/busybox";
 
@@ -24,7 +24,7 @@ exec dockerd "$@"
 "#;
 
 /// Why there can be no dockerd here.
-pub fn docker_possible() -> Result<(), String> {
+pub(crate) fn docker_possible() -> Result<(), String> {
     let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     if map.split_whitespace().last() != Some("4294967295") {
         return Err("dockerd needs root outside of user namespaces".into());
@@ -52,7 +52,7 @@ pub fn docker_possible() -> Result<(), String> {
 
 /// A running dockerd, in process and mount namespaces of its own: when its first process is
 /// killed, the kernel kills containerd, the shims and the containers, and drops all mounts.
-pub struct Docker {
+pub(crate) struct Docker {
     child: Child,
     dockerd: u32,
     folder: PathBuf,
@@ -62,7 +62,7 @@ pub struct Docker {
 impl Docker {
     /// Starts dockerd with these options, as `docker.service` does with what its environment
     /// file holds, and waits until it answers. The folder's path must be short.
-    pub fn start(host: &Host, folder: &Path, options: &[String]) -> Self {
+    pub(crate) fn start(host: &Host, folder: &Path, options: &[String]) -> Self {
         let run = folder.join("run");
         fs::create_dir_all(&run).unwrap();
         let log = File::create(folder.join("dockerd.log")).unwrap();
@@ -124,12 +124,12 @@ impl Docker {
     }
 
     /// Its process number.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.dockerd
     }
 
     /// Step 12: what `ps` shows.
-    pub fn command_line(&self) -> Vec<String> {
+    pub(crate) fn command_line(&self) -> Vec<String> {
         let bytes = fs::read(format!("/proc/{}/cmdline", self.dockerd)).unwrap();
         let words = bytes.split(|byte| *byte == 0);
         words
@@ -137,12 +137,12 @@ impl Docker {
             .collect()
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.folder.join("dockerd.log")).unwrap_or_default()
     }
 
     /// The client, bounded in time.
-    pub fn client(&self, words: &[&str]) -> Command {
+    pub(crate) fn client(&self, words: &[&str]) -> Command {
         let mut command = Command::new("timeout");
         command
             .args(["-k", "1", "30", "docker", "-H"])
@@ -153,7 +153,7 @@ impl Docker {
         command
     }
 
-    pub fn try_run(&self, words: &[&str]) -> Result<String, String> {
+    pub(crate) fn try_run(&self, words: &[&str]) -> Result<String, String> {
         let output = self.client(words).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         if output.status.success() {
@@ -164,12 +164,12 @@ impl Docker {
     }
 
     /// Runs the client; returns what it prints.
-    pub fn run(&self, words: &[&str]) -> String {
+    pub(crate) fn run(&self, words: &[&str]) -> String {
         self.try_run(words).unwrap()
     }
 
     /// Makes the image `busybox` of the machine's own static busybox.
-    pub fn import_busybox(&self) {
+    pub(crate) fn import_busybox(&self) {
         let root = self.folder.join("image");
         let bin = root.join("bin");
         fs::create_dir_all(&bin).unwrap();
@@ -234,23 +234,23 @@ fn remove_cgroup(folder: &Path) {
 }
 
 /// A container of the image `busybox`.
-pub struct Container<'a> {
-    pub docker: &'a Docker,
-    pub name: &'a str,
+pub(crate) struct Container<'a> {
+    pub(crate) docker: &'a Docker,
+    pub(crate) name: &'a str,
 }
 
 impl Container<'_> {
     /// `docker exec`; returns what it prints.
-    pub fn exec(&self, words: &[&str]) -> String {
+    pub(crate) fn exec(&self, words: &[&str]) -> String {
         self.docker.run(&self.exec_words(words))
     }
 
-    pub fn try_exec(&self, words: &[&str]) -> Result<String, String> {
+    pub(crate) fn try_exec(&self, words: &[&str]) -> Result<String, String> {
         self.docker.try_run(&self.exec_words(words))
     }
 
     /// Starts a program; its standard input stays open until its output is asked for.
-    pub fn spawn(&self, words: &[&str]) -> Child {
+    pub(crate) fn spawn(&self, words: &[&str]) -> Child {
         let mut all = vec!["exec", "-i", self.name];
         all.extend(words);
         let mut command = self.docker.client(&all);
@@ -267,7 +267,7 @@ impl Container<'_> {
     }
 
     /// Waits until somebody in the container listens on a TCP port.
-    pub fn until_listening(&self, port: u16) {
+    pub(crate) fn until_listening(&self, port: u16) {
         let port = format!(":{port} ");
         eventually("the container listens", || {
             self.exec(&["netstat", "-tln"]).contains(&port)
@@ -275,7 +275,7 @@ impl Container<'_> {
     }
 
     /// Its process number and when it was started: another one means it was touched.
-    pub fn life(&self) -> String {
+    pub(crate) fn life(&self) -> String {
         let format = "{{.State.Running}} {{.State.Pid}} {{.State.StartedAt}}";
         self.docker.run(&["inspect", "--format", format, self.name])
     }

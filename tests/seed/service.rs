@@ -11,12 +11,13 @@ use rustix::process::{Pid, Signal, kill_process};
 use uvxlan::testbed::Host;
 
 use crate::docker::Docker;
-use crate::nodes::{PATIENCE, PROGRAM};
 use crate::store::Store;
+
+use crate::support::nodes::{PATIENCE, PROGRAM};
 
 /// What systemd reads from an `EnvironmentFile=` for a name: the text between double quotes,
 /// or the rest of the line, with lines that end with a backslash joined.
-pub fn environment_value(text: &str, name: &str) -> Option<String> {
+pub(crate) fn environment_value(text: &str, name: &str) -> Option<String> {
     let text = text.replace("\\\n", "");
     let mut lines = text.lines();
     let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix('='))?;
@@ -27,9 +28,9 @@ pub fn environment_value(text: &str, name: &str) -> Option<String> {
 }
 
 /// A node of the guide: the files of steps 6 to 9 in a folder, and what runs of them.
-pub struct SeedNode {
-    pub host: Host,
-    pub folder: PathBuf,
+pub(crate) struct SeedNode {
+    pub(crate) host: Host,
+    pub(crate) folder: PathBuf,
     docker: Option<Docker>,
     daemon: Option<Child>,
     /// The service manager's end, which is there as long as the service.
@@ -38,7 +39,7 @@ pub struct SeedNode {
 
 impl SeedNode {
     /// Steps 6 and 7: the two programs in `bin`, the options in `flanneld`.
-    pub fn install(host: &Host, folder: &Path, store: &Store) -> Self {
+    pub(crate) fn install(host: &Host, folder: &Path, store: &Store) -> Self {
         let bin = folder.join("bin");
         fs::create_dir_all(&bin).unwrap();
         symlink(PROGRAM, bin.join("flanneld")).unwrap();
@@ -60,13 +61,13 @@ impl SeedNode {
         }
     }
 
-    pub fn subnet_file(&self) -> PathBuf {
+    pub(crate) fn subnet_file(&self) -> PathBuf {
         self.folder.join("subnet.env")
     }
 
     /// `systemctl start flanneld`: the daemon, then, once it says READY, what stands behind
     /// `ExecStartPost=`, which overwrites the subnet file.
-    pub fn start_flanneld(&mut self) {
+    pub(crate) fn start_flanneld(&mut self) {
         let notify = self.folder.join("notify");
         let _ = fs::remove_file(&notify);
         let socket = UnixDatagram::bind(&notify).unwrap();
@@ -158,7 +159,7 @@ impl SeedNode {
     }
 
     /// `systemctl stop flanneld`.
-    pub fn stop_flanneld(&mut self) {
+    pub(crate) fn stop_flanneld(&mut self) {
         let mut daemon = self.daemon.take().unwrap();
         let pid = Pid::from_raw(i32::try_from(daemon.id()).unwrap()).unwrap();
         kill_process(pid, Signal::TERM).unwrap();
@@ -177,7 +178,7 @@ impl SeedNode {
     }
 
     /// What `$DOCKER_NETWORK_OPTIONS`, without braces, is in dockerd's command line: words.
-    pub fn docker_options(&self) -> Vec<String> {
+    pub(crate) fn docker_options(&self) -> Vec<String> {
         let text = fs::read_to_string(self.subnet_file()).unwrap();
         let value = environment_value(&text, "DOCKER_NETWORK_OPTIONS");
         let value = value.unwrap_or_else(|| panic!("no options in {text}"));
@@ -185,7 +186,7 @@ impl SeedNode {
     }
 
     /// Step 10: `systemctl restart docker`.
-    pub fn start_docker(&mut self) {
+    pub(crate) fn start_docker(&mut self) {
         self.docker = Some(Docker::start(
             &self.host,
             &self.folder,
@@ -193,16 +194,16 @@ impl SeedNode {
         ));
     }
 
-    pub fn docker(&self) -> &Docker {
+    pub(crate) fn docker(&self) -> &Docker {
         self.docker.as_ref().unwrap()
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.folder.join("flanneld.log")).unwrap_or_default()
     }
 
     /// Runs a program in the host's namespace; returns what it prints.
-    pub fn output(&self, program: &str, arguments: &[&str]) -> String {
+    pub(crate) fn output(&self, program: &str, arguments: &[&str]) -> String {
         let mut command = Command::new(program);
         command.args(arguments);
         let output = self.host.namespace().command(command).output().unwrap();

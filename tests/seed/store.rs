@@ -6,12 +6,12 @@ use std::process::{Child, Command, Stdio};
 
 use uvxlan::testbed::Host;
 
-use crate::etcd::{PREFIX, certificates_for};
-use crate::nodes::eventually;
+use crate::support::etcd::{PREFIX, certificates_for};
+use crate::support::nodes::eventually;
 
 /// Which of etcd's two stores has the config and the leases. They know nothing of each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Api {
+pub(crate) enum Api {
     /// What the guide's flannel v0.11 speaks.
     V2,
     /// What newest flannel speaks.
@@ -28,7 +28,7 @@ impl Api {
     }
 
     /// A lease as flannel of that API writes it, without the last brace.
-    pub fn lease(self, public_ip: std::net::Ipv4Addr, mac: &str) -> String {
+    pub(crate) fn lease(self, public_ip: std::net::Ipv4Addr, mac: &str) -> String {
         match self {
             Self::V2 => format!(
                 "{{\"PublicIP\":\"{public_ip}\",\"BackendType\":\"vxlan\",\
@@ -43,7 +43,7 @@ impl Api {
 }
 
 /// A running cluster. Killed when dropped.
-pub struct Store {
+pub(crate) struct Store {
     api: Api,
     ssl: PathBuf,
     hosts: Vec<Host>,
@@ -53,7 +53,7 @@ pub struct Store {
 impl Store {
     /// Makes `ca.pem`, `server.pem` and `server-key.pem` in the folder `ssl`, starts a member
     /// on each host, and waits until the cluster answers.
-    pub fn start(api: Api, hosts: &[Host], folder: &Path) -> Self {
+    pub(crate) fn start(api: Api, hosts: &[Host], folder: &Path) -> Self {
         let ssl = folder.join("ssl");
         std::fs::create_dir_all(&ssl).unwrap();
         let names: Vec<String> = hosts
@@ -123,7 +123,7 @@ impl Store {
     }
 
     /// As the guide gives them to every program: all members, with commas.
-    pub fn endpoints(&self) -> String {
+    pub(crate) fn endpoints(&self) -> String {
         let hosts = self.hosts.iter();
         let urls: Vec<_> = hosts
             .map(|host| format!("https://{}:2379", host.address()))
@@ -132,12 +132,12 @@ impl Store {
     }
 
     /// The folder with the certificates.
-    pub fn ssl(&self) -> &Path {
+    pub(crate) fn ssl(&self) -> &Path {
         &self.ssl
     }
 
     /// The store that has the config and the leases.
-    pub fn api(&self) -> Api {
+    pub(crate) fn api(&self) -> Api {
         self.api
     }
 
@@ -172,7 +172,7 @@ impl Store {
     }
 
     /// Step 5: the network config goes from a file into the store.
-    pub fn set_config(&self, file: &Path) {
+    pub(crate) fn set_config(&self, file: &Path) {
         let verb = match self.api {
             Api::V2 => "set",
             Api::V3 => "put",
@@ -182,7 +182,7 @@ impl Store {
     }
 
     /// Step 14: the keys of the leases, sorted.
-    pub fn lease_keys(&self) -> Vec<String> {
+    pub(crate) fn lease_keys(&self) -> Vec<String> {
         let folder = format!("{PREFIX}/subnets");
         let text = match self.api {
             Api::V2 => self.ctl(&["ls", &folder]),
@@ -196,7 +196,7 @@ impl Store {
     }
 
     /// Step 14: what lies under a key.
-    pub fn value(&self, key: &str) -> String {
+    pub(crate) fn value(&self, key: &str) -> String {
         let text = match self.api {
             Api::V2 => self.ctl(&["get", key]),
             Api::V3 => self.ctl(&["get", "--print-value-only", key]),

@@ -7,12 +7,12 @@ use tokio::sync::mpsc;
 use uvxlan::subnet::store::{Store, WatchEvent, WriteOutcome};
 
 /// A TTL that no test outlives.
-pub const TTL: Duration = Duration::from_secs(60);
+pub(crate) const TTL: Duration = Duration::from_secs(60);
 const A: &str = "10.5.1.0-24";
 const B: &str = "10.5.2.0-24&fd00:5:2::-64";
 
 /// The next event, within ten seconds.
-pub async fn next(events: &mut mpsc::Receiver<WatchEvent>) -> WatchEvent {
+pub(crate) async fn next(events: &mut mpsc::Receiver<WatchEvent>) -> WatchEvent {
     tokio::time::timeout(Duration::from_secs(10), events.recv())
         .await
         .expect("no event within 10 s")
@@ -20,14 +20,14 @@ pub async fn next(events: &mut mpsc::Receiver<WatchEvent>) -> WatchEvent {
 }
 
 /// Asserts that nothing comes for a while.
-pub async fn quiet(events: &mut mpsc::Receiver<WatchEvent>, time: Duration) {
+pub(crate) async fn quiet(events: &mut mpsc::Receiver<WatchEvent>, time: Duration) {
     if let Ok(event) = tokio::time::timeout(time, events.recv()).await {
         panic!("unexpected event {event:?}");
     }
 }
 
 /// The revision of a write that must have been done.
-pub fn written(outcome: WriteOutcome) -> i64 {
+pub(crate) fn written(outcome: WriteOutcome) -> i64 {
     match outcome {
         WriteOutcome::Written { revision } => revision,
         WriteOutcome::Conflict => panic!("conflict"),
@@ -35,7 +35,7 @@ pub fn written(outcome: WriteOutcome) -> i64 {
 }
 
 /// Runs all of it on an empty store; `other` is a second process's view of it.
-pub async fn check(store: &dyn Store, other: &dyn Store) {
+pub(crate) async fn check(store: &dyn Store, other: &dyn Store) {
     an_empty_store_is_empty(store).await;
     conditional_writes(store, other).await;
     a_watch_tells_what_happens(store, other).await;

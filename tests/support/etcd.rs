@@ -1,5 +1,4 @@
 //! A real etcd on loopback, in a directory of its own, killed when dropped.
-#![allow(dead_code, reason = "no test program uses all of it")]
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -14,31 +13,31 @@ use uvxlan::subnet::store::etcd_v2::EtcdV2Store;
 use uvxlan::subnet::store::etcd_v3::EtcdStore;
 
 /// Prefix of all tests.
-pub const PREFIX: &str = "/coreos.com/network";
+pub(crate) const PREFIX: &str = "/coreos.com/network";
 
 /// Certificates for a server and its clients.
 #[derive(Clone)]
-pub struct Tls {
-    pub ca: PathBuf,
-    pub cert: PathBuf,
-    pub key: PathBuf,
-    pub client_cert: PathBuf,
-    pub client_key: PathBuf,
-    pub mutual: bool,
+pub(crate) struct Tls {
+    pub(crate) ca: PathBuf,
+    pub(crate) cert: PathBuf,
+    pub(crate) key: PathBuf,
+    pub(crate) client_cert: PathBuf,
+    pub(crate) client_key: PathBuf,
+    pub(crate) mutual: bool,
 }
 
 /// A CA of its own, with a certificate for 127.0.0.1 and one for a client.
-pub fn certificates(dir: &Path, mutual: bool) -> Tls {
+pub(crate) fn certificates(dir: &Path, mutual: bool) -> Tls {
     certificates_for(dir, &["127.0.0.1"], mutual)
 }
 
 /// The same, with a certificate for a server of these names and addresses.
-pub fn certificates_for(dir: &Path, server: &[&str], mutual: bool) -> Tls {
+pub(crate) fn certificates_for(dir: &Path, server: &[&str], mutual: bool) -> Tls {
     certificates_with(dir, server, mutual, None)
 }
 
 /// As [`certificates`], good from the first of January of one year until that of another.
-pub fn certificates_valid(dir: &Path, from: i32, until: i32) -> Tls {
+pub(crate) fn certificates_valid(dir: &Path, from: i32, until: i32) -> Tls {
     certificates_with(dir, &["127.0.0.1"], false, Some((from, until)))
 }
 
@@ -86,12 +85,12 @@ fn certificates_with(dir: &Path, server: &[&str], mutual: bool, years: Option<(i
 }
 
 /// A running (or killed) etcd.
-pub struct Etcd {
+pub(crate) struct Etcd {
     name: String,
     /// All members, as `--initial-cluster` takes them; empty: this one alone.
     cluster: String,
     /// More arguments of the program.
-    pub extra: Vec<String>,
+    pub(crate) extra: Vec<String>,
     dir: TempDir,
     client_port: u16,
     peer_port: u16,
@@ -100,7 +99,7 @@ pub struct Etcd {
 }
 
 /// Finds a program, or says why the test is skipped.
-pub fn program(name: &str) -> Option<PathBuf> {
+pub(crate) fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path)
         .map(|dir| dir.join(name))
@@ -114,7 +113,7 @@ pub fn program(name: &str) -> Option<PathBuf> {
 /// A port that nobody has, and that no other caller in this process gets: a server that is
 /// killed must find its port free when it is started again. Below the ephemeral range, so
 /// that no connection takes it in between either.
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let first = 20_000 + (std::process::id() % 1000) as u16 * 10;
     loop {
@@ -127,7 +126,7 @@ pub fn free_port() -> u16 {
 
 impl Etcd {
     /// Starts a single member; `None` (and a word on stdout) where etcd is not installed.
-    pub async fn start(tls: Option<Tls>) -> Option<Self> {
+    pub(crate) async fn start(tls: Option<Tls>) -> Option<Self> {
         // Both APIs, as by default before etcd 3.4.
         Self::start_with(tls, &["--enable-v2=true"]).await
     }
@@ -146,7 +145,7 @@ impl Etcd {
     }
 
     /// Starts three members that are one cluster.
-    pub async fn start_three() -> Option<[Self; 3]> {
+    pub(crate) async fn start_three() -> Option<[Self; 3]> {
         program("etcd")?;
         let mut members = [(); 3].map(|()| Self::new(None));
         let mut urls = Vec::new();
@@ -171,7 +170,7 @@ impl Etcd {
     }
 
     /// As [`Self::start`], with more arguments.
-    pub async fn start_with(tls: Option<Tls>, extra: &[&str]) -> Option<Self> {
+    pub(crate) async fn start_with(tls: Option<Tls>, extra: &[&str]) -> Option<Self> {
         program("etcd")?;
         let mut etcd = Self::new(tls);
         etcd.extra = extra
@@ -189,13 +188,13 @@ impl Etcd {
     }
 
     /// Starts the program on its data directory and waits until it answers.
-    pub async fn run(&mut self) -> bool {
+    pub(crate) async fn run(&mut self) -> bool {
         self.spawn();
         self.wait_ready().await
     }
 
     /// Starts the program on its data directory.
-    pub fn spawn(&mut self) {
+    pub(crate) fn spawn(&mut self) {
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
         let log = std::fs::File::create(self.dir.path().join("log")).unwrap();
         let cluster = match self.cluster.as_str() {
@@ -252,7 +251,7 @@ impl Etcd {
 
     /// An open port is not enough: etcd takes connections before it has a leader, and a
     /// member killed before its first entry is committed never elects one again.
-    pub async fn wait_ready(&mut self) -> bool {
+    pub(crate) async fn wait_ready(&mut self) -> bool {
         let deadline = Instant::now() + Duration::from_secs(30);
         while Instant::now() < deadline {
             if self.child.as_mut().unwrap().try_wait().unwrap().is_some() {
@@ -267,7 +266,7 @@ impl Etcd {
     }
 
     /// SIGKILL.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
@@ -275,31 +274,31 @@ impl Etcd {
     }
 
     /// Removes what a killed etcd has stored.
-    pub fn wipe(&mut self) {
+    pub(crate) fn wipe(&mut self) {
         assert!(self.child.is_none(), "kill first");
         std::fs::remove_dir_all(self.dir.path().join("data")).unwrap();
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         format!("{scheme}://127.0.0.1:{}", self.client_port)
     }
 
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.client_port
     }
 
     /// A directory for files of the test.
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
     /// Options for this etcd, without user and TLS files.
-    pub fn options(&self) -> EtcdOptions {
+    pub(crate) fn options(&self) -> EtcdOptions {
         EtcdOptions {
             endpoints: vec![self.url()],
             prefix: PREFIX.into(),
@@ -307,28 +306,28 @@ impl Etcd {
         }
     }
 
-    pub fn store(&self) -> EtcdStore {
+    pub(crate) fn store(&self) -> EtcdStore {
         EtcdStore::new(self.options()).unwrap()
     }
 
-    pub fn v2_store(&self) -> EtcdV2Store {
+    pub(crate) fn v2_store(&self) -> EtcdV2Store {
         EtcdV2Store::new(self.options()).unwrap()
     }
 
     /// A client of the library's own, for what the store does not do.
-    pub async fn client(&self) -> etcd_client::Client {
+    pub(crate) async fn client(&self) -> etcd_client::Client {
         etcd_client::Client::connect([self.url()], None)
             .await
             .unwrap()
     }
 
     /// Runs etcdctl, the second opinion.
-    pub fn ctl(&self, arguments: &[&str]) -> Option<Output> {
+    pub(crate) fn ctl(&self, arguments: &[&str]) -> Option<Output> {
         self.ctl_api("3", arguments)
     }
 
     /// The same by API v2 (`2`) or v3 (`3`).
-    pub fn ctl_api(&self, api: &str, arguments: &[&str]) -> Option<Output> {
+    pub(crate) fn ctl_api(&self, api: &str, arguments: &[&str]) -> Option<Output> {
         let program = program("etcdctl")?;
         let output = Command::new(program)
             .env("ETCDCTL_API", api)
@@ -352,7 +351,7 @@ impl Drop for Etcd {
 }
 
 /// Waits until the store answers, for tests that just started etcd.
-pub async fn until_up(store: &dyn Store) {
+pub(crate) async fn until_up(store: &dyn Store) {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         match store.list().await {

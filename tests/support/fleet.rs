@@ -19,16 +19,16 @@ use super::etcd::PREFIX;
 /// Operations of one transaction; etcd's limit is 128.
 const BATCH: usize = 100;
 
-pub fn subnet(number: u32) -> Ipv4Net {
+pub(crate) fn subnet(number: u32) -> Ipv4Net {
     let address = Ipv4Addr::from_bits(u32::from(Ipv4Addr::new(10, 0, 0, 0)) + (number << 8));
     Ipv4Net::new(address, 24).unwrap()
 }
 
-pub fn key(number: u32) -> String {
+pub(crate) fn key(number: u32) -> String {
     format!("{PREFIX}/subnets/{}", SubnetKey::from(subnet(number)))
 }
 
-pub fn attrs(number: u32, generation: u8) -> LeaseAttrs {
+pub(crate) fn attrs(number: u32, generation: u8) -> LeaseAttrs {
     let public_ip = Ipv4Addr::from_bits(u32::from(Ipv4Addr::new(172, 16, 0, 0)) + number);
     let [_, a, b, c] = number.to_be_bytes();
     let vtep_mac = MacAddr([0x0e, generation, 0, a, b, c]);
@@ -36,12 +36,15 @@ pub fn attrs(number: u32, generation: u8) -> LeaseAttrs {
     LeaseAttrs::vxlan(public_ip, VxlanData { vni, vtep_mac }).unwrap()
 }
 
-pub fn value(number: u32, generation: u8) -> Vec<u8> {
+pub(crate) fn value(number: u32, generation: u8) -> Vec<u8> {
     attrs(number, generation).encode().unwrap()
 }
 
 /// Writes many keys with few requests.
-pub async fn put_all(client: &mut Client, records: impl IntoIterator<Item = (String, Vec<u8>)>) {
+pub(crate) async fn put_all(
+    client: &mut Client,
+    records: impl IntoIterator<Item = (String, Vec<u8>)>,
+) {
     let puts: Vec<_> = records
         .into_iter()
         .map(|(key, value)| TxnOp::put(key, value, None))
@@ -53,13 +56,13 @@ pub async fn put_all(client: &mut Client, records: impl IntoIterator<Item = (Str
 }
 
 /// A host with subnet 0 that follows the others.
-pub async fn follow(store: Arc<dyn Store>, stop: &CancellationToken) -> Running {
+pub(crate) async fn follow(store: Arc<dyn Store>, stop: &CancellationToken) -> Running {
     let listing = store.list().await.unwrap();
     follow_from(store, listing, stop).await
 }
 
 /// The same, with a list that may be old.
-pub async fn follow_from(
+pub(crate) async fn follow_from(
     store: Arc<dyn Store>,
     listing: Listing,
     stop: &CancellationToken,
@@ -68,7 +71,7 @@ pub async fn follow_from(
 }
 
 /// The same, with a time to live of its own.
-pub async fn follow_for(
+pub(crate) async fn follow_for(
     store: Arc<dyn Store>,
     listing: Listing,
     ttl: Duration,
@@ -103,7 +106,7 @@ pub async fn follow_for(
 }
 
 /// Resident memory of this process in KiB.
-pub fn resident() -> u64 {
+pub(crate) fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find(|line| line.starts_with("VmRSS:"));
     let number = line.and_then(|line| line.split_whitespace().nth(1));

@@ -1,5 +1,4 @@
 //! Inner packets, built by another library than ours: what a container may send.
-#![allow(dead_code, reason = "no test program uses all of it")]
 
 use std::net::Ipv4Addr;
 
@@ -9,30 +8,30 @@ use etherparse::{
 };
 
 /// TTL of a container's packets.
-pub const TTL: u8 = 64;
+pub(crate) const TTL: u8 = 64;
 /// Identification of the first sample; they count up, so that each is found again.
-pub const FIRST_ID: u16 = 1000;
+pub(crate) const FIRST_ID: u16 = 1000;
 /// Longest payload of ICMP or UDP that fits the overlay.
 const LONGEST: usize = 1422;
 
 /// A packet with a name.
 #[derive(Debug, Clone)]
-pub struct Sample {
+pub(crate) struct Sample {
     /// What is special about it; also a file name.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// The packet from its IPv4 header on, all checksums true.
-    pub bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl Sample {
     /// The identification, by which it is found again.
-    pub fn id(&self) -> u16 {
+    pub(crate) fn id(&self) -> u16 {
         id_of(&self.bytes)
     }
 }
 
 /// The identification of an IPv4 packet; 0 for what is none.
-pub fn id_of(packet: &[u8]) -> u16 {
+pub(crate) fn id_of(packet: &[u8]) -> u16 {
     match packet {
         [_, _, _, _, high, low, ..] => u16::from_be_bytes([*high, *low]),
         _ => 0,
@@ -45,7 +44,7 @@ type Change = fn(&mut Ipv4Header);
 type Row = (&'static str, Change, fn(Step) -> Vec<u8>);
 
 /// All samples from one container to another, with this TTL.
-pub fn samples(from: Ipv4Addr, to: Ipv4Addr, ttl: u8) -> Vec<Sample> {
+pub(crate) fn samples(from: Ipv4Addr, to: Ipv4Addr, ttl: u8) -> Vec<Sample> {
     let plain: Change = |_| {};
     let table: [Row; 24] = [
         ("icmp_0", plain, |ip| icmp(ip, 0)),
@@ -113,13 +112,19 @@ pub fn samples(from: Ipv4Addr, to: Ipv4Addr, ttl: u8) -> Vec<Sample> {
 }
 
 /// A UDP packet of a flow, to be found again by `id`.
-pub fn of_flow(from: Ipv4Addr, to: Ipv4Addr, source_port: u16, id: u16, len: usize) -> Vec<u8> {
+pub(crate) fn of_flow(
+    from: Ipv4Addr,
+    to: Ipv4Addr,
+    source_port: u16,
+    id: u16,
+    len: usize,
+) -> Vec<u8> {
     let ip = step(from, to, TTL, id, |_| {});
     write(|bytes| ip.udp(source_port, 53).write(bytes, &payload(len)))
 }
 
 /// Begins a packet.
-pub fn step(
+pub(crate) fn step(
     from: Ipv4Addr,
     to: Ipv4Addr,
     ttl: u8,

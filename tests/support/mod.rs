@@ -1,7 +1,27 @@
-//! What several test programs share.
-#![allow(dead_code, reason = "no test program uses all of it")]
+//! What the test programs share.
+#![allow(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    reason = "no test program uses all of it"
+)]
 
-pub mod contract;
-pub mod etcd;
-pub mod fleet;
-pub mod proxy;
+pub(crate) mod contract;
+pub(crate) mod etcd;
+pub(crate) mod fleet;
+pub(crate) mod inner;
+pub(crate) mod nodes;
+pub(crate) mod proxy;
+pub(crate) mod scale;
+pub(crate) mod wire;
+
+/// Leaves the test, saying why, where the host can't do what it needs.
+macro_rules! need {
+    ($check:expr) => {
+        if let Err(reason) = $check {
+            uvxlan::testbed::skipped(reason);
+            return;
+        }
+    };
+}
+pub(crate) use need;

@@ -1,5 +1,4 @@
 //! Daemons on hosts in namespaces, and a real etcd on one of them.
-#![allow(dead_code, reason = "no test program uses all of it")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,24 +10,13 @@ use uvxlan::testbed::{Container, DaemonProcess, Host, SubnetEnv, Topology, avail
 use uvxlan::wire::vxlan::EncapTemplate;
 use uvxlan::wire::{MacAddr, Vni};
 
-pub const PROGRAM: &str = env!("CARGO_BIN_EXE_uvxlan");
-pub const PREFIX: &str = "/coreos.com/network";
-pub const CONFIG: &str = r#"{"Network": "10.5.0.0/16", "SubnetMin": "10.5.10.0", "SubnetMax": "10.5.250.0", "Backend": {"Type": "vxlan"}}"#;
-pub const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Leaves the test, saying why, where the host can't do what it needs.
-macro_rules! need {
-    ($check:expr) => {
-        if let Err(reason) = $check {
-            uvxlan::testbed::skipped(reason);
-            return;
-        }
-    };
-}
-pub(crate) use need;
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_uvxlan");
+pub(crate) const PREFIX: &str = "/coreos.com/network";
+pub(crate) const CONFIG: &str = r#"{"Network": "10.5.0.0/16", "SubnetMin": "10.5.10.0", "SubnetMax": "10.5.250.0", "Backend": {"Type": "vxlan"}}"#;
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Whether namespaces can be made and these programs are there.
-pub fn possible(programs: &[&str]) -> Result<(), String> {
+pub(crate) fn possible(programs: &[&str]) -> Result<(), String> {
     available()?;
     for program in programs {
         let found = Command::new(program)
@@ -42,7 +30,7 @@ pub fn possible(programs: &[&str]) -> Result<(), String> {
 }
 
 /// Waits for something to become true.
-pub fn eventually(what: &str, mut check: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut check: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !check() {
         assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
@@ -51,7 +39,7 @@ pub fn eventually(what: &str, mut check: impl FnMut() -> bool) {
 }
 
 /// A lease as flannel would have written it: without what names its writer.
-pub fn without_writer(value: &str) -> String {
+pub(crate) fn without_writer(value: &str) -> String {
     let mut value = value.to_owned();
     for field in [",\"Node\":", ",\"Instance\":", ",\"Probe\":"] {
         if let Some((before, after)) = value.split_once(field) {
@@ -64,7 +52,7 @@ pub fn without_writer(value: &str) -> String {
 }
 
 /// The same for what is promised within three seconds; two more are the test machine's.
-pub fn soon(what: &str, check: impl FnMut() -> bool) {
+pub(crate) fn soon(what: &str, check: impl FnMut() -> bool) {
     let start = Instant::now();
     eventually(what, check);
     let took = start.elapsed();
@@ -72,14 +60,14 @@ pub fn soon(what: &str, check: impl FnMut() -> bool) {
 }
 
 /// An etcd of one member on a host, on the usual ports. Killed when dropped.
-pub struct EtcdOnHost {
+pub(crate) struct EtcdOnHost {
     host: Host,
     data: PathBuf,
     child: Option<Child>,
 }
 
 impl EtcdOnHost {
-    pub fn start(host: &Host, folder: &Path) -> Self {
+    pub(crate) fn start(host: &Host, folder: &Path) -> Self {
         let mut this = Self {
             host: host.clone(),
             data: folder.join("etcd"),
@@ -90,7 +78,7 @@ impl EtcdOnHost {
     }
 
     /// Starts the program on its data, and waits until it answers.
-    pub fn run(&mut self) {
+    pub(crate) fn run(&mut self) {
         let log = std::fs::File::create(self.data.with_extension("log")).unwrap();
         let mut command = Command::new("etcd");
         let address = self.host.address();
@@ -124,12 +112,12 @@ impl EtcdOnHost {
         });
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}:2379", self.host.address())
     }
 
     /// SIGKILL.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
@@ -137,7 +125,7 @@ impl EtcdOnHost {
     }
 
     /// SIGSTOP, or SIGCONT: it takes connections, and answers nothing.
-    pub fn signal(&self, signal: rustix::process::Signal) {
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         let pid = self.child.as_ref().unwrap().id();
         let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
         rustix::process::kill_process(pid, signal).unwrap();
@@ -155,13 +143,13 @@ impl EtcdOnHost {
     }
 
     /// Runs etcdctl; returns what it prints.
-    pub fn ctl(&self, arguments: &[&str]) -> String {
+    pub(crate) fn ctl(&self, arguments: &[&str]) -> String {
         self.try_ctl(arguments)
             .unwrap_or_else(|| panic!("etcdctl {arguments:?} failed"))
     }
 
     /// All leases: pairs of key below the prefix and value.
-    pub fn leases(&self) -> Vec<(String, String)> {
+    pub(crate) fn leases(&self) -> Vec<(String, String)> {
         let prefix = format!("{PREFIX}/subnets/");
         let text = self.ctl(&["get", "--prefix", &prefix]);
         let lines: Vec<_> = text.lines().collect();
@@ -182,7 +170,7 @@ impl Drop for EtcdOnHost {
 }
 
 /// A frame that a peer could have sent to a node's container, but for its inner source.
-pub fn spoofed(to: &NodeUnderTest, store: &Path, source: [u8; 4]) -> Vec<u8> {
+pub(crate) fn spoofed(to: &NodeUnderTest, store: &Path, source: [u8; 4]) -> Vec<u8> {
     let subnet = to.env.unwrap().subnet.to_string().replace('/', "-");
     let record = std::fs::read(store.join("subnets").join(subnet)).unwrap();
     let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
@@ -199,7 +187,7 @@ pub fn spoofed(to: &NodeUnderTest, store: &Path, source: [u8; 4]) -> Vec<u8> {
 }
 
 /// A counter of the line that a daemon leaves when it stops; 0 where it is not there.
-pub fn counter(log: &str, name: &str) -> u64 {
+pub(crate) fn counter(log: &str, name: &str) -> u64 {
     let words = log.split_whitespace();
     let mut pairs = words.filter_map(|word| {
         let word = word.strip_prefix("counters=").unwrap_or(word);
@@ -210,14 +198,14 @@ pub fn counter(log: &str, name: &str) -> u64 {
 }
 
 /// Hosts for daemons, and one more with their etcd.
-pub struct Cluster {
-    pub topology: Topology,
-    pub etcd: EtcdOnHost,
-    pub folder: tempfile::TempDir,
+pub(crate) struct Cluster {
+    pub(crate) topology: Topology,
+    pub(crate) etcd: EtcdOnHost,
+    pub(crate) folder: tempfile::TempDir,
 }
 
 impl Cluster {
-    pub fn new(daemons: usize, config: &str) -> Self {
+    pub(crate) fn new(daemons: usize, config: &str) -> Self {
         let topology = Topology::with_hosts(daemons + 1).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let etcd = EtcdOnHost::start(topology.hosts().last().unwrap(), folder.path());
@@ -229,11 +217,11 @@ impl Cluster {
         }
     }
 
-    pub fn start(&self, number: usize) -> NodeUnderTest {
+    pub(crate) fn start(&self, number: usize) -> NodeUnderTest {
         self.start_with(number, &[])
     }
 
-    pub fn start_with(&self, number: usize, more: &[&str]) -> NodeUnderTest {
+    pub(crate) fn start_with(&self, number: usize, more: &[&str]) -> NodeUnderTest {
         let endpoints = format!("--etcd-endpoints={}", self.etcd.url());
         let more = more.iter().map(|flag| (*flag).to_owned());
         let flags: Vec<String> = std::iter::once(endpoints).chain(more).collect();
@@ -242,24 +230,29 @@ impl Cluster {
 }
 
 /// A host with our daemon, and a container once the daemon serves a subnet.
-pub struct NodeUnderTest {
-    pub program: PathBuf,
-    pub host: Host,
-    pub folder: PathBuf,
-    pub flags: Vec<String>,
-    pub daemon: Option<DaemonProcess>,
-    pub env: Option<SubnetEnv>,
-    pub container: Option<Container>,
+pub(crate) struct NodeUnderTest {
+    pub(crate) program: PathBuf,
+    pub(crate) host: Host,
+    pub(crate) folder: PathBuf,
+    pub(crate) flags: Vec<String>,
+    pub(crate) daemon: Option<DaemonProcess>,
+    pub(crate) env: Option<SubnetEnv>,
+    pub(crate) container: Option<Container>,
 }
 
 impl NodeUnderTest {
     /// Starts the daemon, waits until it serves, and adds a container.
-    pub fn start(host: &Host, folder: &Path, flags: &[String]) -> Self {
+    pub(crate) fn start(host: &Host, folder: &Path, flags: &[String]) -> Self {
         Self::start_program(Path::new(PROGRAM), host, folder, flags)
     }
 
     /// As [`Self::start`], with a program that becomes the daemon.
-    pub fn start_program(program: &Path, host: &Host, folder: &Path, flags: &[String]) -> Self {
+    pub(crate) fn start_program(
+        program: &Path,
+        host: &Host,
+        folder: &Path,
+        flags: &[String],
+    ) -> Self {
         let mut this = Self {
             program: program.to_owned(),
             host: host.clone(),
@@ -276,7 +269,7 @@ impl NodeUnderTest {
     }
 
     /// Starts the daemon, anew or for the first time.
-    pub fn start_daemon(&mut self) {
+    pub(crate) fn start_daemon(&mut self) {
         let flags = self.flags.iter().map(String::as_str);
         let started = DaemonProcess::start(&self.program, &self.host, &self.folder, flags);
         let mut daemon = started.unwrap();
@@ -285,23 +278,23 @@ impl NodeUnderTest {
     }
 
     /// Ends the daemon in good order; returns its log.
-    pub fn stop_daemon(&mut self) -> String {
+    pub(crate) fn stop_daemon(&mut self) -> String {
         let daemon = self.daemon.take().unwrap();
         let status = daemon.terminate(PATIENCE).unwrap();
         assert!(status.success(), "{status}");
         self.log()
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
     }
 
-    pub fn container(&self) -> &Container {
+    pub(crate) fn container(&self) -> &Container {
         self.container.as_ref().unwrap()
     }
 
     /// Runs a program in the host's namespace; returns what it prints.
-    pub fn output(&self, program: &str, arguments: &[&str]) -> String {
+    pub(crate) fn output(&self, program: &str, arguments: &[&str]) -> String {
         let mut command = Command::new(program);
         command.args(arguments);
         let output = self.host.namespace().command(command).output().unwrap();
@@ -309,7 +302,7 @@ impl NodeUnderTest {
     }
 
     /// Runs `ip` in the host's namespace to change something, which must succeed.
-    pub fn change(&self, arguments: &[&str]) {
+    pub(crate) fn change(&self, arguments: &[&str]) {
         let mut command = Command::new("ip");
         command.args(arguments);
         let output = self.host.namespace().command(command).output().unwrap();
@@ -317,7 +310,7 @@ impl NodeUnderTest {
     }
 
     /// Echo requests, 50 ms apart, from our container to the other's.
-    pub fn ping(&self, other: &Self, count: u16) -> PingReport {
+    pub(crate) fn ping(&self, other: &Self, count: u16) -> PingReport {
         let request = PingRequest {
             count,
             ..PingRequest::new(other.container().address())
@@ -326,7 +319,7 @@ impl NodeUnderTest {
     }
 
     /// Whether one echo request is answered.
-    pub fn reaches(&self, other: &Self) -> bool {
+    pub(crate) fn reaches(&self, other: &Self) -> bool {
         let request = PingRequest {
             count: 1,
             timeout: Duration::from_millis(300),
@@ -335,7 +328,7 @@ impl NodeUnderTest {
         ping(self.container().namespace(), request).is_ok_and(|report| report.is_complete())
     }
 
-    pub fn transfer(&self, other: &Self, bytes: u64) {
+    pub(crate) fn transfer(&self, other: &Self, bytes: u64) {
         let request = TransferRequest::new(other.container().address(), bytes);
         let (from, to) = (self.container().namespace(), other.container().namespace());
         let report = tcp_transfer(from, to, request, |_| ()).unwrap();
@@ -345,7 +338,7 @@ impl NodeUnderTest {
 
 /// Carries out `phase` while the containers ping each other, and asserts that nothing was
 /// lost.
-pub fn losing_nothing<T>(nodes: &[NodeUnderTest; 2], phase: impl FnOnce() -> T) -> T {
+pub(crate) fn losing_nothing<T>(nodes: &[NodeUnderTest; 2], phase: impl FnOnce() -> T) -> T {
     let over = AtomicBool::new(false);
     let request = PingRequest {
         count: 20,
@@ -385,7 +378,7 @@ pub fn losing_nothing<T>(nodes: &[NodeUnderTest; 2], phase: impl FnOnce() -> T) 
 
 /// Runs tests at the same time, each on a thread of its name; `UVXLAN_ONLY` picks those whose
 /// name contains it.
-pub fn together(tests: &[(&str, fn())]) {
+pub(crate) fn together(tests: &[(&str, fn())]) {
     let only = std::env::var("UVXLAN_ONLY").unwrap_or_default();
     let failed: Vec<_> = std::thread::scope(|scope| {
         let wanted = tests.iter().filter(|(name, _)| name.contains(&only));

@@ -17,7 +17,7 @@ struct State {
     taken: AtomicUsize,
 }
 
-pub struct Proxy {
+pub(crate) struct Proxy {
     port: u16,
     state: Arc<State>,
     relays: Arc<std::sync::Mutex<JoinSet<()>>>,
@@ -25,7 +25,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    pub async fn start(to: u16) -> Self {
+    pub(crate) async fn start(to: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let state = Arc::<State>::default();
@@ -55,31 +55,31 @@ impl Proxy {
         }
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    pub fn freeze(&self) {
+    pub(crate) fn freeze(&self) {
         self.state.frozen.store(true, Ordering::Relaxed);
     }
 
     /// Ends all connections; new ones are closed at once.
-    pub fn shut(&self) {
+    pub(crate) fn shut(&self) {
         self.state.shut.store(true, Ordering::Relaxed);
         self.cut();
     }
 
     /// Ends all connections.
-    pub fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.relays.lock().unwrap().abort_all();
     }
 
-    pub fn open(&self) {
+    pub(crate) fn open(&self) {
         self.state.shut.store(false, Ordering::Relaxed);
     }
 
     /// How many connections were tried.
-    pub fn tries(&self) -> usize {
+    pub(crate) fn tries(&self) -> usize {
         self.state.taken.load(Ordering::Relaxed)
     }
 }

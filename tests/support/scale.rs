@@ -1,5 +1,4 @@
 //! Two daemons, a real etcd, and a cluster's worth of leases that come, go and change.
-#![allow(dead_code, reason = "no program uses all of it")]
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -13,38 +12,38 @@ use tokio::task::JoinSet;
 use uvxlan::sys::netns::Namespace;
 use uvxlan::testbed::Topology;
 
+use super::fleet::{key, put_all, subnet, value};
 use super::nodes::{EtcdOnHost, NodeUnderTest, PREFIX, eventually};
-use super::support::fleet::{key, put_all, subnet, value};
 
 /// The daemons' own subnets lie behind the fleet's.
 const CONFIG: &str = r#"{"Network": "10.0.0.0/8", "SubnetLen": 24, "SubnetMin": "10.200.0.0", "SubnetMax": "10.250.0.0", "Backend": {"Type": "vxlan"}}"#;
 /// A deleted lease comes back after so many others were deleted.
 const LAG: u32 = 50;
 
-pub struct Scale {
-    pub topology: Topology,
-    pub etcd: EtcdOnHost,
-    pub folder: tempfile::TempDir,
-    pub leases: u32,
+pub(crate) struct Scale {
+    pub(crate) topology: Topology,
+    pub(crate) etcd: EtcdOnHost,
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) leases: u32,
 }
 
 /// How long changes took to arrive, and what they cost.
-pub struct Churn {
+pub(crate) struct Churn {
     /// From before a put or delete was sent to the kernel's route, sorted.
-    pub delays: Vec<Duration>,
+    pub(crate) delays: Vec<Duration>,
     /// Writes of all kinds.
-    pub events: u32,
+    pub(crate) events: u32,
     /// Requests that etcd served meanwhile besides those writes.
-    pub requests: u64,
+    pub(crate) requests: u64,
     /// How long it took.
-    pub took: Duration,
+    pub(crate) took: Duration,
     /// Processor time of the first daemon.
-    pub cpu: Duration,
+    pub(crate) cpu: Duration,
 }
 
 impl Scale {
     /// An etcd that holds the config and so many leases.
-    pub fn new(leases: u32) -> Self {
+    pub(crate) fn new(leases: u32) -> Self {
         let topology = Topology::with_hosts(3).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let etcd = EtcdOnHost::start(&topology.hosts()[2], folder.path());
@@ -91,13 +90,13 @@ impl Scale {
         ran.unwrap()
     }
 
-    pub fn start(&self, number: usize) -> NodeUnderTest {
+    pub(crate) fn start(&self, number: usize) -> NodeUnderTest {
         let flags = [format!("--etcd-endpoints={}", self.etcd.url())];
         NodeUnderTest::start(&self.topology.hosts()[number], self.folder.path(), &flags)
     }
 
     /// The subnets in the store.
-    pub fn stored(&self) -> BTreeSet<String> {
+    pub(crate) fn stored(&self) -> BTreeSet<String> {
         let prefix = format!("{PREFIX}/subnets/");
         let text = self.etcd.ctl(&["get", "--prefix", "--keys-only", &prefix]);
         let keys = text.lines().filter_map(|line| line.strip_prefix(&prefix));
@@ -105,7 +104,7 @@ impl Scale {
     }
 
     /// Waits until the node has a route for each lease but its own, and no other.
-    pub fn routes_are_the_stores(&self, node: &NodeUnderTest) {
+    pub(crate) fn routes_are_the_stores(&self, node: &NodeUnderTest) {
         let own = node.env.unwrap().subnet.to_string();
         let mut wanted = self.stored();
         assert!(wanted.remove(&own), "{own} is leased");
@@ -135,7 +134,7 @@ impl Scale {
 
     /// Writes at a steady rate, a third each of other contents, deletes and new leases, while
     /// the first daemon follows.
-    pub fn churn(&self, node: &NodeUnderTest, rate: u32, seconds: u32) -> Churn {
+    pub(crate) fn churn(&self, node: &NodeUnderTest, rate: u32, seconds: u32) -> Churn {
         let watch = RouteWatch::start(node.host.namespace());
         let pid = node.daemon.as_ref().unwrap().pid();
         let (cpu, requests, start) = (cpu(pid), self.requests(), Instant::now());
@@ -191,14 +190,14 @@ impl Scale {
 }
 
 /// Subnets that the node's kernel sends to the overlay device.
-pub fn routes(node: &NodeUnderTest) -> BTreeSet<String> {
+pub(crate) fn routes(node: &NodeUnderTest) -> BTreeSet<String> {
     let text = node.output("ip", &["route", "show", "proto", "158"]);
     let lines = text.lines().filter_map(|line| line.split(' ').next());
     lines.map(str::to_owned).collect()
 }
 
 /// Resident memory of a process now and at most, in KiB.
-pub fn memory(pid: u32) -> (u64, u64) {
+pub(crate) fn memory(pid: u32) -> (u64, u64) {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let value = |key: &str| {
         let line = status.lines().find(|line| line.starts_with(key))?;
@@ -208,7 +207,7 @@ pub fn memory(pid: u32) -> (u64, u64) {
 }
 
 /// Processor time of a process so far. The kernel counts hundredths of a second.
-pub fn cpu(pid: u32) -> Duration {
+pub(crate) fn cpu(pid: u32) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let fields = stat.rsplit(") ").next().unwrap_or_default();
     let ticks = fields.split(' ').skip(11).take(2);

@@ -1,5 +1,4 @@
 //! Two hosts: the kernel's vxlan on one, our packet loop in this process on the other.
-#![allow(dead_code, reason = "no test program uses all of it")]
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
@@ -21,53 +20,42 @@ use uvxlan::wire::vxlan::DEFAULT_PORT;
 use uvxlan::wire::{MacAddr, Vni};
 
 /// MTU of the overlay.
-pub const MTU: u16 = 1450;
+pub(crate) const MTU: u16 = 1450;
 /// Name of the overlay device on both hosts, as flannel has it.
-pub const DEVICE: &str = "flannel.1";
+pub(crate) const DEVICE: &str = "flannel.1";
 /// MAC of the kernel's VTEP.
-pub const KERNEL_MAC: MacAddr = MacAddr([0x0e, 0, 0, 0, 0, 1]);
+pub(crate) const KERNEL_MAC: MacAddr = MacAddr([0x0e, 0, 0, 0, 0, 1]);
 /// MAC of our VTEP.
-pub const OUR_MAC: MacAddr = MacAddr([0x0e, 0, 0, 0, 0, 2]);
-
-/// Leaves the test, saying why, where the host can't do what it needs.
-macro_rules! need {
-    ($check:expr) => {
-        if let Err(reason) = $check {
-            uvxlan::testbed::skipped(reason);
-            return;
-        }
-    };
-}
-pub(crate) use need;
+pub(crate) const OUR_MAC: MacAddr = MacAddr([0x0e, 0, 0, 0, 0, 2]);
 
 /// Whether namespaces and the kernel's vxlan are there.
-pub fn possible() -> Result<(), String> {
+pub(crate) fn possible() -> Result<(), String> {
     available()?;
     kernel_has_vxlan()
 }
 
 /// Subnet of the host with the kernel's vxlan.
-pub fn kernel_subnet() -> Ipv4Net {
+pub(crate) fn kernel_subnet() -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(10, 3, 5, 0), 24)
 }
 
 /// Subnet of the host with our packet loop.
-pub fn our_subnet() -> Ipv4Net {
+pub(crate) fn our_subnet() -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(10, 3, 6, 0), 24)
 }
 
 /// The kernel's vxlan device on a host, set up as flannel does.
-pub fn kernel_end(host: &Host, subnet: Ipv4Net, mac: MacAddr) -> KernelVxlan {
+pub(crate) fn kernel_end(host: &Host, subnet: Ipv4Net, mac: MacAddr) -> KernelVxlan {
     KernelVxlan::start(host, Vni::DEFAULT, DEFAULT_PORT, subnet, mac).unwrap()
 }
 
 /// The overlay network.
-pub fn network() -> Ipv4Net {
+pub(crate) fn network() -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(10, 3, 0, 0), 16)
 }
 
 /// Our packet loop on a host, with one peer.
-pub fn our_end(
+pub(crate) fn our_end(
     host: &Host,
     subnet: Ipv4Net,
     mac: MacAddr,
@@ -77,7 +65,7 @@ pub fn our_end(
 }
 
 /// The same, with rules for who may send what.
-pub fn guarded_end(
+pub(crate) fn guarded_end(
     host: &Host,
     subnet: Ipv4Net,
     mac: MacAddr,
@@ -90,7 +78,7 @@ pub fn guarded_end(
 }
 
 /// The same, with several peers, of which the first has a route.
-pub fn guarded_end_among(
+pub(crate) fn guarded_end_among(
     host: &Host,
     subnet: Ipv4Net,
     mac: MacAddr,
@@ -148,20 +136,20 @@ fn configure(node: &Node, address: Ipv4Addr, peer_subnet: Ipv4Net) {
 
 /// Who holds the tunnel port of a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Kernel,
     Ours,
 }
 
 /// A running end of the tunnel, kept for its lifetime.
-pub enum End {
+pub(crate) enum End {
     Kernel(KernelVxlan),
     Ours(Box<Dataplane>),
 }
 
 impl End {
     /// An end of either kind that looks the same from outside.
-    pub fn start(
+    pub(crate) fn start(
         kind: Kind,
         host: &Host,
         subnet: Ipv4Net,
@@ -180,16 +168,16 @@ impl End {
 }
 
 /// The kernel's vxlan on the first host, our packet loop on the second, a container each.
-pub struct Overlay {
-    pub topology: Topology,
-    pub vxlan: KernelVxlan,
-    pub dataplane: Dataplane,
-    pub in_kernel: Container,
-    pub in_ours: Container,
+pub(crate) struct Overlay {
+    pub(crate) topology: Topology,
+    pub(crate) vxlan: KernelVxlan,
+    pub(crate) dataplane: Dataplane,
+    pub(crate) in_kernel: Container,
+    pub(crate) in_ours: Container,
 }
 
 impl Overlay {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let topology = Topology::two_hosts().unwrap();
         let (kernel, ours) = topology.pair().unwrap();
         let vxlan = kernel_end(kernel, kernel_subnet(), KERNEL_MAC);
@@ -210,16 +198,16 @@ impl Overlay {
         }
     }
 
-    pub fn kernel_host(&self) -> &Host {
+    pub(crate) fn kernel_host(&self) -> &Host {
         self.topology.pair().unwrap().0
     }
 
-    pub fn our_host(&self) -> &Host {
+    pub(crate) fn our_host(&self) -> &Host {
         self.topology.pair().unwrap().1
     }
 
     /// Both containers, each way.
-    pub fn directions(&self) -> [(&Container, &Container); 2] {
+    pub(crate) fn directions(&self) -> [(&Container, &Container); 2] {
         [
             (&self.in_kernel, &self.in_ours),
             (&self.in_ours, &self.in_kernel),
@@ -227,7 +215,7 @@ impl Overlay {
     }
 
     /// Nothing was dropped by us, and every packet is accounted for.
-    pub fn assert_nothing_dropped(&self) -> Totals {
+    pub(crate) fn assert_nothing_dropped(&self) -> Totals {
         let totals = self.dataplane.totals();
         // IPv6 neighbour discovery of the device itself and the like are none of the test's.
         let strangers = [Counter::OutNotIpv4, Counter::OutNotUnicast];
@@ -258,11 +246,11 @@ const OFFLOADS: [&str; 10] = [
 ///
 /// # Errors
 /// Why that can't be done here.
-pub fn finish_on_sending(node: &Node, device: &str) -> Result<(), String> {
+pub(crate) fn finish_on_sending(node: &Node, device: &str) -> Result<(), String> {
     let off: Vec<_> = OFFLOADS.iter().map(|name| (*name, false)).collect();
     node.set_features(device, &off)
         .map_err(|error| error.to_string())
 }
 
 /// The hosts' device on the underlay.
-pub const UNDERLAY: &str = UNDERLAY_DEVICE;
+pub(crate) const UNDERLAY: &str = UNDERLAY_DEVICE;

@@ -1,0 +1,455 @@
+//! `uvxlan capture`: read back by tshark, with the reasons of drops, and nothing lost from
+//! forwarding when its reader sleeps.
+
+use std::io::Read;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use uvxlan::testbed::Topology;
+use uvxlan::testbed::traffic::{PingRequest, ping, udp_echo};
+
+use crate::support::need;
+use crate::support::nodes::{self, NodeUnderTest, PROGRAM, eventually, possible};
+
+/// Two nodes without probes, so that only the test's packets are seen.
+struct Lab {
+    topology: Topology,
+    folder: tempfile::TempDir,
+    a: NodeUnderTest,
+    b: NodeUnderTest,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let topology = Topology::with_hosts(3).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let store = folder.path().join("store");
+        std::fs::create_dir_all(store.join("subnets")).unwrap();
+        std::fs::write(store.join("config"), nodes::CONFIG).unwrap();
+        let flags = [
+            format!("--store=dir:{}", store.display()),
+            "--probe-interval=0".to_owned(),
+        ];
+        let a = NodeUnderTest::start(&topology.hosts()[0], folder.path(), &flags);
+        let b = NodeUnderTest::start(&topology.hosts()[1], folder.path(), &flags);
+        eventually("the containers reach each other", || a.reaches(&b));
+        Self {
+            topology,
+            folder,
+            a,
+            b,
+        }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("capture.pcapng")
+    }
+
+    /// The program in host a's namespace.
+    fn program(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(PROGRAM);
+        command.args(arguments);
+        let command = uvxlan::sys::process::dies_with_parent(command);
+        self.a.host.namespace().command(command)
+    }
+
+    /// Begins a capture on host a into the file, and waits until it has.
+    fn begin(&self, arguments: &[&str]) -> Running {
+        let file = self.file();
+        let _ = std::fs::remove_file(&file);
+        let path = file.to_str().unwrap().to_owned();
+        let mut all = vec!["capture", "-w", &path];
+        all.extend(arguments);
+        let mut command = self.program(&all);
+        let child = command.stderr(Stdio::piped()).spawn().unwrap();
+        eventually("the capture has begun", || {
+            std::fs::metadata(&file).is_ok_and(|found| found.len() > 0)
+        });
+        Running(child)
+    }
+
+    /// A datagram to host a's tunnel port, from another host.
+    fn datagram(&self, from: usize, payload: &[u8]) {
+        let to = (self.a.host.address(), 8472);
+        let payload = payload.to_vec();
+        let sent = self.topology.hosts()[from].namespace().run(move || {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+            socket.send_to(&payload, to)
+        });
+        sent.unwrap().unwrap();
+    }
+}
+
+/// A capture that runs; killed when dropped.
+struct Running(Child);
+
+impl Running {
+    /// Ends it as Ctrl-C does; what it said.
+    fn interrupt(mut self) -> String {
+        let pid = Pid::from_raw(i32::try_from(self.0.id()).unwrap()).unwrap();
+        kill_process(pid, Signal::INT).unwrap();
+        self.said()
+    }
+
+    fn said(&mut self) -> String {
+        let mut said = String::new();
+        let mut stderr = self.0.stderr.take().unwrap();
+        stderr.read_to_string(&mut said).unwrap();
+        assert!(self.0.wait().unwrap().success(), "{said}");
+        said
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Fields of each packet as tshark reads them, one line a packet.
+fn tshark(file: &Path, filter: &str, fields: &[&str]) -> Vec<String> {
+    let mut command = Command::new("tshark");
+    command
+        .args(["-r", file.to_str().unwrap(), "-d", "udp.port==8472,vxlan"])
+        .args(["-Y", filter, "-T", "fields", "-E", "separator=|"]);
+    for field in fields {
+        command.args(["-e", field]);
+    }
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn tshark_reads_both_views_of_a_conversation() {
+    need!(possible(&["ip", "tshark"]));
+    let lab = Lab::new();
+    let (a, b) = (&lab.a, &lab.b);
+    let capture = lab.begin(&[]);
+    assert!(a.ping(b, 3).is_complete());
+    let said = capture.interrupt();
+    let file = lab.file();
+    assert!(said.contains("12 packets captured, 0 missed"), "{said}");
+    let mode = std::fs::metadata(&file).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+
+    let outer = tshark(
+        &file,
+        "frame.interface_name == \"eth0\" && vxlan",
+        &["ip.src", "ip.dst", "udp.dstport", "vxlan.vni", "icmp.type"],
+    );
+    let (from, to) = (a.container().address(), b.container().address());
+    let (here, there) = (a.host.address(), b.host.address());
+    let request = format!("{here},{from}|{there},{to}|8472|1|8");
+    let reply = format!("{there},{to}|{here},{from}|8472|1|0");
+    let rounds = [request, reply];
+    let expected: Vec<_> = rounds.iter().cycle().take(6).collect();
+    assert!(outer.iter().eq(expected), "{outer:#?}, not {rounds:#?}");
+    let inner = tshark(
+        &file,
+        "frame.interface_name == \"flannel.1\"",
+        &["ip.src", "ip.dst", "frame.packet_flags_direction"],
+    );
+    assert_eq!(inner.len(), 6, "{inner:?}");
+    // Outbound is 2, inbound 1.
+    assert_eq!(inner[0], format!("{from}|{to}|0x00000002"));
+    assert_eq!(inner[1], format!("{to}|{from}|0x00000001"));
+    let odd = tshark(
+        &file,
+        "_ws.malformed || ip.checksum.status == 0",
+        &["frame.number"],
+    );
+    assert!(odd.is_empty(), "{odd:?}");
+}
+
+#[test]
+fn drops_have_their_reason_and_strangers_are_seen() {
+    need!(possible(&["ip", "tshark"]));
+    let lab = Lab::new();
+    let capture = lab.begin(&["--dropped"]);
+    // Nobody leases that subnet (SubnetMax is below), and somebody routes it to the device.
+    let nowhere = Ipv4Addr::new(10, 5, 253, 9);
+    lab.a
+        .change(&["route", "add", "10.5.253.0/24", "dev", "flannel.1"]);
+    let from = lab.a.container().namespace();
+    let request = PingRequest {
+        count: 1,
+        timeout: Duration::from_millis(100),
+        ..PingRequest::new(nowhere)
+    };
+    assert!(!ping(from, request).unwrap().is_complete());
+    // A stranger's, which the kernel drops while nobody looks; and a peer's, too short.
+    eventually("the stranger is let as far as the packet loop", || {
+        lab.datagram(2, &[8, 0, 0, 0, 0, 0, 1, 0]);
+        std::fs::metadata(lab.file()).unwrap().len() > 0
+            && !tshark(
+                &lab.file(),
+                "frame.comment contains \"in_unknown_peer\"",
+                &["ip.src"],
+            )
+            .is_empty()
+    });
+    lab.datagram(1, &[8, 0, 0, 0, 0, 0, 1, 0]);
+    // What passes is not in it.
+    assert!(lab.a.ping(&lab.b, 1).is_complete());
+    std::thread::sleep(Duration::from_millis(200));
+    let said = capture.interrupt();
+    assert!(said.contains(" 0 missed"), "{said}");
+    let all = tshark(
+        &lab.file(),
+        "frame",
+        &["frame.interface_name", "ip.src", "frame.comment"],
+    );
+    let container = lab.a.container().address();
+    let stranger = lab.topology.hosts()[2].address();
+    let peer = lab.b.host.address();
+    for expected in [
+        format!("flannel.1|{container}|dropped: out_no_route: No lease covers the destination."),
+        format!("eth0|{stranger}|dropped: in_unknown_peer: From an address that no lease names"),
+        format!("eth0|{peer}|dropped: in_short: Shorter than VXLAN, Ethernet and IP headers."),
+    ] {
+        let found = all.iter().any(|line| line.starts_with(&expected));
+        assert!(found, "{expected:?} is not in {all:#?}");
+    }
+    let passed = all.iter().filter(|line| !line.contains("dropped: "));
+    assert_eq!(passed.count(), 0, "{all:#?}");
+}
+
+#[test]
+fn filters_count_and_length_are_kept() {
+    need!(possible(&["ip", "tshark"]));
+    let lab = Lab::new();
+    let (a, b) = (&lab.a, &lab.b);
+    let peer = b.host.address().to_string();
+    let mut capture = lab.begin(&[
+        "--view",
+        "outer",
+        "--peer",
+        &peer,
+        "--count",
+        "2",
+        "--snap-length",
+        "60",
+    ]);
+    assert!(a.ping(b, 3).is_complete());
+    let said = capture.said();
+    assert!(said.contains("2 packets captured"), "{said}");
+    let lengths = tshark(&lab.file(), "frame", &["frame.len", "frame.cap_len"]);
+    // 60 bytes of the frame, and the 28 before it; 84 are the ping's.
+    assert_eq!(lengths, ["134|88", "134|88"]);
+
+    let subnet = b.env.unwrap().subnet.to_string();
+    let capture = lab.begin(&["--view", "inner", "--peer", &subnet, "--host", "192.0.2.99"]);
+    assert!(a.ping(b, 1).is_complete());
+    let said = capture.interrupt();
+    assert!(said.contains("0 packets captured"), "{said}");
+
+    let mut timed = lab.begin(&["--seconds", "1"]);
+    assert!(timed.said().contains("packets captured"));
+
+    let refused = |arguments: &[&str]| -> Output {
+        let output = lab.program(arguments).output().unwrap();
+        assert!(!output.status.success(), "{output:?}");
+        output
+    };
+    let output = refused(&["capture", "--peer", "10.5.253.0/24"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("no peer leases 10.5.253.0/24"), "{said}");
+}
+
+#[test]
+fn only_root_and_the_daemons_user_may_capture() {
+    need!(possible(&["ip", "setpriv"]));
+    let lab = Lab::new();
+    let socket = lab.a.folder.join("control");
+    let open = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    // Somebody of the socket's group, as far as the file goes.
+    open(&socket, 0o666);
+    for folder in socket.ancestors().skip(1).take(2) {
+        open(folder, 0o755);
+    }
+    let program = lab.folder.path().join("uvxlan");
+    std::fs::copy(PROGRAM, &program).unwrap();
+    let run = |command: &str| {
+        let mut run = Command::new("setpriv");
+        run.args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+            .arg(&program)
+            .args([command, "--control-socket"])
+            .arg(&socket);
+        lab.a.host.namespace().command(run).output().unwrap()
+    };
+    let status = run("status");
+    assert!(status.status.success(), "{status:?}");
+    let output = run("capture");
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        said.contains("only root and the daemon's own user"),
+        "{said}"
+    );
+}
+
+/// Datagrams from a container to an echo server in the other one's, and back: `window` of
+/// them on the way, never more, until `go_on` says otherwise. Returns how many came back.
+fn echoes(
+    from: &NodeUnderTest,
+    to: &NodeUnderTest,
+    window: usize,
+    mut go_on: impl FnMut(usize) -> bool,
+) -> usize {
+    let address = to.container().address();
+    let server = udp_echo(to.container().namespace(), address).unwrap();
+    let bound = from.container().namespace();
+    let socket = bound.run(|| UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
+    socket.connect(server.address()).unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
+    let (payload, mut buffer) = ([7; 1000], [0; 2000]);
+    let mut answered = 0;
+    while go_on(answered) {
+        for _ in 0..window {
+            socket.send(&payload).unwrap();
+        }
+        for _ in 0..window {
+            if socket.recv(&mut buffer).is_err() {
+                return answered;
+            }
+            answered += 1;
+        }
+    }
+    answered
+}
+
+/// All drops of a node, by name.
+fn drops(lab: &Lab, node: &NodeUnderTest) -> Vec<(String, u64)> {
+    let mut command = Command::new(PROGRAM);
+    command
+        .args(["status", "--json", "--control-socket"])
+        .arg(node.folder.join("control"));
+    let output = lab.a.host.namespace().command(command).output().unwrap();
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let counters = status["counters"].as_array().unwrap().iter();
+    counters
+        .filter(|counter| {
+            counter["kind"].as_str().unwrap().starts_with("drop")
+                || counter["name"] == "socket_drops"
+        })
+        .map(|counter| {
+            let name = counter["name"].as_str().unwrap().to_owned();
+            (name, counter["value"].as_u64().unwrap())
+        })
+        .collect()
+}
+
+#[test]
+fn a_reader_that_sleeps_costs_no_packet() {
+    need!(possible(&["ip"]));
+    let lab = Lab::new();
+    let (a, b) = (&lab.a, &lab.b);
+    let before = [drops(&lab, a), drops(&lab, b)];
+    assert!(before[0].len() > 10);
+    let mut command = lab.program(&["capture"]);
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut reader = Running(child);
+    // Not a byte is read meanwhile: pipe, socket and queue (8192 packets) are full soon.
+    std::thread::sleep(Duration::from_millis(300));
+    let answered = echoes(a, b, 32, |answered| answered < 9600);
+    assert_eq!(answered, 9600, "a datagram got lost");
+    assert!(a.ping(b, 20).is_complete());
+    assert_eq!([drops(&lab, a), drops(&lab, b)], before);
+    let mut stdout = reader.0.stdout.take().unwrap();
+    let drained = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        stdout.read_to_end(&mut bytes).unwrap();
+        bytes.len()
+    });
+    let pid = Pid::from_raw(i32::try_from(reader.0.id()).unwrap()).unwrap();
+    kill_process(pid, Signal::INT).unwrap();
+    let said = reader.said();
+    let missed: u64 = said
+        .split_once("captured, ")
+        .and_then(|(_, rest)| rest.split(' ').next()?.parse().ok())
+        .unwrap_or_else(|| panic!("{said}"));
+    assert!(missed > 0, "the queue was to overflow: {said}");
+    assert!(drained.join().unwrap() < 32 << 20);
+}
+
+/// Waits for a process to end by itself.
+fn ends(child: &mut Child, within: Duration) -> Option<i32> {
+    let deadline = Instant::now() + within;
+    while Instant::now() < deadline {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    None
+}
+
+#[test]
+fn a_capture_ends_while_packets_keep_coming_to_a_slow_reader() {
+    need!(possible(&["ip"]));
+    let lab = Lab::new();
+    let mut command = lab.program(&["capture", "--seconds", "1"]);
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut capture = Running(child);
+    // About 400 kB a second are read, and more is sent for as long as the capture runs.
+    let mut stdout = capture.0.stdout.take().unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut piece = vec![0; 8192];
+        while stdout.read(&mut piece).is_ok_and(|read| read > 0) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+    let mut code = None;
+    let begun = Instant::now();
+    echoes(&lab.a, &lab.b, 64, |_| {
+        code = capture.0.try_wait().unwrap().map(|status| status.code());
+        code.is_none() && begun.elapsed() < Duration::from_secs(40)
+    });
+    assert_eq!(code, Some(Some(0)), "it did not end while packets came");
+    let said = capture.said();
+    assert!(said.contains("packets captured"), "{said}");
+    reader.join().unwrap();
+}
+
+#[test]
+fn a_second_interrupt_ends_a_capture_that_nobody_reads() {
+    need!(possible(&["ip"]));
+    let lab = Lab::new();
+    let mut command = lab.program(&["capture"]);
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut capture = Running(child);
+    std::thread::sleep(Duration::from_millis(300));
+    echoes(&lab.a, &lab.b, 64, |answered| answered < 3200);
+    let pid = Pid::from_raw(i32::try_from(capture.0.id()).unwrap()).unwrap();
+    kill_process(pid, Signal::INT).unwrap();
+    assert_eq!(
+        ends(&mut capture.0, Duration::from_secs(1)),
+        None,
+        "the reader may still take what there is"
+    );
+    kill_process(pid, Signal::INT).unwrap();
+    assert_eq!(ends(&mut capture.0, Duration::from_secs(5)), Some(130));
+}

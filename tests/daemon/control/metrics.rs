@@ -1,0 +1,254 @@
+//! The page for Prometheus, and what is made for it: alert rules and a board.
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{TcpStream, UdpSocket};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde_json::Value;
+
+use super::Lab;
+
+use crate::support::need;
+use crate::support::nodes::{NodeUnderTest, PATIENCE, eventually, possible};
+
+/// The page as somebody without special wishes gets it.
+fn page(node: &NodeUnderTest) -> String {
+    let read = node.host.namespace().run(|| {
+        let mut stream = TcpStream::connect("127.0.0.1:9472").unwrap();
+        stream
+            .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    });
+    let text = read.unwrap();
+    assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+    text.split_once("\r\n\r\n").unwrap().1.to_owned()
+}
+
+/// Sum of all samples whose name and labels begin like this.
+fn sum(page: &str, series: &str) -> f64 {
+    page.lines()
+        .filter(|line| line.starts_with(series))
+        .map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap())
+        .sum()
+}
+
+/// Whether something becomes true.
+fn within(mut check: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    while !check() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    true
+}
+
+/// Runs promtool where it is installed.
+fn promtool(arguments: &[&str], stdin: &str) {
+    if let Err(reason) = possible(&["promtool"]) {
+        uvxlan::testbed::skipped(reason);
+        return;
+    }
+    let mut check = Command::new("promtool")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = check.stdin.take().unwrap();
+    input.write_all(stdin.as_bytes()).unwrap();
+    drop(input);
+    let output = check.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    // What it only advises against, it says with a good exit status.
+    assert!(!said.contains("should"), "{said}");
+}
+
+#[test]
+fn prometheus_finds_the_metrics() {
+    need!(possible(&["ip"]));
+    let lab = Lab::new();
+    lab.a.transfer(&lab.b, 1 << 20);
+    eventually("a probe is on the page", || {
+        sum(&page(&lab.a), "uvxlan_probe_rtt_seconds_count") > 0.0
+            && page(&lab.a).contains("uvxlan_peer_rtt_seconds{peer=")
+    });
+    let body = page(&lab.a);
+    for line in [
+        "uvxlan_serving 1",
+        "uvxlan_peers{state=\"ok\"} 1",
+        "uvxlan_lease_held 1",
+        "uvxlan_datastore_connected 1",
+        "uvxlan_gso_fallbacks_total{reason=\"send\"} 0",
+        "uvxlan_reconcile_changes_total{kind=\"routes\"} 0",
+    ] {
+        assert!(
+            body.lines().any(|found| found.starts_with(line)),
+            "{line}\n{body}"
+        );
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let near = |series: &str, from_now: f64| {
+        let away = sum(&body, series) - now.as_secs_f64() - from_now;
+        assert!(away.abs() < 120.0, "{series} is {away} s off\n{body}");
+    };
+    near("uvxlan_datastore_last_sync_timestamp_seconds", 0.0);
+    near("uvxlan_lease_expiry_timestamp_seconds", 86_400.0);
+    near("process_start_time_seconds", 0.0);
+    assert!(sum(&body, "process_resident_memory_bytes") > 1e6, "{body}");
+    promtool(&["check", "metrics"], &body);
+}
+
+#[test]
+fn every_packet_is_on_the_page_under_one_name() {
+    need!(possible(&["ip"]));
+    let lab = Lab::new();
+    let (a, b) = (&lab.a, &lab.b);
+    a.transfer(b, 4 << 20);
+    // Out to nobody; in from a peer, too short to be VXLAN.
+    a.change(&["route", "add", "10.5.252.0/24", "dev", "flannel.1"]);
+    let _ = a.output(
+        "ping",
+        &["-c3", "-i0.1", "-W1", "-I", "flannel.1", "10.5.252.9"],
+    );
+    let to = (a.host.address(), 8472);
+    let sent = b.host.namespace().run(move || {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        (0..3).try_for_each(|_| socket.send_to(&[8; 8], to).map(drop))
+    });
+    sent.unwrap().unwrap();
+    let dropped = |dir: &str, page: &str| sum(page, &format!("uvxlan_drops_total{{dir=\"{dir}\""));
+    let mut last = String::new();
+    let adds_up = within(|| {
+        let page = page(a);
+        last.clone_from(&page);
+        let out = sum(&page, "uvxlan_encap_packets_total ") + dropped("out", &page);
+        let inward = sum(&page, "uvxlan_decap_packets_total ")
+            + sum(&page, "uvxlan_probe_packets_total ")
+            + dropped("in", &page);
+        dropped("out", &page) >= 3.0
+            && dropped("in", &page) >= 3.0
+            && (sum(&page, "uvxlan_tun_read_packets_total ") - out).abs() < 0.5
+            && (sum(&page, "uvxlan_udp_read_packets_total ") - inward).abs() < 0.5
+    });
+    let page = last;
+    assert!(
+        adds_up,
+        "the drops are not there, or do not add up:\n{page}"
+    );
+    // Bytes are those of the packets inside: the transfer, and headers of it.
+    let sent = sum(&page, "uvxlan_encap_bytes_total ");
+    let of_peers =
+        sum(&page, "uvxlan_peer_bytes_total{peer=\"") - sum(&page, "uvxlan_decap_bytes_total ");
+    assert!(sent > f64::from(4 << 20), "{page}");
+    assert!(
+        (sent / of_peers - 1.0).abs() < 0.05,
+        "{sent} {of_peers}\n{page}"
+    );
+    for call in ["send", "receive", "write"] {
+        let all = |what: &str| {
+            sum(
+                &page,
+                &format!("uvxlan_batch_size_{what}{{call=\"{call}\"}}"),
+            )
+        };
+        assert!(
+            all("count") > 0.0 && all("sum") >= all("count"),
+            "{call}\n{page}"
+        );
+    }
+}
+
+/// A page on which every metric is.
+fn full_page() -> String {
+    let status: uvxlan::control::Status = serde_json::from_value(serde_json::json!({
+        "phase": "serving", "version": "1", "pid": 1, "uptime_seconds": 1, "node": null,
+        "datastore": {"place": "", "lease": "held", "detail": null, "heard_seconds_ago": 1,
+            "lease_ends_in_seconds": 2, "resyncs": [["watch", 1]]},
+        "packet_loop": {
+            "workers": 1, "offloads": "", "lacking": [], "peer_check": "enforce",
+            "batches": [{"call": "send", "sizes": {"sum": 3.0, "counts": [[1.0, 1], [null, 1]]}}]
+        },
+        "round_trips": {"sum": 1.0, "counts": [[1.0, 1], [null, 1]]},
+        "mended": [["routes", 1]],
+        "refused": [], "refused_total": [["key", 1]],
+        "peers": [{
+            "subnet": "10.5.1.0/24", "public_ip": "192.0.2.1", "vtep_mac": "", "way": "tunnel",
+            "state": "ok", "rtt_us": 1, "loss_percent": 0, "loss_out_percent": 0,
+            "path_mtu": 1450,
+            "seen_seconds_ago": 1, "out_packets": 1, "out_bytes": 1, "in_packets": 1,
+            "in_bytes": 1
+        }],
+        "counters": [
+            {"name": "out_no_route", "kind": "drop-out", "value": 1},
+            {"name": "send_calls", "kind": "event", "value": 1}
+        ]
+    }))
+    .unwrap();
+    uvxlan::daemon::api::metrics::Metrics::default().page(&status)
+}
+
+#[test]
+fn the_list_of_metrics_is_whole() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let guide = std::fs::read_to_string(root.join("docs/metrics.md")).unwrap();
+    let rows = guide.lines().filter_map(|line| {
+        let mut cells = line.split('|').map(str::trim).skip(1);
+        let name = cells.next()?.strip_prefix('`')?.strip_suffix('`')?;
+        let name = name.split('{').next().unwrap();
+        Some(format!("{name} {}", cells.next()?))
+    });
+    let listed: BTreeSet<_> = rows.collect();
+    // OpenMetrics describes a counter without the end of its samples' name.
+    let page = full_page();
+    let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let told: BTreeSet<_> = types
+        .map(|line| match line.strip_suffix(" counter") {
+            Some(name) => format!("{name}_total counter"),
+            None => line.to_owned(),
+        })
+        .collect();
+    assert_eq!(listed, told);
+}
+
+/// Metrics that the alert rules and the board name, and the page does not have, would never
+/// fire and never show.
+#[test]
+fn alert_rules_and_board_name_metrics_that_there_are() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("monitoring");
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+    let page = full_page();
+    let board = read("grafana.json");
+    let _: Value = serde_json::from_str(&board).unwrap();
+    let rules = read("alerts.yml");
+    for text in [&rules, &board] {
+        let mut names: Vec<&str> = text
+            .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+            .filter(|word| word.starts_with("uvxlan_") || word.starts_with("process_"))
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        assert!(names.len() > 4, "{names:?}");
+        for name in names {
+            let found = page.lines().any(|line| {
+                line.strip_prefix(name)
+                    .is_some_and(|rest| rest.starts_with(['{', ' ']))
+            });
+            assert!(found, "no metric {name} on the page:\n{page}");
+        }
+    }
+    let path = |name: &str| format!("{}/{name}", env!("CARGO_MANIFEST_DIR"));
+    promtool(&["check", "rules", &path("monitoring/alerts.yml")], "");
+    promtool(
+        &["test", "rules", &path("tests/daemon/control/alerts.yml")],
+        "",
+    );
+}

@@ -1,0 +1,345 @@
+//! What a start needs is looked at before anything is changed, and all that is missing is
+//! said at once.
+
+use std::fs;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use uvxlan::testbed::{Host, Topology, kernel_has_vxlan};
+
+use crate::support::need;
+use crate::support::nodes::{PATIENCE, PROGRAM, eventually, possible};
+
+const CONFIG: &str = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#;
+const PORT: u16 = 8472;
+/// Where there is nothing to run.
+const NO_PATH: &str = "/nonexistent";
+const NO_TUN: &str = "mount -t tmpfs none /dev/net";
+const READ_ONLY_SYSCTLS: &str =
+    "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys";
+
+struct Lab {
+    topology: Topology,
+    folder: tempfile::TempDir,
+}
+
+/// How a daemon's start ended, or that it serves.
+struct Start {
+    status: Option<i32>,
+    log: String,
+}
+
+impl Start {
+    /// What was said of this before a subnet was leased.
+    fn assert_said_first(&self, words: &str) {
+        let said = self.log.find(words);
+        assert!(said.is_some(), "{words}: {}", self.log);
+        let leased = self.log.find("Allocated lease");
+        assert!(leased.is_none() || said < leased, "{words}: {}", self.log);
+    }
+}
+
+impl Lab {
+    fn new() -> Self {
+        let topology = Topology::two_hosts().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("store")).unwrap();
+        fs::write(folder.path().join("store/config"), CONFIG).unwrap();
+        Self { topology, folder }
+    }
+
+    fn host(&self) -> &Host {
+        &self.topology.hosts()[0]
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Starts the daemon in a mount namespace of its own, changed by shell commands, and
+    /// waits until it serves or has ended. Whatever serves is stopped.
+    fn start(&self, changes: &[&str], search_path: Option<&str>) -> Start {
+        let changes = [changes, &["true"]].concat().join(" && ");
+        let search_path = search_path.map_or(String::new(), |path| format!("PATH={path}; "));
+        let script = format!("{{ {changes}; }} || exit 99; {search_path}exec \"$@\"");
+        let log = self.path("log");
+        let mut command = Command::new("unshare");
+        command
+            .args([
+                "--mount",
+                "--propagation",
+                "private",
+                "sh",
+                "-c",
+                &script,
+                "sh",
+            ])
+            .args([PROGRAM, "run", "--iface=eth0", "--ip-masq"])
+            .arg(format!("--store=dir:{}", self.path("store").display()))
+            .arg(format!(
+                "--subnet-file={}",
+                self.path("run/subnet.env").display()
+            ))
+            .arg(format!("--state-dir={}", self.path("state").display()))
+            .arg(format!(
+                "--control-socket={}",
+                self.path("control").display()
+            ))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(&log).unwrap());
+        let command = uvxlan::sys::process::dies_with_parent(command);
+        let mut child = self.host().namespace().command(command).spawn().unwrap();
+        let status = self.until_serving(&mut child);
+        assert_ne!(status, Some(99), "the test's own changes failed");
+        let log = fs::read_to_string(&log).unwrap();
+        Start { status, log }
+    }
+
+    fn until_serving(&self, child: &mut Child) -> Option<i32> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return Some(status.code().unwrap());
+            }
+            let log = fs::read_to_string(self.path("log")).unwrap();
+            let serves = log.contains("event=\"ready\"");
+            if serves || Instant::now() > deadline {
+                let pid = i32::try_from(child.id()).unwrap();
+                let pid = rustix::process::Pid::from_raw(pid).unwrap();
+                rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+                child.wait().unwrap();
+                assert!(serves, "neither serves nor ends: {log}");
+                return None;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+
+    fn shell(&self, line: &str) -> String {
+        let mut command = Command::new("sh");
+        command.args(["-c", line]);
+        let output = self.host().namespace().command(command).output().unwrap();
+        assert!(output.status.success(), "{line}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Device, routes, rules, lease and files are as if nobody had been here.
+    fn assert_untouched(&self, start: &Start) {
+        let seen = self.shell(
+            "ip -o link; ip route; sysctl net.ipv4.ip_forward; \
+             iptables-save; nft list tables",
+        );
+        for trace in ["flannel", "FLANNEL", "10.5."] {
+            assert!(!seen.contains(trace), "{trace}: {seen}\n{}", start.log);
+        }
+        let leases = fs::read_dir(self.path("store/subnets")).map_or(0, Iterator::count);
+        assert_eq!(leases, 0, "{}", start.log);
+        for name in ["run/subnet.env", "state/state.json"] {
+            assert!(!self.path(name).exists(), "{name}");
+        }
+    }
+}
+
+fn tools() -> Result<(), String> {
+    possible(&["ip", "iptables", "nft", "unshare"])
+}
+
+#[test]
+fn without_the_tun_driver_nothing_is_begun() {
+    need!(tools());
+    let lab = Lab::new();
+    let start = lab.start(&[NO_TUN], None);
+    assert_eq!(start.status, Some(71), "{}", start.log);
+    start.assert_said_first("modprobe tun");
+    lab.assert_untouched(&start);
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_is_named_with_its_flag() {
+    need!(tools());
+    for (name, flag) in [("state", "--state-dir"), ("run", "--subnet-file")] {
+        let lab = Lab::new();
+        let folder = lab.path(name);
+        fs::create_dir(&folder).unwrap();
+        let read_only = format!("mount -t tmpfs -o ro none {}", folder.display());
+        let start = lab.start(&[&read_only], None);
+        assert_eq!(start.status, Some(73), "{}", start.log);
+        start.assert_said_first(flag);
+        start.assert_said_first("Read-only file system");
+        lab.assert_untouched(&start);
+
+        // A file in its place.
+        fs::remove_dir(&folder).unwrap();
+        fs::write(&folder, "").unwrap();
+        let start = lab.start(&[], None);
+        assert_eq!(start.status, Some(73), "{}", start.log);
+        start.assert_said_first(folder.to_str().unwrap());
+        lab.assert_untouched(&start);
+
+        // A folder that is not there yet is made.
+        fs::remove_file(&folder).unwrap();
+        let start = lab.start(&[], None);
+        assert_eq!(start.status, None, "{}", start.log);
+    }
+}
+
+#[test]
+fn what_it_can_do_without_is_named_and_it_goes_on() {
+    need!(tools());
+    let lab = Lab::new();
+    let start = lab.start(&[], Some(NO_PATH));
+    assert_eq!(start.status, None, "{}", start.log);
+    start.assert_said_first("install the package iptables");
+    start.assert_said_first("install the package nftables");
+
+    let lab = Lab::new();
+    lab.shell("sysctl -qw net.ipv4.ip_forward=0");
+    let start = lab.start(&[READ_ONLY_SYSCTLS], None);
+    assert_eq!(start.status, None, "{}", start.log);
+    start.assert_said_first("sysctl -w net.ipv4.ip_forward=1");
+    assert_eq!(lab.shell("sysctl -n net.ipv4.ip_forward"), "0\n");
+
+    // Where it can be written, it is.
+    let start = lab.start(&[], None);
+    assert_eq!(start.status, None, "{}", start.log);
+    assert!(
+        !start.log.contains("cannot be switched on"),
+        "{}",
+        start.log
+    );
+    assert_eq!(lab.shell("sysctl -n net.ipv4.ip_forward"), "1\n");
+}
+
+#[test]
+fn bridges_that_do_not_ask_the_rules_are_a_warning() {
+    need!(tools());
+    let lab = Lab::new();
+    let folder = "/proc/sys/net/bridge";
+    let hidden = format!("{{ [ ! -d {folder} ] || mount -t tmpfs none {folder}; }}");
+    let start = lab.start(&[&hidden], None);
+    assert_eq!(start.status, None, "{}", start.log);
+    start.assert_said_first("modprobe br_netfilter");
+    if !std::path::Path::new(folder).exists() {
+        return uvxlan::testbed::skipped("no br_netfilter in this kernel");
+    }
+    lab.shell("sysctl -qw net.bridge.bridge-nf-call-iptables=0");
+    let start = lab.start(&[], None);
+    assert_eq!(start.status, None, "{}", start.log);
+    start.assert_said_first("sysctl -w net.bridge.bridge-nf-call-iptables=1");
+    lab.shell("sysctl -qw net.bridge.bridge-nf-call-iptables=1");
+    let start = lab.start(&[], None);
+    assert!(!start.log.contains("br_netfilter"), "{}", start.log);
+}
+
+#[test]
+fn all_that_is_missing_is_said_at_once() {
+    need!(tools());
+    let lab = Lab::new();
+    lab.shell("sysctl -qw net.ipv4.ip_forward=0");
+    for name in ["state", "run"] {
+        fs::write(lab.path(name), "").unwrap();
+    }
+    let bind = || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)).unwrap();
+    let _holder = lab.host().namespace().run(bind).unwrap();
+    let start = lab.start(&[NO_TUN, READ_ONLY_SYSCTLS], Some(NO_PATH));
+    assert_eq!(start.status, Some(71), "{}", start.log);
+    for words in [
+        "install the package iptables",
+        "sysctl -w net.ipv4.ip_forward=1",
+        "modprobe tun",
+        "UDP port 8472 is in use",
+        "--state-dir",
+        "--subnet-file",
+        "lacks 4 things",
+    ] {
+        start.assert_said_first(words);
+    }
+    lab.assert_untouched(&start);
+}
+
+fn is_without_ipv6(error: &std::io::Error) -> bool {
+    let code = error.raw_os_error();
+    [libc::EAFNOSUPPORT, libc::EADDRNOTAVAIL]
+        .map(Some)
+        .contains(&code)
+}
+
+#[test]
+fn a_port_of_both_families_is_named_and_one_of_ipv6_alone_is_free() {
+    need!(tools());
+    let lab = Lab::new();
+    let bind = || UdpSocket::bind(("::", PORT));
+    let holder = match lab.host().namespace().run(bind).unwrap() {
+        Ok(holder) => holder,
+        Err(error) if is_without_ipv6(&error) => {
+            return uvxlan::testbed::skipped(format!("no IPv6 here: {error}"));
+        }
+        Err(error) => panic!("{error}"),
+    };
+    let start = lab.start(&[], None);
+    assert_eq!(start.status, Some(1), "{}", start.log);
+    start.assert_said_first(&format!("(pid {})", std::process::id()));
+    lab.assert_untouched(&start);
+    drop(holder);
+
+    let alone = lab.host().namespace().run(|| {
+        use rustix::net::{AddressFamily, SocketType, bind, socket, sockopt};
+        let socket = socket(AddressFamily::INET6, SocketType::DGRAM, None).unwrap();
+        sockopt::set_ipv6_v6only(&socket, true).unwrap();
+        let any: std::net::SocketAddr = format!("[::]:{PORT}").parse().unwrap();
+        bind(&socket, &any).unwrap();
+        socket
+    });
+    let start = lab.start(&[], None);
+    assert_eq!(start.status, None, "{}", start.log);
+    drop(alone.unwrap());
+}
+
+#[test]
+fn a_kernel_device_excuses_its_own_port_and_no_other() {
+    need!(tools());
+    need!(kernel_has_vxlan());
+    let lab = Lab::new();
+    let make = |name: &str, id: u32, port: u16| {
+        lab.shell(&format!(
+            "ip link add {name} type vxlan id {id} dev eth0 local {} dstport {port} nolearning \
+             && ip link set {name} up",
+            lab.host().address()
+        ));
+    };
+    let devices = || lab.shell("ip -o link show type vxlan");
+
+    // flannel's own, on another port: what has ours is somebody else.
+    make("flannel.1", 1, 4789);
+    let bind = || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)).unwrap();
+    let holder = lab.host().namespace().run(bind).unwrap();
+    let start = lab.start(&[], None);
+    assert_eq!(start.status, Some(1), "{}", start.log);
+    start.assert_said_first(&format!("(pid {})", std::process::id()));
+    assert!(
+        devices().contains("flannel.1"),
+        "it was left: {}",
+        devices()
+    );
+    drop(holder);
+
+    // Another device of the kernel's on our port.
+    make("vxlan42", 42, PORT);
+    let start = lab.start(&[], None);
+    assert_eq!(start.status, Some(1), "{}", start.log);
+    start.assert_said_first("the kernel's vxlan device vxlan42");
+    assert!(
+        devices().contains("flannel.1"),
+        "it was left: {}",
+        devices()
+    );
+
+    lab.shell("ip link del vxlan42; ip link del flannel.1");
+    make("flannel.1", 1, PORT);
+    let start = lab.start(&[], None);
+    assert_eq!(start.status, None, "taken over: {}", start.log);
+    eventually("it is gone", || devices().is_empty());
+}

@@ -1,0 +1,198 @@
+//! `uvxlan doctor`: each fault is made on a real host, named, and gone from the findings once
+//! it is mended.
+
+mod datastore;
+mod host;
+mod kernel_peer;
+mod peers;
+mod report;
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use uvxlan::testbed::{DaemonProcess, Topology};
+
+use crate::support::nodes::{self, NodeUnderTest, PROGRAM, eventually};
+
+/// Two nodes on a directory that reach each other.
+struct Lab {
+    _topology: Topology,
+    folder: tempfile::TempDir,
+    a: NodeUnderTest,
+    b: NodeUnderTest,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let topology = Topology::two_hosts().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let store = folder.path().join("store");
+        std::fs::create_dir_all(store.join("subnets")).unwrap();
+        std::fs::write(store.join("config"), nodes::CONFIG).unwrap();
+        let flags = [
+            format!("--store=dir:{}", store.display()),
+            "--probe-interval=1".to_owned(),
+        ];
+        let (one, two) = topology.pair().unwrap();
+        let a = NodeUnderTest::start(one, folder.path(), &flags);
+        let b = NodeUnderTest::start(two, folder.path(), &flags);
+        eventually("the containers reach each other", || a.reaches(&b));
+        Self {
+            _topology: topology,
+            folder,
+            a,
+            b,
+        }
+    }
+
+    fn store(&self) -> PathBuf {
+        self.folder.path().join("store")
+    }
+
+    /// What the doctor says on node `a`.
+    fn examine(&self) -> Findings {
+        self.examine_with(&[])
+    }
+
+    fn examine_with(&self, flags: &[&str]) -> Findings {
+        let store = format!("--store=dir:{}", self.store().display());
+        let mut arguments = vec![store.as_str()];
+        arguments.extend(flags);
+        examine(&self.a, &arguments)
+    }
+
+    /// Runs shell commands on a node, with its facts in the environment.
+    fn shell(&self, on: &NodeUnderTest, script: &str) {
+        let other = if on.host.address() == self.a.host.address() {
+            &self.b
+        } else {
+            &self.a
+        };
+        let (own, peer) = (on.env.unwrap().subnet, other.env.unwrap().subnet);
+        let key = own.to_string().replace('/', "-");
+        let mut command = Command::new("sh");
+        command
+            .args(["-ec", script])
+            .env("SUBNET", own.to_string())
+            .env("PEER", peer.to_string())
+            .env("PEER_NET", peer.network().to_string())
+            .env("OWN_IP", on.host.address().to_string())
+            .env("PEER_IP", other.host.address().to_string())
+            .env("STORE", self.store())
+            .env("LEASE", self.store().join("subnets").join(key))
+            .env("FOLDER", &on.folder);
+        let output = on.host.namespace().command(command).output().unwrap();
+        assert!(output.status.success(), "{script}: {output:?}");
+    }
+}
+
+/// What the doctor said.
+#[derive(Debug)]
+struct Findings {
+    findings: Vec<Value>,
+    success: bool,
+}
+
+impl Findings {
+    fn of(output: &Output) -> Self {
+        let parsed = serde_json::from_slice(&output.stdout);
+        Self {
+            findings: parsed.unwrap_or_else(|error| panic!("{error}: {output:?}")),
+            success: output.status.success(),
+        }
+    }
+
+    /// Warnings and errors, as `check: status`.
+    fn bad(&self) -> Vec<String> {
+        let bad = self
+            .findings
+            .iter()
+            .filter(|finding| ["warning", "error"].contains(&finding["status"].as_str().unwrap()));
+        bad.map(|finding| finding.to_string()).collect()
+    }
+
+    fn get(&self, check: &str) -> &Value {
+        let found = self
+            .findings
+            .iter()
+            .find(|finding| finding["check"] == check);
+        found.unwrap_or_else(|| panic!("no check {check}: {self:?}"))
+    }
+
+    /// Asserts that a check found something, in which words; that it says why and what to
+    /// do; and that the exit status goes with it.
+    fn expect(&self, check: &str, status: &str, word: &str) {
+        let finding = self.get(check);
+        assert_eq!(finding["status"], status, "{check}: {self:#?}");
+        let seen = finding["seen"].as_str().unwrap();
+        assert!(
+            seen.contains(word),
+            "{check}: {word:?} is not in {finding:#}"
+        );
+        for part in ["cause", "remedy"] {
+            let text = finding[part].as_str().unwrap();
+            assert!(!text.is_empty(), "{check}: no {part}: {finding:#}");
+        }
+        assert!(!self.success, "{check} is a finding, and the exit status 0");
+    }
+}
+
+/// The program's own command for the doctor on a node, with the paths of its daemon.
+fn doctor(node: &NodeUnderTest, flags: &[&str]) -> Vec<String> {
+    let path = |flag: &str, file: &str| format!("--{flag}={}", node.folder.join(file).display());
+    let mut arguments = vec![
+        "doctor".to_owned(),
+        "--json".to_owned(),
+        path("subnet-file", "subnet.env"),
+        path("state-dir", "state"),
+        path("control-socket", "control"),
+    ];
+    arguments.extend(flags.iter().map(|flag| (*flag).to_owned()));
+    arguments
+}
+
+fn examine(node: &NodeUnderTest, flags: &[&str]) -> Findings {
+    let mut command = Command::new(PROGRAM);
+    command.args(doctor(node, flags));
+    Findings::of(&node.host.namespace().command(command).output().unwrap())
+}
+
+fn signal(daemon: &DaemonProcess, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(daemon.pid()).unwrap()).unwrap();
+    kill_process(pid, signal).unwrap();
+}
+
+/// Stops a daemon's process, for what it would repair at once; it goes on when this is
+/// dropped.
+struct Paused<'a>(&'a DaemonProcess);
+
+impl<'a> Paused<'a> {
+    fn new(node: &'a NodeUnderTest) -> Self {
+        let daemon = node.daemon.as_ref().unwrap();
+        signal(daemon, Signal::STOP);
+        Self(daemon)
+    }
+}
+
+impl Drop for Paused<'_> {
+    fn drop(&mut self) {
+        signal(self.0, Signal::CONT);
+    }
+}
+
+/// Waits until the doctor has nothing to say.
+fn until_healthy(what: &str, mut look: impl FnMut() -> Findings) {
+    let mut last = Vec::new();
+    let deadline = std::time::Instant::now() + nodes::PATIENCE;
+    while std::time::Instant::now() < deadline {
+        last = look().bad();
+        if last.is_empty() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    panic!("{what}: still found {last:#?}");
+}

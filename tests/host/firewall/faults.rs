@@ -1,0 +1,84 @@
+//! Rules are whole or not at all: what a failure leaves is what was there before.
+
+use std::time::Duration;
+
+use super::bench::{Bench, HEALTH, Tool};
+use super::leftovers::seed;
+
+use crate::support::need;
+use crate::support::nodes::{PATIENCE, eventually, possible};
+
+/// Refuses whatever is about one table.
+fn refusing(table: &str) -> String {
+    format!(
+        "input=$(cat)\n\
+         case \"$input\" in \"*{table}\"*) echo 'not today' >&2; exit 4 ;; esac\n\
+         printf '%s\\n' \"$input\" | REAL \"$@\"\n"
+    )
+}
+
+#[test]
+fn a_table_that_is_refused_takes_the_other_back_with_it() {
+    need!(possible(&["iptables", "nft"]));
+    for tool in Tool::IPTABLES {
+        for table in ["filter", "nat"] {
+            let bench = Bench::new(tool);
+            seed(&bench);
+            let before = [bench.saved(), bench.tables()];
+            let now = || [bench.saved(), bench.tables()];
+            bench.script("iptables-restore", tool, &refusing(table));
+            let health = format!("--healthz-port={HEALTH}");
+            let flags = ["--ip-masq", "--iptables-resync=1", &health, &tool.flag()];
+            let node = bench.node(&flags);
+            let log = node.log();
+            assert!(
+                log.contains("firewall_failed") && log.contains("not today"),
+                "{tool:?}, {table}: {log}"
+            );
+            assert_eq!(now(), before, "{tool:?}, {table}");
+            let not_yet = (503, "flanneld is not ready yet".into());
+            assert_eq!(bench.readiness(), not_yet, "nobody masquerades");
+            // It tries again, and again leaves nothing.
+            std::thread::sleep(Duration::from_secs(3));
+            eventually("between two tries nothing is left", || now() == before);
+
+            bench.script("iptables-restore", tool, "exec REAL \"$@\"\n");
+            eventually("rules are in place in the end", || bench.is_ready());
+            let rules = bench.saved();
+            assert!(
+                rules.contains("FLANNEL-POSTRTG") && rules.contains("FLANNEL-FWD"),
+                "{rules}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_start_that_fails_later_takes_its_rules_and_forwarding_back() {
+    need!(possible(&["iptables", "nft"]));
+    for tool in Tool::ALL {
+        for with_leftovers in [false, true] {
+            let bench = Bench::new(tool);
+            if with_leftovers {
+                seed(&bench);
+            }
+            bench.shell("sysctl -qw net.ipv4.ip_forward=0");
+            let before = [bench.saved(), bench.tables()];
+            let folder = bench.folder.path().join("node");
+            // A folder where the subnet file should be: it can be made, and not put there.
+            std::fs::create_dir_all(folder.join("subnet.env/full")).unwrap();
+            let flags = ["--ip-masq", "--keep-device", &tool.flag()];
+            let mut daemon = bench.daemon(&folder, &flags);
+            let ended = daemon.ready(PATIENCE).unwrap_err().to_string();
+            assert!(ended.contains("exit status: 73"), "{ended}");
+            let log = daemon.log();
+            assert!(log.contains("rules are in place"), "it came so far: {log}");
+            let after = [bench.saved(), bench.tables()];
+            assert_eq!(after, before, "{tool:?}, {with_leftovers}");
+            let forwards = bench.shell("sysctl -n net.ipv4.ip_forward");
+            assert_eq!(forwards, "0\n");
+            let links = bench.shell("ip -o link");
+            assert!(!links.contains("flannel"), "{links}");
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! A daemon in a large and lively cluster (T27): every lease is routed, every change is
+//! followed, at no cost to etcd, and a ping beside it loses nothing. How fast it is,
+//! `cargo bench --bench lease` tells.
+
+use crate::support::need;
+use crate::support::nodes::{self, losing_nothing, possible};
+use crate::support::scale::{Scale, memory};
+
+const LEASES: u32 = 2000;
+const RATE: u32 = 300;
+const SECONDS: u32 = 6;
+
+#[test]
+fn thousands_of_leases_that_come_go_and_change_are_followed_and_no_packet_is_lost() {
+    need!(possible(&["etcd", "etcdctl"]));
+    let scale = Scale::new(LEASES);
+    let nodes = [scale.start(0), scale.start(1)];
+    scale.routes_are_the_stores(&nodes[0]);
+    nodes::eventually("the containers reach each other", || {
+        nodes[0].reaches(&nodes[1]) && nodes[1].reaches(&nodes[0])
+    });
+    let churn = losing_nothing(&nodes, || scale.churn(&nodes[0], RATE, SECONDS));
+    for node in &nodes {
+        scale.routes_are_the_stores(node);
+    }
+    assert!(
+        churn.delays.len() as u32 > churn.events / 2,
+        "routes were seen to change"
+    );
+    // Two daemons; what they ask for does not grow with the events.
+    let (requests, events) = (churn.requests, churn.events);
+    assert!(
+        requests * 20 <= u64::from(events),
+        "{requests} requests for {events} events"
+    );
+    let (_, most) = memory(nodes[0].daemon.as_ref().unwrap().pid());
+    assert!((1..64 * 1024).contains(&most), "{most} KiB");
+    // What it did itself was no reason to look at everything again and again: no change of
+    // its own was taken for somebody else's.
+    let log = nodes[0].log();
+    assert!(!log.contains("routes_mended"), "{log}");
+}

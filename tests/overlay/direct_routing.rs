@@ -1,0 +1,157 @@
+//! `DirectRouting`: peers on the same link without the tunnel, those behind a router through it.
+//! Packets are counted where they arrive, as they come from the wire.
+
+use uvxlan::testbed::{Host, Topology};
+
+use crate::support::need;
+use crate::support::nodes::{NodeUnderTest, eventually, possible};
+
+const CONFIG: &str = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#;
+
+/// Two hosts in one segment and a third behind a router, each with a daemon.
+struct Segments {
+    topology: Topology,
+    folder: tempfile::TempDir,
+}
+
+impl Segments {
+    fn new(direct: bool) -> (Self, [NodeUnderTest; 3]) {
+        let this = Self {
+            topology: Topology::two_segments(2, 1).unwrap(),
+            folder: tempfile::tempdir().unwrap(),
+        };
+        let store = this.folder.path().join("store");
+        std::fs::create_dir(&store).unwrap();
+        let option = format!(r#""vxlan", "DirectRouting": {direct}"#);
+        let config = CONFIG.replace(r#""vxlan""#, &option);
+        std::fs::write(store.join("config"), config).unwrap();
+        // No probes: what is in the tunnel is counted here.
+        let flags = [
+            format!("--store=dir:{}", store.display()),
+            "--probe-interval=0".into(),
+        ];
+        let hosts: Vec<&Host> = this.topology.hosts().iter().collect();
+        let start = |host: &Host| {
+            // A router that knows a shorter way must not tell the hosts of it.
+            for name in ["all", "eth0"] {
+                let name = format!("net/ipv4/conf/{name}/accept_redirects");
+                host.node().sysctl(&name, "0").unwrap();
+            }
+            count_on_arrival(host);
+            NodeUnderTest::start(host, this.folder.path(), &flags)
+        };
+        let nodes = [start(hosts[0]), start(hosts[1]), start(hosts[2])];
+        (this, nodes)
+    }
+
+    /// The router's address on the near link.
+    fn router() -> &'static str {
+        "192.0.2.254"
+    }
+}
+
+/// Rules that count what comes in over the link: tunnelled, and as it is.
+fn count_on_arrival(host: &Host) {
+    let rules = r#"table ip arrival {
+        chain counted {
+            type filter hook prerouting priority raw; policy accept;
+            iifname eth0 udp dport 8472 counter comment "tunnelled"
+            iifname eth0 ip saddr 10.5.0.0/16 counter comment "plain"
+        }
+    }"#;
+    let mut command = std::process::Command::new("nft");
+    command.arg(rules);
+    let output = host.namespace().command(command).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// Packets that arrived at a host so far: tunnelled, and plain.
+fn arrived(node: &NodeUnderTest) -> [u64; 2] {
+    let text = node.output("nft", &["list", "table", "ip", "arrival"]);
+    ["tunnelled", "plain"].map(|kind| {
+        let line = text.lines().find(|line| line.contains(kind)).unwrap();
+        let count = line.split_once("packets ").unwrap().1;
+        count.split(' ').next().unwrap().parse().unwrap()
+    })
+}
+
+/// How ten echo requests and their answers come to the hosts of both ends.
+fn ways(from: &NodeUnderTest, to: &NodeUnderTest) -> [[u64; 2]; 2] {
+    let before = [arrived(from), arrived(to)];
+    assert!(from.ping(to, 10).is_complete());
+    let after = [arrived(from), arrived(to)];
+    [0, 1].map(|end| [0, 1].map(|kind| after[end][kind] - before[end][kind]))
+}
+
+const TUNNELLED: [[u64; 2]; 2] = [[10, 0]; 2];
+const PLAIN: [[u64; 2]; 2] = [[0, 10]; 2];
+
+/// The route to a node's subnet, as `ip route` shows it.
+fn route(from: &NodeUnderTest, to: &NodeUnderTest) -> String {
+    let subnet = to.env.unwrap().subnet.to_string();
+    from.output("ip", &["route", "show", &subnet])
+}
+
+fn tools() -> Result<(), String> {
+    possible(&["ip", "nft"])
+}
+
+#[test]
+fn peers_on_the_link_are_reached_directly_and_others_through_the_tunnel() {
+    need!(tools());
+    let (_segments, [a, b, c]) = Segments::new(true);
+    let direct = |from: &NodeUnderTest, to: &NodeUnderTest| {
+        route(from, to).contains(&format!("via {} dev eth0", to.host.address()))
+    };
+    let tunnelled =
+        |from: &NodeUnderTest, to: &NodeUnderTest| route(from, to).contains("dev flannel.1");
+    eventually("all routes", || {
+        let near = direct(&a, &b) && direct(&b, &a);
+        near && tunnelled(&a, &c) && tunnelled(&c, &a) && tunnelled(&c, &b) && tunnelled(&b, &c)
+    });
+    eventually("all answer", || {
+        a.reaches(&b) && c.reaches(&a) && c.reaches(&b)
+    });
+    assert_eq!(ways(&a, &b), PLAIN);
+    assert_eq!(ways(&b, &a), PLAIN);
+    assert_eq!(ways(&a, &c), TUNNELLED);
+    assert_eq!(ways(&c, &b), TUNNELLED);
+    let before = arrived(&b)[0];
+    a.transfer(&b, 4 << 20);
+    assert_eq!(arrived(&b)[0], before, "nothing of it in the tunnel");
+    c.transfer(&a, 4 << 20);
+
+    // The way to b changes: it is not on the link any more, and then it is again.
+    let far = format!("{}/32", b.host.address());
+    let near = format!("{}/32", a.host.address());
+    let via = ["via", Segments::router(), "dev", "eth0"];
+    a.change(&[&["route", "add", &far], &via[..]].concat());
+    b.change(&[&["route", "add", &near], &via[..]].concat());
+    eventually("b through the tunnel", || {
+        tunnelled(&a, &b) && tunnelled(&b, &a)
+    });
+    eventually("and it answers there", || a.reaches(&b));
+    assert_eq!(ways(&a, &b), TUNNELLED);
+    a.change(&["route", "del", &far]);
+    b.change(&["route", "del", &near]);
+    eventually("b directly again", || direct(&a, &b) && direct(&b, &a));
+    assert_eq!(ways(&a, &b), PLAIN);
+}
+
+#[test]
+fn without_it_everybody_is_reached_through_the_tunnel() {
+    need!(tools());
+    let (segments, [a, b, c]) = Segments::new(false);
+    assert!(segments.topology.router().is_some());
+    eventually("all answer", || {
+        a.reaches(&b) && c.reaches(&a) && c.reaches(&b)
+    });
+    for (from, to) in [(&a, &b), (&a, &c), (&c, &b)] {
+        assert!(
+            route(from, to).contains("dev flannel.1"),
+            "{}",
+            route(from, to)
+        );
+        assert_eq!(ways(from, to), TUNNELLED);
+    }
+}

@@ -1,0 +1,340 @@
+//! What each mode and each exception of the peer check lets pass and drops, what an interface
+//! has to do with it, and that nobody holds a packet thread by sending nothing.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::AsFd;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use ipnet::Ipv4Net;
+use uvxlan::dataplane::counters::Counter;
+use uvxlan::dataplane::ingress_policy::{Guard, Mode};
+use uvxlan::sys::poll;
+use uvxlan::sys::udp::{MessageHead, SendBatch, UdpSocket};
+use uvxlan::testbed::{Host, available};
+use uvxlan::wire::vxlan::DEFAULT_PORT;
+
+use super::receiving::{Receiving, settled};
+use super::spoof::{DESTINATION, SOURCE, risen, set_address};
+
+use crate::support::need;
+use crate::support::wire::UNDERLAY;
+
+/// A sender without a lease.
+const STRANGER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 66);
+/// Addresses of sender and receiver on a second link.
+const SECOND: [Ipv4Addr; 2] = [
+    Ipv4Addr::new(198, 51, 100, 1),
+    Ipv4Addr::new(198, 51, 100, 2),
+];
+
+/// What is sent: one thing is wrong with each but the first.
+#[derive(Debug, Clone, Copy)]
+enum Sent {
+    Good,
+    FromOutside,
+    ForeignSource,
+    ToClusterIp,
+    ByStranger,
+    OtherVni,
+}
+
+use Sent::*;
+
+impl Sent {
+    fn frame(self, receiving: &Receiving) -> (Option<Ipv4Addr>, Vec<u8>) {
+        let mut frame = receiving.frame(7, 0);
+        let mut from = None;
+        match self {
+            Good => {}
+            FromOutside => set_address(SOURCE, [198, 51, 100, 7])(&mut frame),
+            ForeignSource => set_address(SOURCE, [10, 3, 105, 9])(&mut frame),
+            ToClusterIp => set_address(DESTINATION, [10, 96, 0, 1])(&mut frame),
+            ByStranger => from = Some(STRANGER),
+            OtherVni => frame[6] = 9,
+        }
+        (from, frame)
+    }
+}
+
+/// What becomes of it.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    /// The container has it.
+    Arrives,
+    /// It is written to the device, and the host knows no way on.
+    Written,
+    /// Both of these, counted as one that `enforce` would drop.
+    ArrivesUnchecked,
+    WrittenUnchecked,
+    Dropped(Counter),
+}
+
+use End::*;
+
+fn judge(receiving: &Receiving, name: &str, sent: Sent, end: End) {
+    let dataplane = receiving.dataplane().unwrap();
+    let (from, frame) = sent.frame(receiving);
+    let before = dataplane.totals();
+    let arrived = receiving.send_from(from, &[(frame, 0)]);
+    let after = settled(dataplane, &before, 2);
+    let rise = |counter| after.get(counter) - before.get(counter);
+    let (has_arrived, drops, unchecked) = match end {
+        Arrives => (true, vec![], 0),
+        Written => (false, vec![], 0),
+        ArrivesUnchecked => (true, vec![], 1),
+        WrittenUnchecked => (false, vec![], 1),
+        Dropped(counter) => (false, vec![(counter.label(), 1)], 0),
+    };
+    let what = format!("{name}: {sent:?}");
+    assert_eq!(!arrived.is_empty(), has_arrived, "{what}");
+    assert_eq!(risen(&before, &after), drops, "{what}");
+    assert_eq!(rise(Counter::PassedUnchecked), unchecked, "{what}");
+    let delivered = 2 - drops.len() as u64;
+    assert_eq!(rise(Counter::Delivered), delivered, "{what}");
+}
+
+#[test]
+fn each_mode_and_exception_lets_pass_what_it_says() {
+    use Counter::{InForeignDestination, InForeignSource, InOtherVni, InUnknownPeer};
+    need!(available());
+    type Change = fn(&mut Guard);
+    let table: [(&str, Change, [End; 6]); 6] = [
+        (
+            "enforce",
+            |_| (),
+            [
+                Arrives,
+                Arrives,
+                Dropped(InForeignSource),
+                Dropped(InForeignDestination),
+                Dropped(InUnknownPeer),
+                Dropped(InOtherVni),
+            ],
+        ),
+        (
+            "log",
+            |guard| guard.mode = Mode::Log,
+            [
+                Arrives,
+                Arrives,
+                ArrivesUnchecked,
+                WrittenUnchecked,
+                ArrivesUnchecked,
+                // What is no frame of this network is none in any mode.
+                Dropped(InOtherVni),
+            ],
+        ),
+        (
+            "off",
+            |guard| guard.mode = Mode::Off,
+            [
+                Arrives,
+                Arrives,
+                Arrives,
+                Written,
+                Arrives,
+                Dropped(InOtherVni),
+            ],
+        ),
+        (
+            "strict",
+            |guard| guard.strict = true,
+            [
+                Arrives,
+                Dropped(InForeignSource),
+                Dropped(InForeignSource),
+                Dropped(InForeignDestination),
+                Dropped(InUnknownPeer),
+                Dropped(InOtherVni),
+            ],
+        ),
+        (
+            "allow-peer",
+            |guard| guard.allow_peers = vec![Ipv4Net::from(STRANGER)],
+            [
+                Arrives,
+                Arrives,
+                Dropped(InForeignSource),
+                Dropped(InForeignDestination),
+                Arrives,
+                Dropped(InOtherVni),
+            ],
+        ),
+        (
+            "forward-extra",
+            |guard| guard.forward_extra = vec!["10.96.0.0/12".parse().unwrap()],
+            [
+                Arrives,
+                Arrives,
+                Dropped(InForeignSource),
+                Written,
+                Dropped(InUnknownPeer),
+                Dropped(InOtherVni),
+            ],
+        ),
+    ];
+    for (name, change, ends) in table {
+        let receiving = Receiving::judging(|_, _, guard| {
+            guard.socket_filter = false;
+            change(guard);
+        });
+        let sent = [
+            Good,
+            FromOutside,
+            ForeignSource,
+            ToClusterIp,
+            ByStranger,
+            OtherVni,
+        ];
+        for (sent, end) in sent.into_iter().zip(ends) {
+            judge(&receiving, name, sent, end);
+        }
+    }
+}
+
+fn ip(host: &Host, arguments: &str) {
+    let mut command = Command::new("ip");
+    command.args(arguments.split(' '));
+    let output = host.namespace().command(command).output().unwrap();
+    assert!(output.status.success(), "ip {arguments}: {output:?}");
+}
+
+/// A second link between both hosts, over which the sender's usual address reaches the
+/// receiver's second one.
+fn join_again([sender, receiver]: [&Host; 2]) {
+    let peer = receiver.namespace();
+    let join = async |netlink: &uvxlan::host::netlink::Netlink| {
+        netlink.create_veth("eth1", "eth1", peer.as_fd()).await
+    };
+    sender.node().netlink(join).unwrap();
+    for (host, address) in [sender, receiver].into_iter().zip(SECOND) {
+        ip(host, &format!("addr add {address}/24 dev eth1"));
+        ip(host, "link set eth1 up");
+    }
+    // From the address that has the lease.
+    let usual = sender.address();
+    ip(
+        sender,
+        &format!("route replace {}/32 dev eth1 src {usual}", SECOND[1]),
+    );
+    ip(receiver, "route get 198.51.100.1");
+}
+
+#[test]
+fn what_comes_over_another_interface_is_taken_unless_one_was_chosen() {
+    need!(available().and_then(|()| available_ip()));
+    let index = |host: &Host| {
+        let find = async |netlink: &uvxlan::host::netlink::Netlink| {
+            Ok(netlink.expect_link(UNDERLAY).await?.index)
+        };
+        host.node().netlink(find).unwrap()
+    };
+    for (mode, chosen, socket_filter, expected) in [
+        (Mode::Enforce, false, false, None),
+        (Mode::Enforce, false, true, None),
+        (Mode::Enforce, true, false, Some(Counter::InOtherInterface)),
+        (Mode::Enforce, true, true, Some(Counter::SocketDrops)),
+        // The interface was said apart from the peer check.
+        (Mode::Log, true, true, Some(Counter::InOtherInterface)),
+        (Mode::Off, true, true, Some(Counter::InOtherInterface)),
+    ] {
+        let name = format!("{mode:?}, interface chosen: {chosen}, socket filter: {socket_filter}");
+        let receiving = Receiving::judging(|sender, receiver, guard| {
+            join_again([sender, receiver]);
+            guard.mode = mode;
+            guard.socket_filter = socket_filter;
+            guard.interface = chosen.then(|| index(receiver));
+        });
+        let dataplane = receiving.dataplane().unwrap();
+        let before = dataplane.totals();
+        // A frame of a known peer, as it should be: only that it comes the other way.
+        let frame = receiving.frame(7, 0);
+        let arrived = receiving.send_to(SECOND[1], None, &[(frame, 0)]);
+        let read = 2 - u64::from(expected == Some(Counter::SocketDrops));
+        let after = settled(dataplane, &before, read);
+        let rise = |counter| after.get(counter) - before.get(counter);
+        assert_eq!(arrived.is_empty(), expected.is_some(), "{name}: {after}");
+        for counter in [Counter::InOtherInterface, Counter::SocketDrops] {
+            let once = u64::from(expected == Some(counter));
+            assert_eq!(rise(counter), once, "{name}: {after}");
+        }
+        assert_eq!(rise(Counter::UdpRead), read, "{name}: {after}");
+    }
+}
+
+fn available_ip() -> Result<(), String> {
+    let found = Command::new("ip").arg("-V").output();
+    found
+        .map(drop)
+        .map_err(|error| format!("no program ip: {error}"))
+}
+
+/// Datagrams of this length from a peer's address, as fast as they go.
+fn pour(from: &Host, to: Ipv4Addr, length: usize, over: &AtomicBool) {
+    let open = || UdpSocket::sender(from.address()).unwrap();
+    let socket = from.namespace().run(open).unwrap();
+    let bytes = vec![0; length];
+    let mut batch = SendBatch::new(64);
+    while !over.load(Ordering::Relaxed) {
+        let mut sending = batch.start();
+        while !sending.is_full() {
+            sending.message(MessageHead {
+                destination: SocketAddrV4::new(to, DEFAULT_PORT),
+                segment: None,
+                ecn: 0,
+            });
+            sending.piece(&bytes);
+        }
+        if sending.send(&socket, 0).is_err() {
+            let _ = poll::wait_writable(socket.as_fd(), Duration::from_millis(5));
+        }
+    }
+}
+
+struct EndOf<'a>(&'a AtomicBool);
+
+impl Drop for EndOf<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn nobody_holds_a_packet_thread_with_datagrams_of_nothing() {
+    need!(available());
+    for length in [0, 1] {
+        let mut receiving = Receiving::guarded(false);
+        let first = receiving.dataplane().unwrap().totals();
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let end = EndOf(&over);
+            let sender = receiving.hosts().0.clone();
+            let to = receiving.address();
+            // Several flows, so that each worker has its part.
+            for _ in 0..3 {
+                let (sender, over) = (sender.clone(), &over);
+                scope.spawn(move || pour(&sender, to, length, over));
+            }
+            std::thread::sleep(Duration::from_millis(500));
+            let dataplane = receiving.dataplane_mut().unwrap();
+            for _ in 0..3 {
+                let before = dataplane.progress();
+                std::thread::sleep(Duration::from_secs(2));
+                let after = dataplane.progress();
+                let moved = before.iter().zip(&after).all(|(one, other)| one < other);
+                assert!(moved, "{length} bytes: {before:?}, then {after:?}");
+            }
+            let stopping = Instant::now();
+            dataplane.stop();
+            let took = stopping.elapsed();
+            drop(end);
+            assert!(took < Duration::from_secs(2), "{length} bytes: {took:?}");
+            let totals = dataplane.totals();
+            let read = totals.get(Counter::UdpRead) - first.get(Counter::UdpRead);
+            assert!(read > 100_000, "it did pour: {totals}");
+            assert_eq!(totals.get(Counter::InShort), read, "{totals}");
+        });
+    }
+}

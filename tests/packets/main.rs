@@ -1,0 +1,9 @@
+//! The packet loop in this process, in network namespaces, against the kernel's vxlan and itself.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod kernel_wire;
+mod large_packets;
+mod loops;
+mod testbed;
