@@ -14,29 +14,42 @@ found=$(grep -rnE '\bunsafe\b *(\{|fn|impl|extern|trait)' src benches examples t
 [ -z "$found" ] || complain "unsafe outside src/sys:
 $found"
 
-# Who may import whom (ARCHITECTURE.md).
-forbid() { # forbid FOLDER MODULES...
-    folder=$1
-    shift
-    for module in "$@"; do
-        found=$(grep -rnE "crate::$module\b" "src/$folder" --include='*.rs' || true)
-        [ -z "$found" ] || complain "src/$folder must not import crate::$module:
-$found"
-    done
-}
-forbid wire sys offload route dataplane subnet host daemon cli testbed
-forbid offload sys route dataplane subnet host daemon cli testbed
-forbid route sys offload dataplane subnet host daemon cli testbed
-forbid sys offload route dataplane subnet host daemon cli testbed
-forbid dataplane subnet host daemon cli testbed
-forbid subnet sys dataplane host daemon cli testbed
-forbid host firewall dataplane subnet daemon cli testbed
-forbid firewall wire sys offload route dataplane subnet host daemon cli testbed
-forbid testbed doctor capture dataplane subnet daemon cli
-forbid capture sys offload route subnet host daemon control doctor cli testbed
-forbid control sys offload route dataplane subnet host daemon doctor cli testbed
-forbid doctor cli testbed
-forbid daemon doctor cli testbed
+# Who may import whom: the list in ARCHITECTURE.md is the rule, and each arrow in it is used.
+# Within a folder, no two files import each other.
+wrong=$(
+    {
+        sed -n '/^## Who may import whom/,/^## ./{/^```/,/^```/s/ → / /p}' ARCHITECTURE.md | sed 's/^/rule /; s/,//g'
+        find src -mindepth 1 -maxdepth 1 ! -name lib.rs ! -name main.rs | sed 's|^src/|module |; s/\.rs$//'
+        find src -name '*.rs' | sort | xargs awk -f scripts/imports.awk
+    } | awk '
+        $1 == "rule" {
+            listed[$2]
+            for (at = 3; at <= NF; at++) if ($at != "nothing") allowed[$2 " → " $at]
+            next
+        }
+        $1 == "module" {
+            if (!($2 in listed)) print $2 " is missing in the list of ARCHITECTURE.md"
+            next
+        }
+        $1 == "crate" {
+            if ($2 " → " $3 in allowed) used[$2 " → " $3]
+            else print $4 " must not import crate::" $3
+        }
+        $1 != "crate" && $5 == "code" {
+            if ($1 " " $3 " " $2 in imports) print "in " $1 ", " $2 " and " $3 " import each other"
+            imports[$1 " " $2 " " $3]
+        }
+        END {
+            for (arrow in allowed) if (!(arrow in used)) print "ARCHITECTURE.md allows " arrow ", which nothing needs"
+        }' | sort -u
+)
+[ -z "$wrong" ] || complain "$wrong"
+
+# What the guides name is there.
+for path in $(grep -ohE '`(\.ci|\.github|benches|docs|examples|fuzz|monitoring|scripts|src|systemd|tests)/[^` ]*`' \
+    ARCHITECTURE.md CONTRIBUTING.md | tr -d '`' | sort -u); do
+    [ -e "$path" ] || complain "ARCHITECTURE.md or CONTRIBUTING.md names $path, which does not exist"
+done
 
 # Leases do not depend on the wall clock, which may jump: it is for captures, the metrics page,
 # the doctor's question how far it is off, and the age of what outlived a reboot.

@@ -69,7 +69,8 @@ fn refused_logins(lab: &Lab) -> u64 {
         .sum()
 }
 
-pub(crate) fn tokens_expire_and_passwords_change_without_loss() {
+#[test]
+fn tokens_expire_and_passwords_change_without_loss() {
     need!(possible(&["etcd", "etcdctl"]));
     let mut lab = Lab::new(1);
     // etcd forgets a token five seconds after its last use.

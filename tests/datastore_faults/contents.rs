@@ -25,7 +25,8 @@ fn route(node: &NodeUnderTest, subnet: &str) -> String {
     node.output("ip", &["route", "show", subnet])
 }
 
-pub(crate) fn a_wiped_store_is_filled_again_and_no_packet_is_lost() {
+#[test]
+fn a_wiped_store_is_filled_again_and_no_packet_is_lost() {
     need!(possible(&["etcd", "etcdctl"]));
     let mut lab = Lab::with_config(1);
     let flags = [
@@ -52,7 +53,8 @@ pub(crate) fn a_wiped_store_is_filled_again_and_no_packet_is_lost() {
     assert_eq!(lab.leases(), before);
 }
 
-pub(crate) fn a_lease_that_went_while_history_was_compacted_is_missed_by_nobody() {
+#[test]
+fn a_lease_that_went_while_history_was_compacted_is_missed_by_nobody() {
     need!(possible(&["etcd", "etcdctl"]));
     let mut lab = Lab::with_config(1);
     // A list that lacks one of two peers is doubted.
@@ -102,7 +104,8 @@ pub(crate) fn a_lease_that_went_while_history_was_compacted_is_missed_by_nobody(
     }
 }
 
-pub(crate) fn ten_thousand_rubbish_records_cost_no_packet_and_little_memory() {
+#[test]
+fn ten_thousand_rubbish_records_cost_no_packet_and_little_memory() {
     need!(possible(&["etcd", "etcdctl"]));
     const RUBBISH: u64 = 10_000;
     let lab = Lab::with_config(1);
@@ -168,7 +171,8 @@ fn resident(pid: u32) -> u64 {
     number.unwrap().parse().unwrap()
 }
 
-pub(crate) fn a_record_that_is_deleted_or_taken_is_told_and_nothing_moves() {
+#[test]
+fn a_record_that_is_deleted_or_taken_is_told_and_nothing_moves() {
     need!(possible(&["etcd", "etcdctl"]));
     let lab = Lab::with_config(1);
     let mut nodes = lab.nodes(&[lab.endpoints(), "--lease-ttl=60".into()]);
@@ -229,7 +233,8 @@ pub(crate) fn a_record_that_is_deleted_or_taken_is_told_and_nothing_moves() {
     });
 }
 
-pub(crate) fn a_record_that_is_free_again_is_taken_back() {
+#[test]
+fn a_record_that_is_free_again_is_taken_back() {
     need!(possible(&["etcd", "etcdctl"]));
     let lab = Lab::with_config(1);
     let nodes = lab.nodes(&[lab.endpoints(), "--lease-ttl=60".into()]);
@@ -249,7 +254,8 @@ pub(crate) fn a_record_that_is_free_again_is_taken_back() {
     losing_nothing(&nodes, || std::thread::sleep(Duration::from_secs(1)));
 }
 
-pub(crate) fn a_store_that_is_away_for_longer_than_leases_live_costs_nothing() {
+#[test]
+fn a_store_that_is_away_for_longer_than_leases_live_costs_nothing() {
     need!(possible(&["etcd", "etcdctl"]));
     let mut lab = Lab::with_config(1);
     let nodes = lab.nodes(&[lab.endpoints(), "--lease-ttl=8".into()]);

@@ -23,7 +23,8 @@ fn killed_and_started_again(node: &mut NodeUnderTest) {
     node.start_daemon();
 }
 
-pub(crate) fn a_daemon_killed_while_etcd_is_away_forwards_again_and_follows_it_later() {
+#[test]
+fn a_daemon_killed_while_etcd_is_away_forwards_again_and_follows_it_later() {
     need!(possible(&["etcd", "etcdctl"]));
     let mut lab = Lab::with_config(1);
     let flags = [lab.endpoints(), "--lease-ttl=60".into()];
@@ -108,7 +109,8 @@ pub(crate) fn a_daemon_killed_while_etcd_is_away_forwards_again_and_follows_it_l
     assert!(said.contains("of another store"), "{said}");
 }
 
-pub(crate) fn what_is_remembered_outlives_a_store_that_comes_back_empty() {
+#[test]
+fn what_is_remembered_outlives_a_store_that_comes_back_empty() {
     need!(possible(&["etcd", "etcdctl"]));
     let mut lab = Lab::with_config(1);
     let flags = [

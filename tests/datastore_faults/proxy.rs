@@ -108,7 +108,8 @@ fn pass(mut from: TcpStream, mut to: TcpStream, manner: &AtomicU8, number: u64) 
     let _ = to.shutdown(Shutdown::Both);
 }
 
-pub(crate) fn a_bad_way_to_etcd_costs_no_packet_and_no_lease() {
+#[test]
+fn a_bad_way_to_etcd_costs_no_packet_and_no_lease() {
     need!(possible(&["etcd", "etcdctl"]));
     let mut lab = Lab::new(1);
     lab.members[0].port = 12_379;

@@ -7,7 +7,8 @@ use super::lab::{Lab, losing_nothing};
 use crate::support::need;
 use crate::support::nodes::possible;
 
-pub(crate) fn a_cluster_loses_members_and_its_quorum_and_no_packet_is_lost() {
+#[test]
+fn a_cluster_loses_members_and_its_quorum_and_no_packet_is_lost() {
     need!(possible(&["etcd", "etcdctl"]));
     let mut lab = Lab::with_config(3);
     let nodes = lab.nodes(&[lab.endpoints(), "--lease-ttl=60".into()]);

@@ -15,7 +15,8 @@ fn signal(node: &NodeUnderTest, signal: Signal) {
     kill_process(pid, signal).unwrap();
 }
 
-pub(crate) fn a_daemon_that_slept_past_its_lease_takes_the_same_subnet_again() {
+#[test]
+fn a_daemon_that_slept_past_its_lease_takes_the_same_subnet_again() {
     need!(possible(&["etcd", "etcdctl"]));
     let lab = Lab::with_config(1);
     let nodes = lab.nodes(&[lab.endpoints(), "--lease-ttl=5".into()]);
@@ -37,7 +38,8 @@ pub(crate) fn a_daemon_that_slept_past_its_lease_takes_the_same_subnet_again() {
     assert_eq!(lab.leases(), before, "the new lease is kept alive");
 }
 
-pub(crate) fn of_two_hosts_with_one_address_the_first_stays() {
+#[test]
+fn of_two_hosts_with_one_address_the_first_stays() {
     need!(possible(&["etcd", "etcdctl"]));
     let lab = Lab::with_config(1);
     let flags = [lab.endpoints(), "--lease-ttl=5".into()];

@@ -55,7 +55,8 @@ fn log_names(node: &NodeUnderTest, words: &str) {
     });
 }
 
-pub(crate) fn certificates_are_replaced_and_bad_ones_named_without_loss() {
+#[test]
+fn certificates_are_replaced_and_bad_ones_named_without_loss() {
     need!(possible(&["etcd", "etcdctl"]));
     let mut lab = Lab::new(1);
     let folder = lab.folder.path().to_owned();

@@ -375,24 +375,3 @@ pub(crate) fn losing_nothing<T>(nodes: &[NodeUnderTest; 2], phase: impl FnOnce()
         outcome
     })
 }
-
-/// Runs tests at the same time, each on a thread of its name; `UVXLAN_ONLY` picks those whose
-/// name contains it.
-pub(crate) fn together(tests: &[(&str, fn())]) {
-    let only = std::env::var("UVXLAN_ONLY").unwrap_or_default();
-    let failed: Vec<_> = std::thread::scope(|scope| {
-        let wanted = tests.iter().filter(|(name, _)| name.contains(&only));
-        let running = wanted.map(|(name, test)| {
-            let thread = std::thread::Builder::new().name((*name).to_owned());
-            (*name, thread.spawn_scoped(scope, test).unwrap())
-        });
-        let running: Vec<_> = running.collect();
-        assert!(!running.is_empty(), "no test is named like {only:?}");
-        let ended = running.into_iter().filter_map(|(name, thread)| {
-            let failed = thread.join().is_err();
-            failed.then_some(name)
-        });
-        ended.collect()
-    });
-    assert!(failed.is_empty(), "failed: {failed:?}");
-}
