@@ -84,8 +84,10 @@ install: $(if $(BIN),,all)
 	install -m644 systemd/flanneld.service systemd/50-flannel.link systemd/50-flannel.network \
 		systemd/uvxlan-networkmanager.conf monitoring/alerts.yml monitoring/grafana.json \
 		$(DESTDIR)$(PREFIX)/share/uvxlan/
-	install -d $(DESTDIR)$(PREFIX)/share/doc/uvxlan
-	install -m644 README.md CHANGELOG.md SECURITY.md docs/troubleshooting.md docs/events.md docs/metrics.md LICENSE-MIT LICENSE-APACHE $(DESTDIR)$(PREFIX)/share/doc/uvxlan/
+	install -d $(DESTDIR)$(PREFIX)/share/doc/uvxlan/docs/images
+	install -m644 README.md CHANGELOG.md SECURITY.md LICENSE-MIT LICENSE-APACHE $(DESTDIR)$(PREFIX)/share/doc/uvxlan/
+	install -m644 docs/*.md $(DESTDIR)$(PREFIX)/share/doc/uvxlan/docs/
+	install -m644 docs/images/*.svg $(DESTDIR)$(PREFIX)/share/doc/uvxlan/docs/images/
 	umask 022; $(DESTDIR)$(PREFIX)/sbin/uvxlan man $(DESTDIR)$(PREFIX)/share/man/man1
 	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
 		$(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Stands where flannel's mk-docker-opts.sh stood and takes the same options; the work is
-# done by `uvxlan docker-opts`. UVXLAN_BIN names the program, else it is looked for beside
-# this script (as uvxlan, or as flanneld), then on the PATH.
+# Replaces flannel's mk-docker-opts.sh and takes the same options; `uvxlan docker-opts` does the
+# work. The program is UVXLAN_BIN, or else uvxlan or flanneld beside this script, or else uvxlan
+# on the PATH.
 
 usage() {
     cat >&2 <<TXT
