@@ -1,11 +1,11 @@
-//! Reads a capture of VXLAN frames and says what is in each, and what a VTEP would think.
+//! Prints the VXLAN frames of a capture, and whether a VTEP would accept them.
 //!
 //! ```text
 //! sudo tcpdump -ni eth0 -w frames.pcap udp port 8472
 //! cargo run --example read_pcap -- frames.pcap
 //! ```
 //!
-//! Takes classic pcap files (not pcapng) of Ethernet or raw IPv4.
+//! Reads classic pcap files (not pcapng) with Ethernet or raw IPv4.
 
 use anyhow::{Context, bail};
 use uvxlan::wire::ipv4::{self, Packet};
@@ -25,13 +25,13 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The link type and the frames of a pcap file, in either byte order.
+/// Returns the link type and the frames of a pcap file of either byte order.
 fn records(file: &[u8]) -> anyhow::Result<(u32, impl Iterator<Item = &[u8]>)> {
     let header: &[u8; 24] = file.first_chunk().context("shorter than a pcap header")?;
     let little = match header[..4] {
         [0xd4, 0xc3, 0xb2, 0xa1] | [0x4d, 0x3c, 0xb2, 0xa1] => true,
         [0xa1, 0xb2, 0xc3, 0xd4] | [0xa1, 0xb2, 0x3c, 0x4d] => false,
-        _ => bail!("no pcap file (pcapng? convert it with `editcap -F pcap`)"),
+        _ => bail!("not a pcap file (convert pcapng with `editcap -F pcap`)"),
     };
     let word = move |bytes: &[u8], at: usize| -> Option<u32> {
         let word = *bytes.get(at..)?.first_chunk()?;

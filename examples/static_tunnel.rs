@@ -1,4 +1,4 @@
-//! The packet loop with a fixed list of peers and no datastore: one end of a tunnel.
+//! One end of a tunnel: the packet loop with a fixed list of peers and no datastore.
 //!
 //! ```text
 //! static_tunnel DEVICE NETWORK/SUBNET_LEN OWN_MAC LOCAL_IP SUBNET=PEER_IP/PEER_MAC...
@@ -7,7 +7,7 @@
 //! ip addr add 10.9.1.0/32 dev vx0; ip link set vx0 mtu 1450 up; ip route add 10.9.2.0/24 dev vx0
 //! ```
 //!
-//! Ends on end of input, and prints its counters then.
+//! Stops at end of input (Ctrl-D) and prints its counters.
 
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddrV4};

@@ -1,4 +1,4 @@
-//! Forwards between two TUN devices, each packet through a VXLAN tunnel in memory.
+//! Forwards packets between two TUN devices through a VXLAN tunnel in memory.
 //!
 //! ```text
 //! sudo cargo run --example tun_forwarder -- tunA tunB &
@@ -7,8 +7,8 @@
 //! ping -c 3 10.9.2.1
 //! ```
 //!
-//! What enters one device leaves the other. Between them it is a frame as it would travel
-//! to another host, and is checked as it would be there.
+//! Each packet is encapsulated as for another host, checked as that host would check it, and
+//! leaves through the other device.
 
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
@@ -53,9 +53,9 @@ fn device(name: String) -> anyhow::Result<Tun> {
     tun::open(&options).context("opening a TUN device")
 }
 
-/// Moves one packet; false when there is none.
+/// Moves one packet; returns false if there is none.
 fn forward(from: &Tun, source: Vtep, to: &Tun, destination: Vtep) -> anyhow::Result<bool> {
-    // The encapsulation goes where the virtio-net header was read to, and a little before.
+    // The encapsulation overwrites the virtio-net header and the bytes before it.
     let mut frame = [0; ENCAP_LEN + LONGEST];
     let header = if from.vnet_hdr { VNET_HDR_LEN } else { 0 };
     let len = match from.queues[0].read(&mut frame[ENCAP_LEN - header..]) {
