@@ -68,12 +68,12 @@ deny:
 doc:
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 
-# Program, unit, manual pages, completions. Nothing is enabled or started; the examples in
-# share/uvxlan/ are for you to copy. All may read
-# them, whatever umask the installing one has; but a password may be in etc/default/uvxlan.
+# Program, unit, manual pages, completions and documentation. Enables and starts nothing;
+# share/uvxlan/ holds examples to copy. Files are world-readable whatever the umask, except
+# etc/default/uvxlan, which may hold a password.
 install: $(if $(BIN),,all)
 	install -Dm755 $(or $(BIN),target/release/uvxlan) $(DESTDIR)$(PREFIX)/sbin/uvxlan
-	@# Line tables for profilers are four fifths of it; names of functions stay for backtraces.
+	@# Line tables are four fifths of the file; function names stay for backtraces.
 	! command -v strip >/dev/null || strip --strip-debug $(DESTDIR)$(PREFIX)/sbin/uvxlan
 	install -Dm755 systemd/mk-docker-opts.sh $(DESTDIR)$(PREFIX)/sbin/mk-docker-opts.sh
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/lib/uvxlan
@@ -95,9 +95,8 @@ install: $(if $(BIN),,all)
 	umask 022; $(DESTDIR)$(PREFIX)/sbin/uvxlan completions zsh >$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_uvxlan
 	umask 022; $(DESTDIR)$(PREFIX)/sbin/uvxlan completions fish >$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/uvxlan.fish
 
-# A Debian package in target/deb/, of what `make install` installs. By dpkg-deb, which every
-# Debian has: cargo-deb would be one tool more to build, and would want the list of files a
-# second time, in Cargo.toml, beside the one above.
+# A Debian package of what `make install` installs, in target/deb/. cargo-deb would be another
+# tool to build, and would need the list of files a second time, in Cargo.toml.
 deb: all
 	rm -rf target/deb
 	install -d target/deb
@@ -111,7 +110,7 @@ try-unreleased:
 	cargo build --locked
 	$(SUDO) ./scripts/try-package.sh target/debug/uvxlan
 
-# What goes into the package, below DESTDIR.
+# The contents of the package, below DESTDIR.
 deb-root: install
 	gzip -9nf $(DESTDIR)$(PREFIX)/share/man/man1/*.1
 	install -m644 scripts/debian/copyright $(DESTDIR)$(PREFIX)/share/doc/uvxlan/copyright
