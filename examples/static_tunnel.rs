@@ -18,9 +18,8 @@ use ipnet::Ipv4Net;
 use uvxlan::dataplane::counters::Counter;
 use uvxlan::dataplane::inbound::header_checks::Vtep;
 use uvxlan::dataplane::ingress_policy::Guard;
-use uvxlan::dataplane::offloads::Offloads;
 use uvxlan::dataplane::tap::Taps;
-use uvxlan::dataplane::{Dataplane, Options};
+use uvxlan::dataplane::{Dataplane, Options, Tuning};
 use uvxlan::route::peer::{Peer, PeerId};
 use uvxlan::route::publish::Routes;
 use uvxlan::route::table::RouteTable;
@@ -58,8 +57,10 @@ fn main() -> anyhow::Result<()> {
         receive: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, DEFAULT_PORT),
         routes: Routes::new(table.with(changes)),
         guard: Guard::off(),
-        offloads: Offloads::AUTO,
-        spin: Duration::ZERO,
+        tuning: Tuning {
+            spin: Duration::ZERO,
+            ..Tuning::default()
+        },
         taps: Taps::default(),
         probes: None,
     };

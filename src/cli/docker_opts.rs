@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::daemon::state::subnet_env;
+use crate::daemon::state::{atomic_file, subnet_env};
 
 /// Arguments of `uvxlan docker-opts`.
 #[derive(clap::Args, Debug, Clone)]
@@ -83,7 +83,7 @@ fn write(args: &DockerOptsArgs) -> Result<(), String> {
 fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
     match std::fs::metadata(path) {
         Ok(found) if !found.is_file() => std::fs::write(path, bytes),
-        _ => subnet_env::replace(path, bytes, 0o644),
+        _ => atomic_file::write(path, bytes, 0o644),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use crate::daemon::failure::Failure;
-use crate::daemon::start::instance;
+use crate::daemon::instance;
 use crate::host::netlink::Netlink;
 
 /// Arguments of `uvxlan down`.

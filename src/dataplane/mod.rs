@@ -89,6 +89,24 @@ pub enum StartError {
     },
 }
 
+/// How the packet loop does its work; each has a flag of `uvxlan run`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tuning {
+    /// What to hand to the kernel in large pieces, if it takes them (`--offload`).
+    pub offloads: Offloads,
+    /// How long a worker polls for the next packet before it sleeps (`--spin`); see [`spin`].
+    pub spin: Duration,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            offloads: Offloads::AUTO,
+            spin: Duration::from_micros(100),
+        }
+    }
+}
+
 /// What the packet loop is to do.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -104,10 +122,8 @@ pub struct Options {
     pub routes: Routes,
     /// Who may send what.
     pub guard: Guard,
-    /// What to hand to the kernel in large pieces, if it takes them.
-    pub offloads: Offloads,
-    /// How long a worker looks for the next packet before it sleeps; see [`spin`].
-    pub spin: Duration,
+    /// How the work is done.
+    pub tuning: Tuning,
     /// Who captures.
     pub taps: Taps,
     /// Where probes of peers go; without, they are frames like others that are not IPv4.
@@ -169,15 +185,15 @@ impl Dataplane {
         gate.lift(options.taps.watch_the_socket(), &options.routes.current());
         let senders = senders(options, receivers.len())?;
         let (mut offloads, mut lacking) = match senders.first() {
-            Some(sender) => offloads::probe_sockets(options.offloads, sender),
-            None => (options.offloads, Vec::new()),
+            Some(sender) => offloads::probe_sockets(options.tuning.offloads, sender),
+            None => (options.tuning.offloads, Vec::new()),
         };
         if offloads.receive {
             let joined = receivers.iter().all(|socket| socket.join_on_receive());
             offloads.receive = joined;
         }
         offloads.read = tun.offload > TunOffload::None;
-        if options.offloads.write && tun.known == TunOffload::None {
+        if options.tuning.offloads.write && tun.known == TunOffload::None {
             offloads.write = false;
             let reason = "this kernel's TUN devices have no virtio-net header".into();
             lacking.push(Lacking {
@@ -254,7 +270,7 @@ impl Dataplane {
                 tun: queue,
                 stop: Arc::clone(&this.stop),
                 progress: Arc::clone(&progress),
-                spin: Spin::new(options.spin),
+                spin: Spin::new(options.tuning.spin),
             };
             let ended = Arc::clone(&ended);
             let calls = calls.clone();

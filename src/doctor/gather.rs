@@ -19,7 +19,7 @@ use super::facts::{
     Daemon, Facts, Files, Firewall, Host, Machine, OptionsRefused, PATIENCE, Store as StoreFacts,
 };
 use crate::control::{Ask, Reply, Status, client};
-use crate::daemon::start::instance;
+use crate::daemon::instance;
 use crate::daemon::state::state_file;
 use crate::dataplane::offloads;
 use crate::doctor::checks::machine::overlay_links;

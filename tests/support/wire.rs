@@ -7,8 +7,7 @@ use ipnet::Ipv4Net;
 use uvxlan::dataplane::counters::{Counter, Kind as CounterKind, Totals};
 use uvxlan::dataplane::inbound::header_checks::Vtep;
 use uvxlan::dataplane::ingress_policy::Guard;
-use uvxlan::dataplane::offloads::Offloads;
-use uvxlan::dataplane::{Dataplane, Options};
+use uvxlan::dataplane::{Dataplane, Options, Tuning};
 use uvxlan::host::netlink::Route;
 use uvxlan::route::peer::{Peer, PeerId};
 use uvxlan::route::publish::Routes;
@@ -100,8 +99,10 @@ pub(crate) fn guarded_end_among(
         receive: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, DEFAULT_PORT),
         routes: Routes::new(table),
         guard,
-        offloads: Offloads::AUTO,
-        spin: Duration::ZERO,
+        tuning: Tuning {
+            spin: Duration::ZERO,
+            ..Tuning::default()
+        },
         taps: uvxlan::dataplane::tap::Taps::default(),
         probes: None,
     };

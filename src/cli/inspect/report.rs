@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use super::doctor::LookArgs;
 use super::status::Paint;
 use crate::cli::{CANT_CREATE, OK, print_err, print_out};
-use crate::daemon::state::subnet_env;
+use crate::daemon::state::atomic_file;
 use crate::doctor::report;
 
 /// Arguments of `uvxlan report`.
@@ -43,7 +43,7 @@ pub fn run(args: &ReportArgs) -> ExitCode {
         print_out(&text);
         return ExitCode::from(OK);
     };
-    let written: io::Result<()> = subnet_env::replace(file, text.as_bytes(), 0o600);
+    let written: io::Result<()> = atomic_file::write(file, text.as_bytes(), 0o600);
     match written {
         Ok(()) => {
             print_out(&format!("wrote {}\n", file.display()));

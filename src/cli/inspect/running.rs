@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use crate::cli::run::flannel_args::{self, Invocation, RunOptions};
+use crate::daemon::instance;
 use crate::daemon::options::StoreChoice;
-use crate::daemon::start::instance;
 use crate::host::port;
 
 /// Options of the one daemon that runs here; none where there is none, or several, or its

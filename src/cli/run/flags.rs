@@ -2,7 +2,8 @@
 //!
 //! Parsing, help, environment names and the log of settings are all made from one table.
 
-use crate::daemon::options::{Invalid, RunOptions, boolean};
+use crate::daemon::options::RunOptions;
+use crate::daemon::options::parse::{Invalid, boolean};
 
 mod table;
 

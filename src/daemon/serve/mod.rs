@@ -24,13 +24,13 @@ use super::probes::{Probes, Target};
 use crate::daemon::api::capture::Captures;
 use crate::daemon::api::control::Question;
 use crate::daemon::api::health::Readiness;
+use crate::daemon::backoff::Backoff;
+use crate::daemon::instance::InstanceLock;
 use crate::daemon::serve::overlay::Overlay;
 use crate::daemon::serve::repairs::Mended;
 use crate::daemon::serve::rules::RulesKept;
 use crate::daemon::serve::suspend::Suspended;
 use crate::daemon::serve::underlay::{Bridges, Underlay};
-use crate::daemon::start::instance::InstanceLock;
-use crate::daemon::start::retry::Patience;
 use crate::daemon::state::files::Files;
 use crate::daemon::state::memory::Memory;
 use crate::daemon::state::state_file::State;
@@ -114,7 +114,7 @@ impl Due {
 #[derive(Debug)]
 pub struct Repair {
     due: Instant,
-    patience: Patience,
+    backoff: Backoff,
     /// Why the last try failed.
     error: String,
 }
@@ -123,7 +123,7 @@ impl Repair {
     fn new(error: String) -> Self {
         Self {
             due: Instant::now(),
-            patience: Patience::default(),
+            backoff: Backoff::default(),
             error,
         }
     }
@@ -448,10 +448,10 @@ impl Serving {
         let Some(repair) = &mut self.repair else {
             return;
         };
-        let (is_told, pause) = repair.patience.step();
+        let (should_log, pause) = repair.backoff.next();
         repair.due = Instant::now() + pause;
         repair.error = error.to_string();
-        if is_told {
+        if should_log {
             tracing::error!(event = "restore_failed", %error, "trying again");
         }
         notify::status(&self.in_short());

@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use tokio::sync::mpsc;
@@ -18,10 +17,9 @@ use crate::dataplane::counters::Totals;
 use crate::dataplane::inbound::header_checks::Vtep;
 use crate::dataplane::inbound::probes::Inbox;
 use crate::dataplane::ingress_policy::Guard;
-use crate::dataplane::offloads::Offloads;
 use crate::dataplane::peer_counters::PeerTotals;
 use crate::dataplane::tap::Taps;
-use crate::dataplane::{Dataplane, DeviceGone, Options};
+use crate::dataplane::{Dataplane, DeviceGone, Options, Tuning};
 use crate::host::link::{self, DeviceSettings, LinkError};
 use crate::host::loop_check::{self, Loop};
 use crate::host::netlink::Netlink;
@@ -59,10 +57,8 @@ pub struct Plan {
     pub workers: Option<NonZeroUsize>,
     /// Who may send what.
     pub guard: Guard,
-    /// What to hand to the kernel in large pieces.
-    pub offloads: Offloads,
-    /// How long a worker looks for the next packet before it sleeps.
-    pub spin: Duration,
+    /// How the packet loop does its work.
+    pub tuning: Tuning,
     /// Who captures.
     pub taps: Taps,
     /// Where probes of peers go, if they are answered.
@@ -136,7 +132,7 @@ impl Overlay {
         let options = TunOptions {
             name: plan.device.clone(),
             queues,
-            offload: if plan.offloads.read {
+            offload: if plan.tuning.offloads.read {
                 TunOffload::TcpUdp
             } else {
                 TunOffload::None
@@ -169,8 +165,7 @@ impl Overlay {
             receive: plan.receive,
             routes: self.routes.clone(),
             guard: plan.guard.clone(),
-            offloads: plan.offloads,
-            spin: plan.spin,
+            tuning: plan.tuning,
             taps: plan.taps.clone(),
             probes: plan.probes.clone(),
         };

@@ -4,10 +4,10 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 
 use super::identity::{self, Traces};
+use crate::daemon::backoff::Backoff;
 use crate::daemon::failure::Failure;
 use crate::daemon::notify;
 use crate::daemon::options::RunOptions;
-use crate::daemon::start::retry::Patience;
 use crate::daemon::state::state_file;
 use crate::daemon::state::subnet_env;
 use crate::dataplane::inbound::header_checks::Vtep;
@@ -25,7 +25,7 @@ pub(crate) async fn network_config(
     options: &RunOptions,
     store: &dyn Store,
 ) -> Result<(NetworkConfig, String), Failure> {
-    let mut patience = Patience::default();
+    let mut backoff = Backoff::default();
     loop {
         match store.config().await {
             Ok(Some(text)) => {
@@ -44,12 +44,12 @@ pub(crate) async fn network_config(
                 return Ok((config, String::from_utf8_lossy(&text).into_owned()));
             }
             Ok(None) => {
-                let elsewhere = match patience.tells() {
+                let elsewhere = match backoff.should_log() {
                     true => store.why_no_config().await,
                     false => None,
                 };
                 let hint = elsewhere.unwrap_or("was it written under the prefix used here?");
-                patience
+                backoff
                     .wait(|| {
                         notify::status("waiting for the network config");
                         tracing::warn!(
@@ -61,7 +61,7 @@ pub(crate) async fn network_config(
                     })
                     .await;
             }
-            Err(error) => store_error(options, &mut patience, error).await?,
+            Err(error) => store_error(options, &mut backoff, error).await?,
         }
     }
 }
@@ -73,7 +73,7 @@ pub(crate) fn parse(options: &RunOptions, text: &[u8]) -> Result<NetworkConfig, 
 /// Waits, or ends where waiting cannot help or was not wanted.
 async fn store_error(
     options: &RunOptions,
-    patience: &mut Patience,
+    backoff: &mut Backoff,
     error: StoreError,
 ) -> Result<(), Failure> {
     // An end would be answered by a new start, and a login each time.
@@ -84,7 +84,7 @@ async fn store_error(
     if options.fail_fast {
         return Err(Failure::Unreachable(error));
     }
-    patience
+    backoff
         .wait(|| {
             let what = match refused_login {
                 true => "the datastore refuses our login; trying again, at most twice a minute",
@@ -116,7 +116,7 @@ pub(crate) async fn lease(
         Default::default()
     });
 
-    let mut patience = Patience::default();
+    let mut backoff = Backoff::default();
     loop {
         let own_lease = match store.list().await {
             Ok(listing) => listing.records.iter().find_map(|record| {
@@ -124,7 +124,7 @@ pub(crate) async fn lease(
                 (peer.public_ip == external.public_ip).then_some(peer)
             }),
             Err(error) => {
-                store_error(options, &mut patience, error).await?;
+                store_error(options, &mut backoff, error).await?;
                 continue;
             }
         };
@@ -151,7 +151,7 @@ pub(crate) async fn lease(
                     acquired,
                 ));
             }
-            Err(AcquireError::Store(error)) => store_error(options, &mut patience, error).await?,
+            Err(AcquireError::Store(error)) => store_error(options, &mut backoff, error).await?,
             Err(error) => return Err(error.into()),
         }
     }

@@ -8,9 +8,7 @@
 
 pub mod acquire;
 pub mod identity;
-pub mod instance;
 pub mod preflight;
-pub mod retry;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -21,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::failure::Failure;
+use super::instance;
 use super::notify::{self, Watchdog};
 use super::options::{ReceiveOn, RunOptions, StoreChoice};
 use super::probes::{self, Post, Probes};
@@ -216,8 +215,7 @@ async fn start(
             interface: (options.receive_on == ReceiveOn::Interface).then_some(external.index),
             ..Guard::new(options.peer_check, config.network, own)
         },
-        offloads: options.offloads,
-        spin: options.spin,
+        tuning: options.tuning,
         taps: captures.taps(),
         probes: post.as_ref().map(Post::inbox),
         keep_device: options.keep_device,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, access};
 
+use super::atomic_file;
 use super::state_file::{self, State};
 use super::subnet_env::{self, SubnetFile};
 use crate::daemon::failure::Failure;
@@ -58,7 +59,7 @@ impl Files {
     pub fn write(&self, state: &State, mtu: u16) -> Result<(), Failure> {
         self.save_state(state)?;
         let path = &self.subnet_file;
-        subnet_env::replace(path, self.text(state, mtu).as_bytes(), 0o644)
+        atomic_file::write(path, self.text(state, mtu).as_bytes(), 0o644)
             .map_err(failed("write the subnet file", path.clone()))?;
         tracing::info!(
             event = "subnet_file",
@@ -95,7 +96,7 @@ impl Files {
             );
             return Ok(());
         }
-        subnet_env::replace(path, self.text(state, mtu).as_bytes(), 0o644)
+        atomic_file::write(path, self.text(state, mtu).as_bytes(), 0o644)
             .map_err(failed("write the subnet file", path.clone()))
     }
 

@@ -1,5 +1,6 @@
 //! What the daemon keeps on disk: its own state, the subnet file and the offline cache.
 
+pub(crate) mod atomic_file;
 pub mod files;
 pub mod memory;
 pub mod offline_cache;

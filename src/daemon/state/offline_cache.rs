@@ -13,8 +13,8 @@ use bytes::Bytes;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use super::atomic_file;
 use super::state_file::State;
-use super::subnet_env;
 use crate::daemon::options::{RunOptions, StoreChoice};
 use crate::subnet::key::SubnetKey;
 use crate::subnet::lease::{LeaseAttrs, LeaseForm, VxlanData};
@@ -279,7 +279,7 @@ fn read(path: &Path) -> io::Result<Option<Remembered>> {
 pub fn save(directory: &Path, remembered: &Remembered) -> io::Result<()> {
     let mut text = serde_json::to_vec(remembered)?;
     text.push(b'\n');
-    subnet_env::replace(&path(directory), &text, 0o600)
+    atomic_file::write(&path(directory), &text, 0o600)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use super::subnet_env;
+use super::atomic_file;
 use crate::subnet::lease::NodeId;
 use crate::wire::{MacAddr, Vni};
 
@@ -102,7 +102,7 @@ pub fn secret(directory: &Path) -> Result<String, (String, io::Error)> {
         Err(error) => Err(error),
     };
     let made = format!("{:032x}\n", rand::random::<u128>());
-    match read.and_then(|()| subnet_env::replace(&path, made.as_bytes(), 0o600)) {
+    match read.and_then(|()| atomic_file::write(&path, made.as_bytes(), 0o600)) {
         Ok(()) => Ok(made),
         Err(error) => Err((made, error)),
     }
@@ -115,7 +115,7 @@ pub fn secret(directory: &Path) -> Result<String, (String, io::Error)> {
 pub fn save(directory: &Path, state: &State) -> io::Result<()> {
     let mut text = serde_json::to_vec_pretty(state)?;
     text.push(b'\n');
-    subnet_env::replace(&path(directory), &text, 0o600)
+    atomic_file::write(&path(directory), &text, 0o600)
 }
 
 #[cfg(test)]

@@ -1,9 +1,8 @@
 //! The subnet file (`/run/flannel/subnet.env`): what docker, CNI plugins and scripts read,
 //! and what tells the next life of this daemon which subnet it had.
 
-use std::io::{self, Write};
+use std::io;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use ipnet::Ipv4Net;
@@ -125,29 +124,6 @@ pub fn read(path: &Path) -> io::Result<Previous> {
     }
 }
 
-/// Replaces a file in one step, so that nobody ever reads half of it, and makes its
-/// directory if needed: temporary file beside it, fsync, rename.
-///
-/// # Errors
-/// What the system says.
-pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    std::fs::create_dir_all(directory)?;
-    let mut file = tempfile::Builder::new()
-        .prefix(".")
-        .suffix(".tmp")
-        .tempfile_in(directory)?;
-    file.write_all(bytes)?;
-    file.as_file()
-        .set_permissions(std::fs::Permissions::from_mode(mode))?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,22 +184,10 @@ mod tests {
     }
 
     #[test]
-    fn a_replaced_file_is_whole_readable_and_alone() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("run/flannel/subnet.env");
+    fn without_the_file_nothing_is_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("subnet.env");
         assert_eq!(read(&path).unwrap(), Previous::default());
-        for text in ["first", "second"] {
-            replace(&path, text.as_bytes(), 0o644).unwrap();
-            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
-        }
-        assert_eq!(
-            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o644
-        );
-        assert_eq!(
-            std::fs::read_dir(path.parent().unwrap()).unwrap().count(),
-            1
-        );
     }
 
     proptest! {

@@ -12,7 +12,8 @@ mod rules;
 mod subnet;
 
 use super::Flag;
-use crate::daemon::options::{Invalid, RunOptions};
+use crate::daemon::options::RunOptions;
+use crate::daemon::options::parse::Invalid;
 
 const FILE: &str = "the path of a file";
 

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use super::super::flags::{self, Effect, FLAGS, Flag, Kind, Known};
 use super::scan::Given;
 use super::{ArgsError, Notice, NoticeLevel, Origin, RunOptions, Setting, StoreChoice};
-use crate::daemon::options::{Invalid, boolean};
+use crate::daemon::options::parse::{Invalid, boolean};
 
 /// The variables that concern us, by name.
 pub(crate) struct Environment {

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::super::flags::{self, Flag, Kind};
 use super::super::words::{self, Argument};
 use super::{ArgsError, Invocation, Notice, NoticeLevel};
-use crate::daemon::options::boolean;
+use crate::daemon::options::parse::boolean;
 
 /// A word still to be read.
 struct Word {

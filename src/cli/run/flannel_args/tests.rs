@@ -244,7 +244,7 @@ fn our_own_values_reach_their_fields() {
     assert_eq!(ours.backend_default.as_deref(), Some("vxlan"));
     assert_eq!(ours.workers.map(usize::from), Some(3));
     assert_eq!(ours.receive_on, ReceiveOn::Public);
-    assert_eq!(ours.offloads.to_string(), "read,receive,write");
+    assert_eq!(ours.tuning.offloads.to_string(), "read,receive,write");
     assert_eq!(ours.lease_ttl, Duration::from_secs(9));
     assert!(warnings(&ours).is_empty());
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::VERSION;
 use crate::cli::run::flags::{Flag, Group};
-use crate::daemon::options::{DEFAULT_METRICS, Invalid, boolean, count, offloads, optional};
+use crate::daemon::options::DEFAULT_METRICS;
+use crate::daemon::options::parse::{Invalid, boolean, count, offloads, optional};
 
 pub(crate) const FLAGS: &[Flag] = &[
     Flag::new(
@@ -81,7 +82,7 @@ pub(crate) const FLAGS: &[Flag] = &[
         "offload",
         "What to hand to the kernel in large pieces: auto, off, or a list of parts",
         |to, text| {
-            to.offloads = offloads(text)?;
+            to.tuning.offloads = offloads(text)?;
             Ok(())
         },
     )
@@ -98,7 +99,7 @@ pub(crate) const FLAGS: &[Flag] = &[
         "spin",
         "How long a worker looks for the next packet before it sleeps; 0 is not at all",
         |to, text| {
-            to.spin = Duration::from_micros(count(text, 0, 10_000)?.into());
+            to.tuning.spin = Duration::from_micros(count(text, 0, 10_000)?.into());
             Ok(())
         },
     )

@@ -1,10 +1,8 @@
 //! Flags about the datastore.
 
 use crate::cli::run::flags::{Flag, Group};
-use crate::daemon::options::{
-    DEFAULT_ENDPOINTS, DEFAULT_PREFIX, Secret, boolean, choice, endpoints, optional, required,
-    store,
-};
+use crate::daemon::options::parse::{boolean, choice, endpoints, optional, required, store};
+use crate::daemon::options::{DEFAULT_ENDPOINTS, DEFAULT_PREFIX, Secret};
 use crate::subnet::store::etcd_auto::EtcdApi;
 
 pub(crate) const FLAGS: &[Flag] = &[

@@ -2,9 +2,8 @@
 
 use super::FILE;
 use crate::cli::run::flags::{Flag, Group};
-use crate::daemon::options::{
-    DEFAULT_CONTROL_SOCKET, DEFAULT_STATE_DIR, DEFAULT_SUBNET_FILE, required,
-};
+use crate::daemon::options::parse::required;
+use crate::daemon::options::{DEFAULT_CONTROL_SOCKET, DEFAULT_STATE_DIR, DEFAULT_SUBNET_FILE};
 
 pub(crate) const FLAGS: &[Flag] = &[
     Flag::new(

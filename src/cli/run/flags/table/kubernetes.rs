@@ -2,7 +2,7 @@
 
 use super::ignored;
 use crate::cli::run::flags::{Flag, Group};
-use crate::daemon::options::{Invalid, boolean};
+use crate::daemon::options::parse::{Invalid, boolean};
 
 pub(crate) const FLAGS: &[Flag] = &[
     Flag::new(

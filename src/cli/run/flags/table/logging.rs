@@ -2,7 +2,8 @@
 
 use super::ignored;
 use crate::cli::run::flags::{Flag, Group};
-use crate::daemon::options::{LogFormat, choice, integer};
+use crate::daemon::options::LogFormat;
+use crate::daemon::options::parse::{choice, integer};
 
 pub(crate) const FLAGS: &[Flag] = &[
     Flag::new(

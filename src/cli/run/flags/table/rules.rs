@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::cli::run::flags::{Flag, Group};
-use crate::daemon::options::{FirewallChoice, boolean, choice, count};
+use crate::daemon::options::FirewallChoice;
+use crate::daemon::options::parse::{boolean, choice, count};
 
 pub(crate) const FLAGS: &[Flag] = &[
     Flag::new(

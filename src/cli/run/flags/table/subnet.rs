@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::cli::run::flags::{Flag, Group};
-use crate::daemon::options::{ReceiveOn, address, boolean, choice, count, network, optional};
+use crate::daemon::options::ReceiveOn;
+use crate::daemon::options::parse::{address, boolean, choice, count, network, optional};
 use crate::dataplane::ingress_policy::Mode;
 
 pub(crate) const FLAGS: &[Flag] = &[
