@@ -1,8 +1,8 @@
-# Prints `FOLDER FROM TO FILE KIND` for each import in the given files of src/: where the paths
-# of importer and imported part, FROM and TO are the two sides, modules of FOLDER (`crate`, or
-# `crate::daemon`). KIND is `code` or `test`.
+# Prints `FROM TO KIND` for each import in the files given, which are those of src/: the module
+# that imports, the module that it imports from, and `code` or `test`. A module's own children
+# and parents are left out.
 
-# The module of a file: src/daemon/probes/path.rs is daemon::probes::path.
+# src/daemon/probes/path.rs is daemon::probes::path, src/daemon/mod.rs is daemon.
 function module_of(file) {
     sub(/^src\//, "", file)
     sub(/\.rs$/, "", file)
@@ -11,43 +11,36 @@ function module_of(file) {
     return file ~ /^(lib|main)$/ ? "" : file
 }
 
-# One imported path, from the module `here`.
-function report(path, here, kind,    from, to, parts, depth, at, folder, step, head) {
+# One path, `crate::…` or `super::…`, as the module `here` names it.
+function report(path, here, kind,    from, to, depth, at, found) {
+    if (here == "") return
     depth = split(here, from, "::")
-    if (path ~ /^crate::/) {
-        sub(/^crate::/, "", path)
-        depth = 0
-    }
-    while (path ~ /^super::/) {
-        sub(/^super::/, "", path)
-        depth--
-    }
-    if (depth < 0) return
-    head = ""
-    for (at = 1; at <= depth; at++) head = head from[at] "::"
-    split(head path, to, "::")
-    folder = "crate"
-    for (at = 1; (at in from) && (at in to) && from[at] == to[at]; at++) folder = folder "::" from[at]
-    if (!(at in from) || !(at in to)) return
-    if (!((folder "::" to[at]) in modules)) return
-    print folder, from[at], to[at], FILENAME_OF, kind
+    if (sub(/^crate::/, "", path)) depth = 0
+    while (sub(/^super::/, "", path)) depth--
+    for (at = depth; at >= 1; at--) path = from[at] "::" path
+    split(path, to, "::")
+    for (at = 1; (at in from) && (at in to) && from[at] == to[at]; at++) found = found to[at] "::"
+    if (!(at in from) || !(at in to) || !((found to[at]) in modules)) return
+    found = found to[at]
+    while ((++at in to) && ((found "::" to[at]) in modules)) found = found "::" to[at]
+    print here, found, kind
 }
 
-# Each name at the top level of a group `{a, b::{c, d}, e}`, after the path before it.
+# Each path of `{a, b::{c, d}}`, which follows `before`. What is in inner braces is left out:
+# the path before them says enough.
 function group(text, before, here, kind,    at, c, depth, name) {
-    name = ""
     for (at = 2; at <= length(text); at++) {
         c = substr(text, at, 1)
-        if (depth == 0 && (c == "," || c == "}" || c == "{")) {
-            sub(/^ */, "", name)
-            if (name != "" && name !~ /^\{/) report(before name, here, kind)
+        if (depth == 0 && c ~ /[{,}]/) {
+            sub(/ as .*/, "", name)
+            gsub(/ |::$/, "", name)
+            if (name != "") report(before name, here, kind)
             name = ""
             if (c == "}") return
         }
         if (c == "{") depth++
         else if (c == "}") depth--
-        else if (depth == 0 && c != ",") name = name c
-        if (c == "," && depth == 0) name = ""
+        else if (c != "," && depth == 0) name = name c
     }
 }
 
@@ -61,12 +54,11 @@ function scan(text, here, kind,    path) {
     }
 }
 
-function finish(    at, here, test) {
-    here = module_of(FILENAME_OF)
+function finish(    here, at) {
+    here = module_of(file)
     at = index(code, "mod tests {")
     if (at) {
-        test = here == "" ? "tests" : here "::tests"
-        scan(substr(code, at), test, "test")
+        scan(substr(code, at), here == "" ? "tests" : here "::tests", "test")
         code = substr(code, 1, at - 1)
     }
     scan(code, here, "code")
@@ -74,17 +66,20 @@ function finish(    at, here, test) {
 }
 
 BEGIN {
-    for (at = 1; at < ARGC; at++) {
-        path = "crate"
-        count = split(module_of(ARGV[at]), step, "::")
-        for (part = 1; part <= count; part++) {
+    for (argument = 1; argument < ARGC; argument++) {
+        count = split(module_of(ARGV[argument]), step, "::")
+        path = step[1]
+        modules[path]
+        for (part = 2; part <= count; part++) {
             path = path "::" step[part]
             modules[path]
         }
     }
 }
-FNR == 1 && FILENAME_OF != "" { finish() }
-FNR == 1 { FILENAME_OF = FILENAME }
+FNR == 1 {
+    if (file != "") finish()
+    file = FILENAME
+}
 {
     sub(/^[ \t]*\/\/.*/, "")
     sub(/[ \t]\/\/ .*/, "")
