@@ -1,12 +1,13 @@
 #!/bin/sh
-# run.sh SECONDS [TARGET...]: fuzzes each target (default: all) for SECONDS.
+# run.sh SECONDS [TARGET...]: fuzzes each target (default: all) for SECONDS, FUZZ_JOBS of them
+# at a time (default: one for each processor).
 #
 # Needs a stable Rust toolchain and a C++ compiler (CXX), no cargo-fuzz. FUZZ_ASAN=1 adds
 # AddressSanitizer, for which it takes the nightly toolchain. Exit code 1: a target failed.
 set -eu
 
 usage() {
-    sed -n '2,5s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,6s/^# \{0,1\}//p' "$0" >&2
     exit 2
 }
 
@@ -19,13 +20,16 @@ shift
 [ "$seconds" -gt 0 ] || usage
 
 cd "$(dirname "$0")/.."
-all=$(for file in fuzz/fuzz_targets/*.rs; do basename "$file" .rs; done)
+all=$(for file in fuzz/fuzz_targets/*/*.rs; do basename "$file" .rs; done)
 [ $# -gt 0 ] || set -- $all
 for target in "$@"; do
-    [ -f "fuzz/fuzz_targets/$target.rs" ] || {
-        echo "run.sh: no target $target; there are:" $all >&2
-        exit 2
-    }
+    case " $(echo $all) " in
+        *" $target "*) ;;
+        *)
+            echo "run.sh: no target $target; there are:" $all >&2
+            exit 2
+            ;;
+    esac
 done
 
 toolchain=
@@ -50,8 +54,8 @@ RUSTFLAGS=$(echo $flags) cargo $toolchain build --quiet --manifest-path fuzz/Car
     --release --locked --bins --target "$host" --target-dir "$build_dir"
 
 # The committed corpus is read only: libFuzzer writes to the first directory it is given.
-failed=0
-for target in "$@"; do
+fuzz() {
+    target=$1
     program=$build_dir/$host/release/$target
     finds=fuzz/target/corpus/$target
     artifacts=fuzz/target/artifacts/$target
@@ -68,15 +72,36 @@ for target in "$@"; do
     coverage=$(sed -n 's/.* cov: \([0-9]*\) .*/\1/p' "$log" | tail -n 1)
     if [ "$code" -eq 0 ]; then
         echo "$target: ok, ${runs:-?} runs, coverage ${coverage:-?}"
-        continue
+        return 0
     fi
-    failed=1
-    echo "$target: FAILED (exit code $code), ${runs:-?} runs, coverage ${coverage:-?}; log: $log"
-    grep -E 'panicked at|SUMMARY|ERROR' -A 2 "$log" | head -n 12 | sed 's/^/  /'
     artifact=$(sed -n 's/.*Test unit written to //p' "$log" | tail -n 1)
-    if [ -n "$artifact" ]; then
-        echo "  artifact:  $artifact"
-        echo "  reproduce: $program $artifact"
-    fi
+    # In one piece, for others run at the same time.
+    cat <<END
+$target: FAILED (exit code $code), ${runs:-?} runs, coverage ${coverage:-?}; log: $log
+$(grep -E 'panicked at|SUMMARY|ERROR' -A 2 "$log" | head -n 12 | sed 's/^/  /')${artifact:+
+  artifact:  $artifact
+  reproduce: $program $artifact}
+END
+    return 1
+}
+
+jobs=${FUZZ_JOBS:-$(nproc)}
+failed=0
+running=
+count=0
+finish() {
+    for pid in $running; do
+        wait "$pid" || failed=1
+    done
+    running=
+    count=0
+}
+for target in "$@"; do
+    fuzz "$target" &
+    running="$running $!"
+    count=$((count + 1))
+    # All take the same time, so the next ones begin together.
+    [ "$count" -lt "$jobs" ] || finish
 done
+finish
 exit $failed
