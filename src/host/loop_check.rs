@@ -1,17 +1,12 @@
-//! The way of a tunnel's datagrams: whether they would come back to this host.
+//! Whether datagrams to a peer would come back to this host.
 //!
-//! A peer whose public address is one of our own, or is routed into the overlay device, gets
-//! nothing; each packet for it would only come by once more.
+//! That is so if the peer's public address is one of our own, or is routed into the overlay
+//! device. Such a peer gets nothing: each packet for it would only arrive here once more.
 
 use std::fmt;
 use std::net::Ipv4Addr;
 
-use futures_util::{StreamExt, stream};
-
-use super::netlink::{Netlink, RouteLookup};
-
-/// Questions that are on their way to the kernel at a time.
-const AT_ONCE: usize = 64;
+use super::netlink::{Netlink, RouteLookup, concurrently};
 
 /// Why datagrams to an address would come back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,33 +26,30 @@ impl fmt::Display for Loop {
     }
 }
 
-/// For each address whether datagrams to it from `source` would come back, where `device` is the index of
-/// the overlay device. Where the kernel does not say, they would not: a daemon that cannot
-/// ask goes on.
-pub async fn loops(
+/// Checks for each address whether datagrams to it from `source` would come back; `device` is
+/// the index of the overlay device. An address for which the kernel does not answer counts as
+/// no loop: a daemon that cannot ask still carries traffic.
+pub(crate) async fn find_loops(
     netlink: &Netlink,
     source: Ipv4Addr,
     addresses: impl IntoIterator<Item = Ipv4Addr>,
     device: u32,
 ) -> Vec<Option<Loop>> {
-    stream::iter(addresses)
-        .map(async |address| {
-            let asked = netlink.route_get_from(source, address).await;
-            let found = asked.unwrap_or_else(|error| {
-                tracing::debug!(event = "route_lookup_failed", %address, %error);
-                None
-            });
-            judge(found?, device)
-        })
-        .buffered(AT_ONCE)
-        .collect()
-        .await
+    let lookups = addresses.into_iter().map(async |address| {
+        let found = netlink.route_get_from(source, address).await;
+        let found = found.unwrap_or_else(|error| {
+            tracing::debug!(event = "route_lookup_failed", %address, %error);
+            None
+        });
+        classify(found?, device)
+    });
+    concurrently(lookups).await
 }
 
-fn judge(way: RouteLookup, device: u32) -> Option<Loop> {
-    if way.local {
+fn classify(route: RouteLookup, device: u32) -> Option<Loop> {
+    if route.local {
         Some(Loop::OwnAddress)
-    } else if way.ifindex == device {
+    } else if route.ifindex == device {
         Some(Loop::IntoOverlay)
     } else {
         None

@@ -9,7 +9,9 @@ use ipnet::Ipv4Net;
 use uvxlan::host::interface::{self, Selection};
 use uvxlan::host::link::{DeviceSettings, LinkError, configure, take_over_kernel_vxlan};
 use uvxlan::host::netlink::{Netlink, NetlinkError, ROUTE_PROTOCOL, Route, VxlanSettings};
-use uvxlan::host::routes::{Realm, RouteError, Way, WayChange, follow, overlay_route, reconcile};
+use uvxlan::host::routes::{
+    NextHop, NextHopChange, OverlayNetwork, RouteError, overlay_route, reconcile, update,
+};
 use uvxlan::testbed::{Node, Topology, available, kernel_has_vxlan};
 use uvxlan::wire::{MacAddr, Vni};
 
@@ -26,16 +28,19 @@ fn ip(text: &str) -> Ipv4Addr {
     text.parse().unwrap()
 }
 
-fn realm(device: u32) -> Realm {
-    Realm {
+fn overlay(device: u32) -> OverlayNetwork {
+    OverlayNetwork {
         network: net("10.3.0.0/16"),
         device,
         blackhole: None,
     }
 }
 
-fn subnets(texts: &[&str]) -> BTreeMap<Ipv4Net, Way> {
-    texts.iter().map(|text| (net(text), Way::Tunnel)).collect()
+fn subnets(texts: &[&str]) -> BTreeMap<Ipv4Net, NextHop> {
+    texts
+        .iter()
+        .map(|text| (net(text), NextHop::Tunnel))
+        .collect()
 }
 
 /// A node with a persistent TUN or TAP device `flannel.1`, or why there is none.
@@ -196,26 +201,26 @@ fn routes_follow_the_peers_and_foreign_ones_stay() {
         let foreign = foreign_route(&netlink).await.unwrap();
 
         let peers = subnets(&["10.3.5.0/24", "10.3.6.0/24", "10.3.7.0/24"]);
-        let outcome = reconcile(&netlink, &peers, realm(device)).await.unwrap();
-        assert_eq!((outcome.added, outcome.removed), (2, 0));
-        let [(subnet, RouteError::Conflict { .. })] = outcome.failed.as_slice() else {
-            panic!("one conflict expected: {outcome:?}");
+        let report = reconcile(&netlink, &peers, overlay(device)).await.unwrap();
+        assert_eq!((report.added, report.removed), (2, 0));
+        let [(subnet, RouteError::Conflict { .. })] = report.failed.as_slice() else {
+            panic!("one conflict expected: {report:?}");
         };
         assert_eq!(*subnet, foreign.destination);
         expect_ours(&netlink, device, &["10.3.5.0/24", "10.3.6.0/24"]).await;
 
-        let again = reconcile(&netlink, &peers, realm(device)).await.unwrap();
+        let again = reconcile(&netlink, &peers, overlay(device)).await.unwrap();
         assert_eq!((again.added, again.replaced, again.removed), (0, 0, 0));
 
         let fewer = subnets(&["10.3.6.0/24", "10.3.8.0/24"]);
-        let outcome = reconcile(&netlink, &fewer, realm(device)).await.unwrap();
-        assert_eq!((outcome.added, outcome.removed), (1, 1));
+        let report = reconcile(&netlink, &fewer, overlay(device)).await.unwrap();
+        assert_eq!((report.added, report.removed), (1, 1));
         expect_ours(&netlink, device, &["10.3.6.0/24", "10.3.8.0/24"]).await;
 
         // Single changes, without reading what there is; one is not as it is said to be.
-        assert!(outcome.foreign.contains(&foreign.destination));
-        let tunnel = Some(Way::Tunnel);
-        let change = |subnet: &str, before, after| WayChange {
+        assert!(report.foreign.contains(&foreign.destination));
+        let tunnel = Some(NextHop::Tunnel);
+        let change = |subnet: &str, before, after| NextHopChange {
             subnet: net(subnet),
             before,
             after,
@@ -226,13 +231,13 @@ fn routes_follow_the_peers_and_foreign_ones_stay() {
             change("10.3.4.0/24", tunnel, None),
             change("10.3.8.0/24", tunnel, tunnel),
         ];
-        let outcome = follow(&netlink, &changes, realm(device)).await;
-        assert!(outcome.failed.is_empty(), "{outcome:?}");
+        let report = update(&netlink, &changes, overlay(device)).await;
+        assert!(report.failed.is_empty(), "{report:?}");
         expect_ours(&netlink, device, &["10.3.5.0/24", "10.3.8.0/24"]).await;
-        let outcome = follow(&netlink, &changes[..1], realm(device)).await;
-        assert_eq!(outcome.failed.len(), 1, "it is there already");
+        let report = update(&netlink, &changes[..1], overlay(device)).await;
+        assert_eq!(report.failed.len(), 1, "it is there already");
 
-        reconcile(&netlink, &BTreeMap::new(), realm(device))
+        reconcile(&netlink, &BTreeMap::new(), overlay(device))
             .await
             .unwrap();
         expect_ours(&netlink, device, &[]).await;
@@ -294,10 +299,10 @@ fn a_crooked_route_of_ours_is_put_right() {
             ..overlay_route(net("10.3.5.0/24"), device)
         };
         netlink.add_route(&crooked).await.unwrap();
-        let outcome = reconcile(&netlink, &subnets(&["10.3.5.0/24"]), realm(device))
+        let report = reconcile(&netlink, &subnets(&["10.3.5.0/24"]), overlay(device))
             .await
             .unwrap();
-        assert_eq!((outcome.replaced, outcome.failed.len()), (1, 0));
+        assert_eq!((report.replaced, report.failed.len()), (1, 0));
         expect_ours(&netlink, device, &["10.3.5.0/24"]).await;
     });
 }

@@ -12,7 +12,7 @@ use crate::daemon::serve::Serving;
 use crate::daemon::serve::repairs;
 use crate::dataplane::counters::{Call, Counter, Kind, Totals, largest_of_size};
 use crate::dataplane::ingress_policy::Mode;
-use crate::host::routes::Way;
+use crate::host::routes::NextHop;
 use crate::subnet::key::SubnetKey;
 use crate::subnet::manager::OwnState;
 use crate::wire::{flow, ipv4};
@@ -164,9 +164,9 @@ impl Serving {
                 .overlay
                 .looping()
                 .find(|(subnet, ..)| *subnet == peer.subnet);
-            let way = match (&blocked, self.overlay.way(peer.subnet)) {
+            let way = match (&blocked, self.overlay.next_hop(peer.subnet)) {
                 (Some((_, _, reason)), _) => format!("none: {reason}"),
-                (None, Some(Way::Direct { .. })) => "direct".into(),
+                (None, Some(NextHop::Direct { .. })) => "direct".into(),
                 (None, _) => "tunnel".into(),
             };
             let health = self.probes.health(peer.subnet);
@@ -257,10 +257,10 @@ impl Serving {
             "lease",
             format!("{subnet} is leased by {}, VTEP {mac}", endpoint.ip()),
         ));
-        let way = self.overlay.way(subnet).unwrap_or(Way::Tunnel);
+        let way = self.overlay.next_hop(subnet).unwrap_or(NextHop::Tunnel);
         steps.push(self.kernel_route(to, Some(way)).await);
         steps.push(self.underlay_route(*endpoint.ip()).await);
-        if let Way::Tunnel = way {
+        if let NextHop::Tunnel = way {
             steps.push(self.tunnel(to, *endpoint.ip()));
             steps.push(self.size(subnet));
         }
@@ -298,7 +298,7 @@ impl Serving {
     }
 
     /// What the kernel does with a packet to `to`, and whether that is the wanted way.
-    async fn kernel_route(&self, to: Ipv4Addr, wanted: Option<Way>) -> Step {
+    async fn kernel_route(&self, to: Ipv4Addr, wanted: Option<NextHop>) -> Step {
         let name = "kernel route";
         let found = match self.netlink.route_get(to).await {
             Ok(Some(found)) => found,
@@ -313,8 +313,8 @@ impl Serving {
         let text = format!("{to}{via} dev {device}");
         let expected = match wanted {
             None => return Step::passed(name, text),
-            Some(Way::Tunnel) => self.overlay.ifindex(),
-            Some(Way::Direct { ifindex, .. }) => ifindex,
+            Some(NextHop::Tunnel) => self.overlay.ifindex(),
+            Some(NextHop::Direct { ifindex, .. }) => ifindex,
         };
         if found.ifindex == expected {
             Step::passed(name, text)

@@ -37,7 +37,7 @@ use crate::daemon::state::state_file::State;
 use crate::dataplane::DeviceGone;
 use crate::host::interface::ExternalInterface;
 use crate::host::netlink::{Changes, Netlink};
-use crate::host::routes::Way;
+use crate::host::routes::NextHop;
 use crate::subnet::config::NetworkConfig;
 use crate::subnet::lease::LeaseAttrs;
 use crate::subnet::manager::{self, PeerChange};
@@ -296,7 +296,7 @@ impl Serving {
         let subnet = self.state.subnet;
         self.bridges.look(&self.netlink, subnet, self.mtu).await;
         self.note_seen();
-        // Ways may have changed.
+        // Next hops may have changed.
         self.tell_probes();
         let now = Instant::now();
         self.due.looked = Some(now);
@@ -324,9 +324,9 @@ impl Serving {
     pub(crate) fn tell_probes(&self) {
         let peers = self.overlay.peer_totals();
         let targets = peers.iter().filter_map(|(peer, _)| {
-            // Where there is no way, nothing is sent.
-            let way = self.overlay.way(peer.subnet)?;
-            Some(Target::new(peer, way != Way::Tunnel))
+            // Without a next hop nothing is sent.
+            let next_hop = self.overlay.next_hop(peer.subnet)?;
+            Some(Target::new(peer, next_hop != NextHop::Tunnel))
         });
         self.probes.set_peers(&targets.collect::<Vec<_>>());
     }

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::peers::{Peers, Place};
 use crate::daemon::failure::Failure;
-use crate::daemon::serve::peer_routes::Ways;
+use crate::daemon::serve::peer_routes::PeerRoutes;
 use crate::daemon::serve::repairs::Mended;
 use crate::dataplane::counters::Totals;
 use crate::dataplane::inbound::header_checks::Vtep;
@@ -21,9 +21,9 @@ use crate::dataplane::peer_counters::PeerTotals;
 use crate::dataplane::tap::Taps;
 use crate::dataplane::{Dataplane, DeviceGone, Options, Tuning};
 use crate::host::link::{self, DeviceSettings, LinkError};
-use crate::host::loop_check::{self, Loop};
+use crate::host::loop_check::{Loop, find_loops};
 use crate::host::netlink::Netlink;
-use crate::host::routes::{Outcome, Realm, Way, WayChange};
+use crate::host::routes::{NextHop, NextHopChange, OverlayNetwork, RouteReport};
 use crate::route::peer::Peer;
 use crate::route::publish::Routes;
 use crate::route::table::{Change, RouteTable};
@@ -90,7 +90,7 @@ pub struct Overlay {
     routes: Routes,
     peers: Peers,
     /// How the kernel must send to each of them.
-    ways: Ways,
+    peer_routes: PeerRoutes,
     /// Whether the kernel's routes should be looked at soon.
     doubtful: bool,
     ifindex: u32,
@@ -112,7 +112,7 @@ impl Overlay {
         let subnet_len = plan.subnet.prefix_len();
         let routes = Routes::new(RouteTable::empty(plan.network, subnet_len));
         let mut this = Self {
-            ways: Ways::new(plan.direct_routing),
+            peer_routes: PeerRoutes::new(plan.direct_routing),
             plan,
             netlink,
             routes,
@@ -238,13 +238,13 @@ impl Overlay {
         // What it leaves undone is done below, where all routes are compared.
         let _ = self.look_for_loops().await;
         self.doubtful = false;
-        let outcome = self.reconcile_routes().await?;
-        if outcome.added + outcome.replaced + outcome.removed > 0 {
+        let report = self.reconcile_routes().await?;
+        if report.added + report.replaced + report.removed > 0 {
             tracing::warn!(
                 event = "routes_mended",
-                added = outcome.added,
-                replaced = outcome.replaced,
-                removed = outcome.removed,
+                added = report.added,
+                replaced = report.replaced,
+                removed = report.removed,
                 "routes to peers had been changed; put them back"
             );
             Mended::Routes.note();
@@ -259,8 +259,7 @@ impl Overlay {
     /// When the kernel's routes cannot be read. A route that is refused is logged.
     pub async fn apply(&mut self, changes: &[PeerChange], port: u16) -> Result<(), Failure> {
         let addresses = changes.iter().filter_map(address);
-        let found =
-            loop_check::loops(&self.netlink, self.plan.source, addresses, self.ifindex).await;
+        let found = find_loops(&self.netlink, self.plan.source, addresses, self.ifindex).await;
         let mut found = found.into_iter();
         let mut table_changes = Vec::with_capacity(changes.len());
         let mut touched = BTreeSet::new();
@@ -284,26 +283,28 @@ impl Overlay {
             // All of them are set when the device is back.
             return Ok(());
         }
-        if self.ways.should_compare(&changes) {
+        if self.peer_routes.needs_reconcile(&changes) {
             self.reconcile_routes().await?;
         } else {
-            let followed = self
-                .ways
-                .follow(&self.netlink, self.realm(), &changes)
+            let updated = self
+                .peer_routes
+                .update(&self.netlink, self.overlay_network(), &changes)
                 .await;
             // A route is in the way, say. Whoever makes that happen again and again must not
             // make us read all routes each time.
-            self.doubtful |= !followed;
+            self.doubtful |= !updated;
         }
         Ok(())
     }
 
-    async fn decide(&mut self, subnets: BTreeSet<Ipv4Net>) -> Vec<WayChange> {
+    async fn decide(&mut self, subnets: BTreeSet<Ipv4Net>) -> Vec<NextHopChange> {
         let peers = &self.peers;
         let subnets = subnets
             .into_iter()
             .map(|subnet| (subnet, peers.reached_at(subnet)));
-        self.ways.decide(&self.netlink, self.ifindex, subnets).await
+        self.peer_routes
+            .decide(&self.netlink, self.ifindex, subnets)
+            .await
     }
 
     /// Looks whether the kernel's routes now send some peers' datagrams back to this host.
@@ -311,8 +312,7 @@ impl Overlay {
         let looks = self.peers.count().div_ceil(ROUNDS).max(LOOKS);
         let peers = self.peers.next(looks);
         let addresses = peers.iter().map(|peer| peer.public_ip);
-        let found =
-            loop_check::loops(&self.netlink, self.plan.source, addresses, self.ifindex).await;
+        let found = find_loops(&self.netlink, self.plan.source, addresses, self.ifindex).await;
         let changes = self.peers.look(peers.into_iter().zip(found));
         if changes.is_empty() {
             return Ok(());
@@ -333,9 +333,9 @@ impl Overlay {
         self.routes.publish(table);
     }
 
-    const fn realm(&self) -> Realm {
+    const fn overlay_network(&self) -> OverlayNetwork {
         let subnet = self.plan.subnet;
-        Realm {
+        OverlayNetwork {
             network: self.plan.network,
             device: self.ifindex,
             blackhole: if self.plan.blackhole {
@@ -346,10 +346,13 @@ impl Overlay {
         }
     }
 
-    async fn reconcile_routes(&mut self) -> Result<Outcome, Failure> {
-        let realm = self.realm();
+    async fn reconcile_routes(&mut self) -> Result<RouteReport, Failure> {
+        let overlay = self.overlay_network();
         let address = |subnet| self.peers.reached_at(subnet);
-        Ok(self.ways.reconcile(&self.netlink, realm, address).await?)
+        Ok(self
+            .peer_routes
+            .reconcile(&self.netlink, overlay, address)
+            .await?)
     }
 
     /// Another MTU for the device, from now on.
@@ -426,8 +429,8 @@ impl Overlay {
 
     /// How the kernel sends to a peer's subnet.
     #[must_use]
-    pub fn way(&self, subnet: Ipv4Net) -> Option<Way> {
-        self.ways.get(subnet)
+    pub fn next_hop(&self, subnet: Ipv4Net) -> Option<NextHop> {
+        self.peer_routes.get(subnet)
     }
 
     /// Whether the kernel's routes should be looked at soon.

@@ -1,42 +1,40 @@
-//! How the kernel sends to each peer: which routes are wanted, and that it has them.
+//! How the kernel routes packets to each peer: which routes are wanted, and that they are
+//! installed.
 //!
-//! A change among the peers changes just their routes; everything is compared only now and
-//! then, and when something on the host has changed.
+//! A change of a peer updates its route alone. All routes are compared periodically, and when
+//! something on the host has changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::ops::Bound;
 
-use futures_util::{StreamExt, stream};
 use ipnet::Ipv4Net;
 
-use crate::host::netlink::{Netlink, NetlinkError};
-use crate::host::routes::{self, Outcome, Realm, Way, WayChange};
+use crate::host::netlink::{Netlink, NetlinkError, concurrently};
+use crate::host::routes::{self, NextHop, NextHopChange, OverlayNetwork, RouteReport};
 
-/// So many changes at once are followed one by one; more are cheaper by comparing everything.
-const FEW: usize = 256;
-/// Peers whose way is asked for again in one comparison, where some may be on our link.
-const ASKED_AGAIN: usize = 512;
-/// Questions that are on their way to the kernel at a time.
-const AT_ONCE: usize = 64;
+/// Up to so many changes are applied one by one; for more, comparing everything is cheaper.
+const MAX_SINGLE_UPDATES: usize = 256;
+/// Peers whose next hop is looked up again in one comparison, if some may be on our link.
+const LOOKUPS_PER_ROUND: usize = 512;
 
-/// The wanted ways, by subnet.
+/// The wanted next hops, by subnet.
 #[derive(Debug, Default)]
-pub struct Ways {
+pub struct PeerRoutes {
     /// Whether peers on the same link are reached without the tunnel.
     direct: bool,
-    desired: BTreeMap<Ipv4Net, Way>,
-    /// Those of them for which there is no route now.
+    desired: BTreeMap<Ipv4Net, NextHop>,
+    /// Desired subnets for which no route could be installed.
     unrouted: BTreeSet<Ipv4Net>,
-    /// Prefixes for which there were routes of others when the kernel's were read last.
+    /// Prefixes that had foreign routes when the kernel's routes were last read.
     foreign: BTreeSet<Ipv4Net>,
     /// Whether the kernel's routes were compared since the start.
     compared: bool,
-    /// Behind which subnet the next questions begin.
+    /// The subnet after which the next round of lookups begins.
     cursor: Option<Ipv4Net>,
 }
 
-impl Ways {
+impl PeerRoutes {
     /// No peers yet.
     #[must_use]
     pub fn new(direct_routing: bool) -> Self {
@@ -46,37 +44,36 @@ impl Ways {
         }
     }
 
-    /// How the kernel is to send to a peer's subnet.
+    /// The wanted next hop to a peer's subnet.
     #[must_use]
-    pub fn get(&self, subnet: Ipv4Net) -> Option<Way> {
+    pub fn get(&self, subnet: Ipv4Net) -> Option<NextHop> {
         self.desired.get(&subnet).copied()
     }
 
-    /// Decides anew about these peers, by subnet and public address, where there is one.
-    /// Returns what changes; the kernel is asked, and not told.
+    /// Determines the next hops of these peers again, given by subnet and public address; a
+    /// peer without an address gets no route. Returns the changes, which are not applied yet.
     pub async fn decide(
         &mut self,
         netlink: &Netlink,
         device: u32,
         peers: impl IntoIterator<Item = (Ipv4Net, Option<Ipv4Addr>)>,
-    ) -> Vec<WayChange> {
+    ) -> Vec<NextHopChange> {
         let direct = self.direct;
-        let decided: Vec<_> = stream::iter(peers)
+        let lookups = peers
+            .into_iter()
             .map(async |(subnet, public_ip)| match public_ip {
                 Some(public_ip) if direct => {
                     let old = self.get(subnet);
-                    (subnet, Some(ask(netlink, device, public_ip, old).await))
+                    let found = look_up(netlink, device, public_ip, old).await;
+                    (subnet, Some(found))
                 }
-                Some(_) => (subnet, Some(Way::Tunnel)),
+                Some(_) => (subnet, Some(NextHop::Tunnel)),
                 None => (subnet, None),
-            })
-            .buffered(AT_ONCE)
-            .collect()
-            .await;
+            });
         let mut changes = Vec::new();
-        for (subnet, after) in decided {
+        for (subnet, after) in concurrently(lookups).await {
             let before = match after {
-                Some(way) => self.desired.insert(subnet, way),
+                Some(next_hop) => self.desired.insert(subnet, next_hop),
                 None => self.desired.remove(&subnet),
             };
             if before == after {
@@ -85,11 +82,11 @@ impl Ways {
             if after.is_none() {
                 self.unrouted.remove(&subnet);
             }
-            if direct && let Some(way) = after {
-                let direct = way != Way::Tunnel;
+            if direct && let Some(next_hop) = after {
+                let direct = next_hop != NextHop::Tunnel;
                 tracing::info!(event = "direct_routing", %subnet, direct, "how a peer is reached");
             }
-            changes.push(WayChange {
+            changes.push(NextHopChange {
                 subnet,
                 before,
                 after,
@@ -98,79 +95,91 @@ impl Ways {
         changes
     }
 
-    /// Whether [`Ways::reconcile`] is the way to follow these changes: because nobody knows
-    /// yet what the kernel has, or because it is cheaper.
+    /// Whether these changes take a [`PeerRoutes::reconcile`]: because the kernel's routes are
+    /// not known yet, or because it is cheaper.
     #[must_use]
-    pub const fn should_compare(&self, changes: &[WayChange]) -> bool {
-        !self.compared || changes.len() > FEW
+    pub const fn needs_reconcile(&self, changes: &[NextHopChange]) -> bool {
+        !self.compared || changes.len() > MAX_SINGLE_UPDATES
     }
 
-    /// Has the kernel follow some changes; `false` where only [`Ways::reconcile`] can tell
-    /// what is the matter.
-    pub async fn follow(&self, netlink: &Netlink, realm: Realm, changes: &[WayChange]) -> bool {
-        let (doubtful, clear): (Vec<_>, Vec<_>) = changes
+    /// Applies some changes to the kernel's routes; `false` if a [`PeerRoutes::reconcile`] is
+    /// needed after all.
+    pub async fn update(
+        &self,
+        netlink: &Netlink,
+        overlay: OverlayNetwork,
+        changes: &[NextHopChange],
+    ) -> bool {
+        let (contested, clear): (Vec<_>, Vec<_>) = changes
             .iter()
             .copied()
             .partition(|change| self.foreign.contains(&change.subnet));
-        let outcome = routes::follow(netlink, &clear, realm).await;
-        doubtful.is_empty() && outcome.failed.is_empty()
+        let report = routes::update(netlink, &clear, overlay).await;
+        contested.is_empty() && report.failed.is_empty()
     }
 
-    /// Compares all routes of the kernel with what is wanted, and mends them. `address` knows
-    /// the peers' public addresses.
+    /// Compares all routes of the kernel with the wanted ones, and repairs them. `address`
+    /// returns a peer's public address.
     ///
     /// # Errors
-    /// When the kernel's routes cannot be read. A route that is refused is logged.
+    /// If the kernel's routes cannot be read. A route that is refused is logged.
     pub async fn reconcile(
         &mut self,
         netlink: &Netlink,
-        realm: Realm,
+        overlay: OverlayNetwork,
         address: impl Fn(Ipv4Net) -> Option<Ipv4Addr>,
-    ) -> Result<Outcome, NetlinkError> {
-        let again = self.next();
+    ) -> Result<RouteReport, NetlinkError> {
+        let again = self.next_round();
         let peers = again.into_iter().map(|subnet| (subnet, address(subnet)));
-        self.decide(netlink, realm.device, peers).await;
-        let outcome = routes::reconcile(netlink, &self.desired, realm).await?;
+        self.decide(netlink, overlay.device, peers).await;
+        let report = routes::reconcile(netlink, &self.desired, overlay).await?;
         self.compared = true;
-        self.foreign.clone_from(&outcome.foreign);
-        for (subnet, error) in &outcome.failed {
+        self.foreign.clone_from(&report.foreign);
+        for (subnet, error) in &report.failed {
             if !self.unrouted.contains(subnet) {
                 tracing::error!(event = "route_failed", %subnet, %error, "no route to a peer's subnet");
             }
         }
-        self.unrouted = outcome.failed.iter().map(|(subnet, _)| *subnet).collect();
-        Ok(outcome)
+        self.unrouted = report.failed.iter().map(|(subnet, _)| *subnet).collect();
+        Ok(report)
     }
 
-    /// The next subnets whose way may have changed by itself, in turn.
-    fn next(&mut self) -> Vec<Ipv4Net> {
+    /// The next subnets, in turn, whose next hop may have changed without a change of the peer.
+    fn next_round(&mut self) -> Vec<Ipv4Net> {
         if !self.direct {
             return Vec::new();
         }
         let from = self.cursor.map_or(Bound::Unbounded, Bound::Excluded);
         let rest = self.desired.range((from, Bound::Unbounded));
-        let next: Vec<_> = rest.map(|(subnet, _)| *subnet).take(ASKED_AGAIN).collect();
+        let next: Vec<_> = rest
+            .map(|(subnet, _)| *subnet)
+            .take(LOOKUPS_PER_ROUND)
+            .collect();
         self.cursor = match next.last() {
-            Some(last) if next.len() == ASKED_AGAIN => Some(*last),
+            Some(last) if next.len() == LOOKUPS_PER_ROUND => Some(*last),
             _ => None,
         };
         next
     }
 }
 
-/// Whether a peer is reached through the tunnel. flannel asks the kernel too
-/// (`pkg/ip/iface.go: DirectRouting`): a route without gateway leads to a host on the same
-/// link. Where the kernel does not answer, all stays as it was.
-async fn ask(netlink: &Netlink, device: u32, public_ip: Ipv4Addr, old: Option<Way>) -> Way {
+/// The next hop to a peer. As in flannel (`pkg/ip/iface.go: DirectRouting`), a route without a
+/// gateway means a host on the same link. If the kernel does not answer, the next hop stays.
+async fn look_up(
+    netlink: &Netlink,
+    device: u32,
+    public_ip: Ipv4Addr,
+    old: Option<NextHop>,
+) -> NextHop {
     match netlink.route_get(public_ip).await {
-        Ok(Some(found)) if found.gateway.is_none() && found.ifindex != device => Way::Direct {
+        Ok(Some(found)) if found.gateway.is_none() && found.ifindex != device => NextHop::Direct {
             gateway: public_ip,
             ifindex: found.ifindex,
         },
-        Ok(_) => Way::Tunnel,
+        Ok(_) => NextHop::Tunnel,
         Err(error) => {
             tracing::debug!(event = "route_lookup_failed", %public_ip, %error);
-            old.unwrap_or(Way::Tunnel)
+            old.unwrap_or(NextHop::Tunnel)
         }
     }
 }
@@ -180,18 +189,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_peer_is_asked_for_in_turn() {
-        let mut ways = Ways::new(true);
+    fn every_peer_is_looked_up_in_turn() {
+        let mut routes = PeerRoutes::new(true);
         let subnets: Vec<_> = (0..1300u32)
             .map(|n| Ipv4Net::new_assert(Ipv4Addr::from_bits(0x0a00_0000 + (n << 8)), 24))
             .collect();
-        ways.desired = subnets.iter().map(|net| (*net, Way::Tunnel)).collect();
+        routes.desired = subnets.iter().map(|net| (*net, NextHop::Tunnel)).collect();
         let mut seen = Vec::new();
         for _ in 0..3 {
-            seen.extend(ways.next());
+            seen.extend(routes.next_round());
         }
         assert_eq!(seen, subnets);
-        assert_eq!(ways.next()[0], subnets[0]);
-        assert!(Ways::new(false).next().is_empty());
+        assert_eq!(routes.next_round()[0], subnets[0]);
+        assert!(PeerRoutes::new(false).next_round().is_empty());
     }
 }

@@ -12,6 +12,9 @@ mod link;
 mod neighbour;
 mod route;
 
+use std::future::Future;
+
+use futures_util::{StreamExt, stream};
 use rtnetlink::sys::AsyncSocket;
 
 pub use address::AddressInfo;
@@ -27,6 +30,20 @@ pub use route::{Route, RouteLookup};
 /// iproute2's `rt_protos`. flannel uses `boot` (3), which every `ip route add` typed by a
 /// person gets too, so it can't tell its own routes from theirs.
 pub const ROUTE_PROTOCOL: u8 = 158;
+
+/// Requests in flight at a time.
+const CONCURRENT_REQUESTS: usize = 64;
+
+/// Makes many requests, in a bounded number at a time: the kernel takes less time to answer one
+/// than the answer takes to arrive. Returns the results in order.
+pub(crate) async fn concurrently<T>(
+    requests: impl IntoIterator<Item = impl Future<Output = T>>,
+) -> Vec<T> {
+    stream::iter(requests)
+        .buffered(CONCURRENT_REQUESTS)
+        .collect()
+        .await
+}
 
 /// A connection to rtnetlink. Clones share it.
 #[derive(Debug, Clone)]

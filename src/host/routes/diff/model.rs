@@ -7,7 +7,7 @@ use super::*;
 const DEVICE: u32 = 7;
 const LINK: u32 = 2;
 const BOOT: u8 = 3;
-const REALM: Realm = Realm {
+const OVERLAY: OverlayNetwork = OverlayNetwork {
     network: Ipv4Net::new_assert(Ipv4Addr::new(10, 3, 0, 0), 16),
     device: DEVICE,
     blackhole: None,
@@ -52,10 +52,10 @@ fn subnet(number: u8) -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(10, 3, number, 0), 24)
 }
 
-fn way(number: u8, direct: bool) -> Way {
+fn next_hop(number: u8, direct: bool) -> NextHop {
     match direct {
-        false => Way::Tunnel,
-        true => Way::Direct {
+        false => NextHop::Tunnel,
+        true => NextHop::Direct {
             gateway: Ipv4Addr::new(192, 0, 2, number + 1),
             ifindex: LINK,
         },
@@ -74,10 +74,10 @@ fn add(kernel: &mut Vec<Route>, route: Route) -> bool {
     free
 }
 
-fn happen(kernel: &mut Vec<Route>, desired: &mut BTreeMap<Ipv4Net, Way>, step: &Step) {
+fn happen(kernel: &mut Vec<Route>, desired: &mut BTreeMap<Ipv4Net, NextHop>, step: &Step) {
     match *step {
         Step::Lease(number, direct) => {
-            desired.insert(subnet(number), way(number, direct));
+            desired.insert(subnet(number), next_hop(number, direct));
         }
         Step::Expire(number) => {
             desired.remove(&subnet(number));
@@ -97,25 +97,25 @@ fn happen(kernel: &mut Vec<Route>, desired: &mut BTreeMap<Ipv4Net, Way>, step: &
         }
         Step::Down(link) => kernel.retain(|route| route.ifindex != Some(link)),
         Step::Stale(number, direct) => {
-            let route = REALM.route(subnet(number), way(number, direct));
+            let route = OVERLAY.route(subnet(number), next_hop(number, direct));
             add(kernel, route);
         }
     }
 }
 
-fn carry_out(kernel: &mut Vec<Route>, plan: &Plan) {
+fn carry_out(kernel: &mut Vec<Route>, changes: &RouteChanges) {
     let remove = |kernel: &mut Vec<Route>, route: &Route| {
         let at = kernel.iter().position(|other| other == route);
         kernel.remove(at.expect("only routes that are there are removed"));
     };
-    for route in &plan.remove {
+    for route in &changes.remove {
         remove(kernel, route);
     }
-    for (old, new) in &plan.replace {
+    for (old, new) in &changes.replace {
         remove(kernel, old);
         assert!(add(kernel, new.clone()), "no room for {new}");
     }
-    for route in &plan.add {
+    for route in &changes.add {
         assert!(add(kernel, route.clone()), "no room for {route}");
     }
 }
@@ -131,30 +131,30 @@ proptest! {
         let mut desired = BTreeMap::new();
         for step in &steps {
             happen(&mut kernel, &mut desired, step);
-            let is_foreign = |route: &&Route| !REALM.owns(route);
+            let is_foreign = |route: &&Route| !OVERLAY.owns(route);
             let foreign: Vec<_> = kernel.iter().filter(is_foreign).cloned().collect();
-            let planned = plan(&desired, &kernel, REALM);
-            carry_out(&mut kernel, &planned);
+            let changes = OVERLAY.diff(&desired, &kernel);
+            carry_out(&mut kernel, &changes);
 
             let left: Vec<_> = kernel.iter().filter(is_foreign).cloned().collect();
             prop_assert_eq!(&left, &foreign, "after {:?}", step);
-            for (subnet, way) in &desired {
-                let wanted = REALM.route(*subnet, *way);
+            for (subnet, next_hop) in &desired {
+                let wanted = OVERLAY.route(*subnet, *next_hop);
                 let present = kernel.contains(&wanted);
                 let in_the_way = foreign.iter().any(|route| route.destination == *subnet);
                 prop_assert!(present || in_the_way, "no {} after {:?}", wanted, step);
-                let alike = foreign.iter().any(|route| leads_alike(route, &wanted));
-                let told = planned.conflicts.iter().any(|(other, _)| other == subnet);
+                let alike = foreign.iter().any(|route| is_equivalent(route, &wanted));
+                let told = changes.conflicts.iter().any(|(other, _)| other == subnet);
                 prop_assert!(present || alike || told, "{} is missing and not told", wanted);
             }
-            let ours = kernel.iter().filter(|route| REALM.owns(route));
+            let ours = kernel.iter().filter(|route| OVERLAY.owns(route));
             for route in ours {
-                let way = desired.get(&route.destination);
-                prop_assert!(way.is_some(), "{} is stale after {:?}", route, step);
-                let wanted = way.map(|way| REALM.route(route.destination, *way));
+                let next_hop = desired.get(&route.destination);
+                prop_assert!(next_hop.is_some(), "{} is stale after {:?}", route, step);
+                let wanted = next_hop.map(|hop| OVERLAY.route(route.destination, *hop));
                 prop_assert_eq!(Some(route.clone()), wanted);
             }
-            prop_assert!(plan(&desired, &kernel, REALM).is_empty(), "not settled after {:?}", step);
+            prop_assert!(OVERLAY.diff(&desired, &kernel).is_empty(), "not settled after {:?}", step);
         }
     }
 }
