@@ -38,6 +38,7 @@ test: test-needs check-style unit try-unreleased bench-smoke fuzz-smoke doc
 check-style:
 	cargo fmt --all --check
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --no-default-features --lib --examples -- -D warnings
 	./scripts/check-sources.sh
 
 # Tests in network namespaces need root; where sudo is needed cargo builds as the user
