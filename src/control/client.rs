@@ -1,112 +1,105 @@
-//! Asks a running daemon.
+//! Sends a request to a running daemon.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Answer, Ask, Reply, Request, VERSION};
+use super::{Request, RequestLine, Response, ResponseLine, VERSION};
 
-/// How long the daemon may take.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Longest answer, in bytes: 65,536 peers of 500 bytes.
-const MAX_ANSWER: u64 = 64 << 20;
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest response, in bytes: 65,536 peers of 500 bytes.
+const MAX_RESPONSE: u64 = 64 << 20;
 
-/// Why there is no answer.
+/// Why there is no response.
 #[derive(Debug, thiserror::Error)]
-pub enum AskError {
-    /// Nobody listens.
+pub(crate) enum ClientError {
     #[error(
         "no daemon answers at {}: {source}; is one running (systemctl status uvxlan), and was it \
          started with another --control-socket?", path.display()
     )]
-    NoDaemon {
-        /// The socket.
-        path: PathBuf,
-        /// What came back.
-        source: io::Error,
-    },
-    /// The socket is there, and not for us.
+    NoDaemon { path: PathBuf, source: io::Error },
     #[error("may not ask the daemon at {}: {source}; run as root", path.display())]
-    Forbidden {
-        /// The socket.
-        path: PathBuf,
-        /// What came back.
-        source: io::Error,
-    },
-    /// The conversation broke off.
+    Forbidden { path: PathBuf, source: io::Error },
     #[error("the daemon at {} did not answer: {source}", path.display())]
-    Broken {
-        /// The socket.
-        path: PathBuf,
-        /// What came back.
-        source: io::Error,
-    },
-    /// The daemon refused.
+    Broken { path: PathBuf, source: io::Error },
+    /// The daemon's own words.
     #[error("{0}")]
     Refused(String),
 }
 
-/// Asks the daemon whose control socket this is.
+/// Sends a request to the daemon whose control socket is at `path`.
 ///
 /// # Errors
-/// [`AskError`] says what to do.
-pub fn ask(path: &Path, ask: Ask) -> Result<Reply, AskError> {
-    ask_within(path, ask, PATIENCE)
+/// [`ClientError`] says what to do.
+pub(crate) fn send(path: &Path, request: Request) -> Result<Response, ClientError> {
+    send_within(path, request, RESPONSE_TIMEOUT)
 }
 
-/// The same, for those who wait less long.
+/// Sends a request, with another timeout.
 ///
 /// # Errors
-/// [`AskError`] says what to do.
-pub fn ask_within(path: &Path, ask: Ask, patience: Duration) -> Result<Reply, AskError> {
-    begin(path, ask, patience).map(|(reply, _)| reply)
-}
-
-/// The same, and what follows the answer: some bytes that came with it, and the connection.
-///
-/// # Errors
-/// [`AskError`] says what to do.
-pub fn begin(
+/// [`ClientError`] says what to do.
+pub(crate) fn send_within(
     path: &Path,
-    ask: Ask,
-    patience: Duration,
-) -> Result<(Reply, (Vec<u8>, UnixStream)), AskError> {
+    request: Request,
+    timeout: Duration,
+) -> Result<Response, ClientError> {
+    open_stream(path, request, timeout).map(|(response, _)| response)
+}
+
+/// Sends a request, and returns what follows the response too: the bytes that came with it, and
+/// the connection.
+///
+/// # Errors
+/// [`ClientError`] says what to do.
+pub(crate) fn open_stream(
+    path: &Path,
+    request: Request,
+    timeout: Duration,
+) -> Result<(Response, (Vec<u8>, UnixStream)), ClientError> {
     let path = path.to_owned();
     let mut stream = UnixStream::connect(&path).map_err(|source| match source.kind() {
-        io::ErrorKind::PermissionDenied => AskError::Forbidden {
+        io::ErrorKind::PermissionDenied => ClientError::Forbidden {
             path: path.clone(),
             source,
         },
-        _ => AskError::NoDaemon {
+        _ => ClientError::NoDaemon {
             path: path.clone(),
             source,
         },
     })?;
-    let broken = |source| AskError::Broken {
+    let broken = |source| ClientError::Broken {
         path: path.clone(),
         source,
     };
-    let (line, rest) = talk(&mut stream, ask, patience).map_err(broken)?;
-    let answer: Answer = serde_json::from_slice(&line)
+    let (line, rest) = exchange(&mut stream, request, timeout).map_err(broken)?;
+    let line: ResponseLine = serde_json::from_slice(&line)
         .map_err(|error| broken(io::Error::new(io::ErrorKind::InvalidData, error)))?;
-    match answer.reply {
-        Reply::Error(text) => Err(AskError::Refused(text)),
-        reply => Ok((reply, (rest, stream))),
+    match line.response {
+        Response::Error(text) => Err(ClientError::Refused(text)),
+        response => Ok((response, (rest, stream))),
     }
 }
 
-/// The answer's line, and what was read behind it.
-fn talk(stream: &mut UnixStream, ask: Ask, patience: Duration) -> io::Result<(Vec<u8>, Vec<u8>)> {
-    stream.set_read_timeout(Some(patience))?;
-    stream.set_write_timeout(Some(patience))?;
-    let mut request = serde_json::to_vec(&Request { v: VERSION, ask })?;
-    request.push(b'\n');
-    stream.write_all(&request)?;
+/// The response line, and the bytes that were read behind it.
+fn exchange(
+    stream: &mut UnixStream,
+    request: Request,
+    timeout: Duration,
+) -> io::Result<(Vec<u8>, Vec<u8>)> {
+    stream.set_read_timeout(Some(timeout))?;
+    stream.set_write_timeout(Some(timeout))?;
+    let mut bytes = serde_json::to_vec(&RequestLine {
+        v: VERSION,
+        request,
+    })?;
+    bytes.push(b'\n');
+    stream.write_all(&bytes)?;
     let mut line = Vec::new();
     let mut reader = BufReader::new(stream);
     (&mut reader)
-        .take(MAX_ANSWER)
+        .take(MAX_RESPONSE)
         .read_until(b'\n', &mut line)?;
     if line.is_empty() {
         return Err(io::ErrorKind::UnexpectedEof.into());

@@ -24,7 +24,6 @@ use tokio::net::UdpSocket as AnySocket;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-pub use self::loss::Loss;
 pub use self::target::{Health, Means, Target};
 
 use self::ledger::{Ask, Ledger, Outcome};

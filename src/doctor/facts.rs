@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ipnet::Ipv4Net;
 
-use crate::control::{RefusedRecord, Status};
+use crate::control::{PeerRoute, RefusedRecord, Status};
 use crate::daemon::state::state_file::State;
 use crate::dataplane::offloads::{Lacking, Offloads};
 use crate::host::interface::ExternalInterface;
@@ -375,7 +375,7 @@ impl Facts {
             .map(|peer| Peer {
                 subnet: peer.subnet,
                 public_ip: peer.public_ip,
-                tunnel: peer.way == "tunnel",
+                tunnel: peer.route == PeerRoute::Tunnel,
             })
             .collect()
     }

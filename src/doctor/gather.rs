@@ -18,7 +18,7 @@ use caps::{CapSet, Capability};
 use super::facts::{
     Daemon, Facts, Files, Firewall, Host, Machine, OptionsRefused, PATIENCE, Store as StoreFacts,
 };
-use crate::control::{Ask, Reply, Status, client};
+use crate::control::{self, Response, Status, client};
 use crate::daemon::instance;
 use crate::daemon::state::state_file;
 use crate::dataplane::offloads;
@@ -156,8 +156,8 @@ async fn daemon(socket: PathBuf, facts: &Facts) -> Daemon {
 }
 
 fn status(socket: &Path) -> Result<Status, String> {
-    match client::ask_within(socket, Ask::Status, PATIENCE) {
-        Ok(Reply::Status(status)) => Ok(*status),
+    match client::send_within(socket, control::Request::Status, PATIENCE) {
+        Ok(Response::Status(status)) => Ok(*status),
         Ok(_) => Err("it answered something else than was asked".into()),
         Err(error) => Err(error.to_string()),
     }

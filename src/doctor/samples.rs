@@ -8,7 +8,10 @@ use bytes::Bytes;
 use super::facts::{
     Answer, Daemon, Facts, Files, Firewall, Host, Machine, Member, Peer, Reach, Size, Store,
 };
-use crate::control::{NodeStatus, PacketLoopStatus, PeerStatus, Status};
+use crate::control::{
+    NodeStatus, PacketLoopStatus, PeerCheck, PeerRoute, PeerState, PeerStatus, Phase, ProbeMethod,
+    Status,
+};
 use crate::daemon::state::state_file::State;
 use crate::dataplane::offloads::Offloads;
 use crate::host::interface::ExternalInterface;
@@ -67,7 +70,7 @@ pub fn record(name: &str, public_ip: &str) -> Record {
 
 fn status() -> Status {
     Status {
-        phase: "serving".into(),
+        phase: Phase::Serving,
         pid: PID,
         node: Some(NodeStatus {
             subnet: "10.5.1.0/24".parse().unwrap(),
@@ -85,16 +88,16 @@ fn status() -> Status {
             workers: 2,
             offloads: "read,send".into(),
             lacking: vec![],
-            peer_check: "enforce".into(),
+            peer_check: PeerCheck::Enforce,
             ..PacketLoopStatus::default()
         }),
         peers: vec![PeerStatus {
             subnet: "10.5.2.0/24".parse().unwrap(),
             public_ip: THEIRS,
             vtep_mac: "02:00:00:00:00:02".into(),
-            way: "tunnel".into(),
-            state: "ok".into(),
-            probe: Some("in-band".into()),
+            route: PeerRoute::Tunnel,
+            state: PeerState::Ok,
+            probe: Some(ProbeMethod::InBand),
             rtt_us: Some(100),
             loss_percent: Some(0),
             loss_out_percent: None,

@@ -2,17 +2,17 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use uvxlan::control::{Request, VERSION, read_request};
+use uvxlan::control::{RequestLine, VERSION, read_request};
 
 fuzz_target!(|line: &[u8]| {
     match read_request(line) {
-        Ok(ask) => {
-            let again = serde_json::to_vec(&Request {
+        Ok(request) => {
+            let again = serde_json::to_vec(&RequestLine {
                 v: VERSION,
-                ask: ask.clone(),
+                request: request.clone(),
             })
             .unwrap();
-            assert_eq!(read_request(&again), Ok(ask));
+            assert_eq!(read_request(&again), Ok(request));
         }
         // What is said back is one line of text.
         Err(text) => assert!(!text.is_empty() && !text.contains('\n')),

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::OwnedReadHalf;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -16,7 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::status::{Socket, failed};
 use crate::capture::pcapng;
-use crate::control::{Ask, CaptureRequest, client};
+use crate::control::{CaptureRequest, CaptureView, Request, client};
 
 /// How long the daemon may take to begin, and, once the end is asked for, how long nothing may
 /// come or be taken by whoever reads.
@@ -34,8 +35,8 @@ pub struct CaptureArgs {
     #[arg(short, long, value_name = "FILE")]
     write: Option<PathBuf>,
     /// inner (packets at the device), outer (VXLAN at the socket), or both
-    #[arg(long, value_name = "VIEW", default_value = "both", value_parser = ["both", "inner", "outer"])]
-    view: String,
+    #[arg(long, value_name = "VIEW", default_value = "both", value_parser = PossibleValuesParser::new(["both", "inner", "outer"]).map(view))]
+    view: CaptureView,
     /// Only packets of this peer: its public IP or its subnet (or a stranger's IP)
     #[arg(long, value_name = "PEER")]
     peer: Option<String>,
@@ -56,6 +57,14 @@ pub struct CaptureArgs {
     snap_length: Option<u32>,
     #[command(flatten)]
     socket: Socket,
+}
+
+fn view(word: String) -> CaptureView {
+    match word.as_str() {
+        "inner" => CaptureView::Inner,
+        "outer" => CaptureView::Outer,
+        _ => CaptureView::Both,
+    }
 }
 
 /// Ended by a second Ctrl-C, as shells say it.
@@ -87,14 +96,14 @@ pub fn run(args: &CaptureArgs) -> ExitCode {
         return ExitCode::from(crate::cli::USAGE);
     }
     let request = CaptureRequest {
-        view: Some(args.view.clone()),
+        view: Some(args.view),
         peer: args.peer.clone(),
         host: args.host,
         dropped: args.dropped,
         snap_len: args.snap_length,
         count: args.count,
     };
-    let begun = client::begin(args.socket.path(), Ask::Capture(request), PATIENCE);
+    let begun = client::open_stream(args.socket.path(), Request::Capture(request), PATIENCE);
     let (head, stream) = match begun {
         Ok((_, rest)) => rest,
         Err(error) => return failed("capture", &error),

@@ -191,16 +191,16 @@ fn line(size: usize, answer: Answer) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::PeerStatus;
+    use crate::control::{PeerRoute, PeerState, PeerStatus, ProbeMethod};
 
     fn status() -> Status {
         let peer = PeerStatus {
             subnet: "10.5.24.0/24".parse().unwrap(),
             public_ip: "192.0.2.2".parse().unwrap(),
             vtep_mac: String::new(),
-            way: "tunnel".into(),
-            state: "ok".into(),
-            probe: Some("in-band".into()),
+            route: PeerRoute::Tunnel,
+            state: PeerState::Ok,
+            probe: Some(ProbeMethod::InBand),
             rtt_us: None,
             loss_percent: None,
             loss_out_percent: None,

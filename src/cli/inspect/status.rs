@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::running;
-use crate::control::client::{self, AskError};
-use crate::control::{Ask, PeerStatus, Reply, Status};
+use crate::control::client::{self, ClientError};
+use crate::control::{LeaseState, PeerState, PeerStatus, Phase, Request, Response, Status};
 use crate::daemon::options::DEFAULT_CONTROL_SOCKET;
 
 /// Pause between two pictures of `--watch`.
@@ -50,20 +50,20 @@ impl Socket {
     }
 
     /// Asks for the status.
-    pub(crate) fn status(&self) -> Result<Status, AskError> {
-        match client::ask(self.path(), Ask::Status)? {
-            Reply::Status(status) => Ok(*status),
+    pub(crate) fn status(&self) -> Result<Status, ClientError> {
+        match client::send(self.path(), Request::Status)? {
+            Response::Status(status) => Ok(*status),
             _ => Err(unexpected()),
         }
     }
 }
 
-pub(crate) fn unexpected() -> AskError {
-    AskError::Refused("the daemon answered something else than was asked".into())
+pub(crate) fn unexpected() -> ClientError {
+    ClientError::Refused("the daemon answered something else than was asked".into())
 }
 
 /// Ends with a message, and the status for "unavailable".
-pub(crate) fn failed(command: &str, error: &AskError) -> ExitCode {
+pub(crate) fn failed(command: &str, error: &ClientError) -> ExitCode {
     crate::cli::print_err(&format!("uvxlan {command}: {error}\n"));
     ExitCode::from(crate::cli::UNAVAILABLE)
 }
@@ -177,9 +177,11 @@ fn text(status: &Status, paint: Paint) -> String {
     let mut out = String::new();
     let since = duration(status.uptime_seconds);
     let phase = match &status.node {
-        Some(node) if status.phase == "serving" => paint.good(&format!("serving {}", node.subnet)),
-        Some(_) => paint.bad(&status.phase),
-        None => paint.doubtful(&status.phase),
+        Some(node) if status.phase == Phase::Serving => {
+            paint.good(&format!("serving {}", node.subnet))
+        }
+        Some(_) => paint.bad(&status.phase.to_string()),
+        None => paint.doubtful(&status.phase.to_string()),
     };
     let _ = writeln!(
         out,
@@ -208,11 +210,11 @@ fn summary(out: &mut String, status: &Status, paint: Paint) {
         );
     }
     let store = &status.datastore;
-    let lease = match (store.lease.as_str(), &store.detail) {
-        ("held", _) => paint.good("lease held"),
-        ("none", _) => "no lease yet".into(),
-        (word, Some(detail)) => paint.bad(&format!("lease {word}: {detail}")),
-        (word, None) => paint.bad(&format!("lease {word}")),
+    let lease = match (&store.lease, &store.detail) {
+        (LeaseState::Held, _) => paint.good("lease held"),
+        (LeaseState::Pending, _) => "no lease yet".into(),
+        (state, Some(detail)) => paint.bad(&format!("lease {state}: {detail}")),
+        (state, None) => paint.bad(&format!("lease {state}")),
     };
     let heard = store
         .heard_seconds_ago
@@ -272,14 +274,15 @@ fn peers(out: &mut String, status: &Status, paint: Paint) {
     rows.extend(status.peers.iter().map(row));
     let widths: [usize; 10] =
         std::array::from_fn(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0));
-    for (number, row) in rows.iter().enumerate() {
+    let states = status.peers.iter().map(|peer| Some(&peer.state));
+    for (row, state) in rows.iter().zip([None].into_iter().chain(states)) {
         let mut line = String::from(" ");
         for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
             let padded = format!("{cell:width$}");
-            let painted = match (number, column, cell.as_str()) {
-                (0, ..) => paint.heading(&padded),
-                (_, 2, "ok") => paint.good(&padded),
-                (_, 2, "silent" | "one-way" | "blocked") => paint.bad(&padded),
+            let painted = match (state, column) {
+                (None, _) => paint.heading(&padded),
+                (Some(PeerState::Ok), 2) => paint.good(&padded),
+                (Some(state), 2) if state.is_bad() => paint.bad(&padded),
                 _ => padded,
             };
             let _ = write!(line, " {painted}");
@@ -288,19 +291,19 @@ fn peers(out: &mut String, status: &Status, paint: Paint) {
     }
     for (state, hint) in HINTS {
         if status.peers.iter().any(|peer| peer.state == *state) {
-            let _ = writeln!(out, "  {}: {hint}", paint.bad(state));
+            let _ = writeln!(out, "  {}: {hint}", paint.bad(&state.to_string()));
         }
     }
 }
 
 /// States of peers that want something done.
-const HINTS: &[(&str, &str)] = &[
+const HINTS: &[(PeerState, &str)] = &[
     (
-        "one-way",
+        PeerState::OneWay,
         "packets come from it, and none of ours is answered: uvxlan doctor, on that node",
     ),
     (
-        "silent",
+        PeerState::Silent,
         "nothing comes from it: uvxlan doctor, on that node and here",
     ),
 ];
@@ -310,8 +313,8 @@ fn row(peer: &PeerStatus) -> [String; 10] {
     [
         peer.subnet.to_string(),
         peer.public_ip.to_string(),
-        peer.state.clone(),
-        peer.way.clone(),
+        peer.state.to_string(),
+        peer.route.to_string(),
         or_dash(peer.rtt_us.map(|us| format!("{:.2} ms", us as f64 / 1e3))),
         or_dash(loss(peer)),
         or_dash(peer.path_mtu.map(|mtu| mtu.to_string())),
@@ -340,7 +343,7 @@ fn drops(out: &mut String, status: &Status, paint: Paint) {
     let drops: Vec<_> = status
         .counters
         .iter()
-        .filter(|counter| counter.kind.starts_with("drop") && counter.value > 0)
+        .filter(|counter| counter.has_drops())
         .collect();
     let _ = writeln!(out, "\n{}", paint.heading("DROPPED PACKETS"));
     if drops.is_empty() {
@@ -409,7 +412,7 @@ pub(crate) fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::{CounterStatus, RefusedRecord};
+    use crate::control::{CounterKind, CounterStatus, PeerRoute, ProbeMethod, RefusedRecord};
 
     #[test]
     fn figures_have_units_that_say_enough() {
@@ -429,9 +432,9 @@ mod tests {
             subnet: "10.5.24.0/24".parse().unwrap(),
             public_ip: "192.0.2.2".parse().unwrap(),
             vtep_mac: "0e:11:22:33:44:55".into(),
-            way: "tunnel".into(),
-            state: "silent".into(),
-            probe: Some("in-band".into()),
+            route: PeerRoute::Tunnel,
+            state: PeerState::Silent,
+            probe: Some(ProbeMethod::InBand),
             rtt_us: Some(310),
             loss_percent: Some(5),
             loss_out_percent: Some(5),
@@ -444,17 +447,17 @@ mod tests {
             in_bytes: 0,
         };
         let status = Status {
-            phase: "serving".into(),
+            phase: Phase::Serving,
             peers: vec![peer],
             counters: vec![
                 CounterStatus {
                     name: "in_martian".into(),
-                    kind: "drop-in".into(),
+                    kind: CounterKind::DropIn,
                     value: 4,
                 },
                 CounterStatus {
                     name: "in_short".into(),
-                    kind: "drop-in".into(),
+                    kind: CounterKind::DropIn,
                     value: 0,
                 },
             ],

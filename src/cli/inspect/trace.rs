@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 use std::process::ExitCode;
 
 use super::status::{Paint, Socket, failed, json, unexpected};
-use crate::control::client::{self, AskError};
-use crate::control::{Ask, Reply, Step};
+use crate::control::client::{self, ClientError};
+use crate::control::{Request, Response, Step};
 
 /// Arguments of `uvxlan trace`.
 #[derive(clap::Args, Debug, Clone)]
@@ -21,9 +21,9 @@ pub struct TraceArgs {
     socket: Socket,
 }
 
-fn ask(socket: &Socket, to: Ipv4Addr) -> Result<Vec<Step>, AskError> {
-    match client::ask(socket.path(), Ask::Trace { to })? {
-        Reply::Trace(steps) => Ok(steps),
+fn ask(socket: &Socket, to: Ipv4Addr) -> Result<Vec<Step>, ClientError> {
+    match client::send(socket.path(), Request::Trace { to })? {
+        Response::Trace(steps) => Ok(steps),
         _ => Err(unexpected()),
     }
 }

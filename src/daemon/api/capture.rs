@@ -13,7 +13,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::capture::{Encoder, Names};
-use crate::control::{CaptureRequest, PeerStatus, Status};
+use crate::control::{CaptureRequest, CaptureView, PeerStatus, Status};
 use crate::dataplane::tap::{Filter, OpenTap, Taps};
 
 /// Captures at a time.
@@ -91,20 +91,14 @@ impl Captures {
 }
 
 fn filter(request: &CaptureRequest, peers: &[PeerStatus]) -> Result<Filter, String> {
-    let (inner, outer) = match request.view.as_deref() {
-        None | Some("both") => (true, true),
-        Some("inner") => (true, false),
-        Some("outer") => (false, true),
-        Some(other) => return Err(format!("{other:?} is no view: inner, outer or both")),
-    };
     let peer = match &request.peer {
         None => None,
         Some(text) => Some(peer(text, peers)?),
     };
     let snap_len = request.snap_len.unwrap_or(SNAP_LEN).clamp(1, SNAP_LEN);
     Ok(Filter {
-        inner,
-        outer,
+        inner: request.view != Some(CaptureView::Outer),
+        outer: request.view != Some(CaptureView::Inner),
         peer,
         host: request.host,
         dropped: request.dropped,
@@ -278,17 +272,15 @@ mod tests {
     }
 
     #[test]
-    fn views_have_names() {
-        let view = |text: &str| {
-            let request = CaptureRequest {
-                view: Some(text.into()),
-                ..request()
-            };
+    fn both_views_are_captured_by_default() {
+        let views = |view| {
+            let request = CaptureRequest { view, ..request() };
             filter(&request, &[]).map(|filter| (filter.inner, filter.outer))
         };
-        assert_eq!(view("both"), Ok((true, true)));
-        assert_eq!(view("outer"), Ok((false, true)));
-        assert!(view("upper").is_err());
+        assert_eq!(views(None), Ok((true, true)));
+        assert_eq!(views(Some(CaptureView::Both)), Ok((true, true)));
+        assert_eq!(views(Some(CaptureView::Inner)), Ok((true, false)));
+        assert_eq!(views(Some(CaptureView::Outer)), Ok((false, true)));
     }
 
     #[test]

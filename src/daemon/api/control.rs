@@ -1,4 +1,4 @@
-//! The control socket: takes questions from local users who may ask, and hands them to the
+//! The control socket: takes requests from local users who may send them, and hands them to the
 //! daemon.
 
 use std::io;
@@ -13,56 +13,55 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::capture::{Capture, Captures};
-use crate::control::{self, Answer, Ask, CaptureRequest, MAX_REQUEST, Reply, VERSION};
+use crate::control::{self, CaptureRequest, MAX_REQUEST, Request, Response, ResponseLine, VERSION};
 
 /// Connections at a time; more wait.
 const CONNECTIONS: usize = 16;
 /// How long one connection may last.
-const PATIENCE: Duration = Duration::from_secs(10);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Read and written by the owner and the group: those of the daemon's process, so a unit's
-/// `Group=` says who may ask without being root.
+/// `Group=` names the users that may send requests without being root.
 const MODE: u32 = 0o660;
-/// Connections that may wait to be taken.
+/// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// A question on its way to the daemon.
+/// A request that waits for the daemon's response.
 #[derive(Debug)]
-pub struct Question {
-    /// What is asked.
-    pub ask: Ask,
-    /// Where the answer goes.
-    pub reply: oneshot::Sender<Reply>,
+pub(crate) struct PendingRequest {
+    pub(crate) request: Request,
+    pub(crate) respond: oneshot::Sender<Response>,
 }
 
-/// Asks the daemon from inside of it.
-pub type Questions = mpsc::Sender<Question>;
+/// Sends requests to the daemon from inside of it.
+pub(crate) type Requests = mpsc::Sender<PendingRequest>;
 
-/// Sends a question; `None` where the daemon is on its way out.
-pub async fn ask(questions: &Questions, ask: Ask) -> Option<Reply> {
-    let (reply, answer) = oneshot::channel();
-    questions.send(Question { ask, reply }).await.ok()?;
-    answer.await.ok()
+/// Sends a request; `None` if the daemon is stopping.
+pub(super) async fn send(requests: &Requests, request: Request) -> Option<Response> {
+    let (respond, response) = oneshot::channel();
+    let pending = PendingRequest { request, respond };
+    requests.send(pending).await.ok()?;
+    response.await.ok()
 }
 
 /// The socket's file; removed when dropped.
 #[derive(Debug)]
-pub struct ControlSocket(Option<PathBuf>);
+pub(crate) struct ControlSocket(Option<PathBuf>);
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
         if let Some(path) = self.0.take() {
-            // Somebody may have removed it already.
+            // It may be gone already.
             let _ = std::fs::remove_file(path);
         }
     }
 }
 
-/// Listens at `path` until the runtime ends. A daemon without a control socket forwards as
-/// well, so a failure is only logged.
-pub fn serve(path: &Path, questions: Questions, captures: Captures) -> ControlSocket {
+/// Listens at `path` until the runtime ends. A daemon forwards without a control socket too, so a
+/// failure is only logged.
+pub(crate) fn serve(path: &Path, requests: Requests, captures: Captures) -> ControlSocket {
     match listen(path) {
         Ok(listener) => {
-            tokio::spawn(accept(listener, questions, captures));
+            tokio::spawn(accept(listener, requests, captures));
             ControlSocket(Some(path.to_owned()))
         }
         Err(error) => {
@@ -80,7 +79,7 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
         std::fs::create_dir_all(parent)?;
     }
     if path.exists() {
-        // A daemon that lives is not talked over; what one left behind is cleared away.
+        // Never take the socket of a daemon that lives; remove what a dead one left behind.
         if std::os::unix::net::UnixStream::connect(path).is_ok() {
             return Err(io::Error::new(
                 io::ErrorKind::AddrInUse,
@@ -90,12 +89,12 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
         std::fs::remove_file(path)?;
     }
     let listener = bind(path)?;
-    // The umask may have taken away more than we wanted.
+    // The umask may have cleared bits that are wanted.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(MODE))?;
     Ok(listener)
 }
 
-/// Makes the socket so that its file was never open to all: the file takes its mode from the
+/// Binds the socket so that its file is never open to all: the file takes its mode from the
 /// socket's, which is set before (unix(7)).
 fn bind(path: &Path) -> io::Result<UnixListener> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
@@ -106,22 +105,22 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     UnixListener::from_std(socket.into())
 }
 
-async fn accept(listener: UnixListener, questions: Questions, captures: Captures) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+async fn accept(listener: UnixListener, requests: Requests, captures: Captures) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
             return;
         };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let (questions, captures) = (questions.clone(), captures.clone());
+                let (requests, captures) = (requests.clone(), captures.clone());
                 tokio::spawn(async move {
-                    // Whoever is slow is nobody to report.
-                    let talk = talk(stream, questions, &captures);
-                    let talked = tokio::time::timeout(PATIENCE, talk).await;
-                    drop(place);
-                    if let Ok(Ok(Some((capture, stream)))) = talked {
-                        // Nor is who has seen enough.
+                    // A slow client is not worth a line in the log.
+                    let exchange = exchange(stream, requests, &captures);
+                    let done = tokio::time::timeout(CONNECTION_TIMEOUT, exchange).await;
+                    drop(slot);
+                    if let Ok(Ok(Some((capture, stream)))) = done {
+                        // Nor is one that closes the stream.
                         let _ = capture.stream(stream).await;
                     }
                 });
@@ -134,10 +133,11 @@ async fn accept(listener: UnixListener, questions: Questions, captures: Captures
     }
 }
 
-/// Answers one question; what is left to do where it was for a capture.
-async fn talk(
+/// Responds to one request. After a capture request, returns the capture and the connection that
+/// it is to be streamed over.
+async fn exchange(
     mut stream: UnixStream,
-    questions: Questions,
+    requests: Requests,
     captures: &Captures,
 ) -> io::Result<Option<(Capture, UnixStream)>> {
     let mut line = Vec::new();
@@ -146,42 +146,49 @@ async fn talk(
         .read_until(b'\n', &mut line)
         .await?;
     let mut begun = None;
-    let reply = match control::read_request(&line) {
-        Ok(Ask::Capture(request)) => match capture(&stream, &questions, captures, &request).await {
-            Ok(capture) => {
-                begun = Some(capture);
-                Reply::Capture {}
+    let response = match control::read_request(&line) {
+        Ok(Request::Capture(wanted)) => {
+            match begin_capture(&stream, &requests, captures, &wanted).await {
+                Ok(capture) => {
+                    begun = Some(capture);
+                    Response::Capture {}
+                }
+                Err(text) => Response::Error(text),
             }
-            Err(text) => Reply::Error(text),
-        },
-        Ok(question) => ask(&questions, question).await.unwrap_or_else(stopping),
-        Err(text) => Reply::Error(text),
+        }
+        Ok(request) => send(&requests, request).await.unwrap_or_else(stopping),
+        Err(text) => Response::Error(text),
     };
-    let mut answer = serde_json::to_vec(&Answer { v: VERSION, reply })?;
-    answer.push(b'\n');
-    stream.write_all(&answer).await?;
+    let line = ResponseLine {
+        v: VERSION,
+        response,
+    };
+    let mut line = serde_json::to_vec(&line)?;
+    line.push(b'\n');
+    stream.write_all(&line).await?;
     Ok(begun.map(|capture| (capture, stream)))
 }
 
-fn stopping() -> Reply {
-    Reply::Error("the daemon is stopping".into())
+fn stopping() -> Response {
+    Response::Error("the daemon is stopping".into())
 }
 
-async fn capture(
+async fn begin_capture(
     stream: &UnixStream,
-    questions: &Questions,
+    requests: &Requests,
     captures: &Captures,
-    request: &CaptureRequest,
+    wanted: &CaptureRequest,
 ) -> Result<Capture, String> {
-    // The group may look at counters, not at what containers say to each other.
+    // The group may read counters, but not the containers' traffic.
     let user = stream.peer_cred().map(|peer| peer.uid());
     let own = rustix::process::geteuid().as_raw();
     if !user.is_ok_and(|user| user == 0 || user == own) {
         return Err("only root and the daemon's own user may capture".into());
     }
-    match ask(questions, Ask::Status).await.unwrap_or_else(stopping) {
-        Reply::Status(status) => captures.begin(request, &status),
-        Reply::Error(text) => Err(text),
+    let response = send(requests, Request::Status).await;
+    match response.unwrap_or_else(stopping) {
+        Response::Status(status) => captures.begin(wanted, &status),
+        Response::Error(text) => Err(text),
         _ => Err("the daemon's status cannot be read".into()),
     }
 }

@@ -10,13 +10,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ACCEPT, CONTENT_TYPE};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, StatusCode};
 use tokio::net::TcpListener;
 
 pub use self::page::Metrics;
-use super::control::{Questions, ask};
+use super::control::{self, Requests};
 use super::http;
-use crate::control::{Ask, Reply};
+use crate::control::{Request, Response};
 
 /// The content type of OpenMetrics, which Prometheus asks for.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -25,7 +25,7 @@ const CLASSIC: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Listens until the runtime ends; nothing where the address is empty. A daemon without
 /// metrics forwards as well, so a failure is only logged.
-pub async fn serve(address: &str, questions: Questions) {
+pub(crate) async fn serve(address: &str, requests: Requests) {
     if address.is_empty() {
         return;
     }
@@ -34,8 +34,8 @@ pub async fn serve(address: &str, questions: Questions) {
             tracing::info!(event = "metrics", address, "answering /metrics");
             let metrics = Arc::new(Mutex::new(Metrics::default()));
             tokio::spawn(http::serve(listener, move |request| {
-                let (questions, metrics) = (questions.clone(), Arc::clone(&metrics));
-                async move { answer(&request, &questions, &metrics).await }
+                let (requests, metrics) = (requests.clone(), Arc::clone(&metrics));
+                async move { answer(&request, &requests, &metrics).await }
             }));
         }
         Err(error) => tracing::warn!(
@@ -46,10 +46,10 @@ pub async fn serve(address: &str, questions: Questions) {
 }
 
 async fn answer(
-    request: &Request<Incoming>,
-    questions: &Questions,
+    request: &hyper::Request<Incoming>,
+    requests: &Requests,
     metrics: &Mutex<Metrics>,
-) -> Response<Full<Bytes>> {
+) -> hyper::Response<Full<Bytes>> {
     match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/metrics") => {}
         (&Method::GET | &Method::HEAD, _) => {
@@ -57,7 +57,8 @@ async fn answer(
         }
         _ => return http::plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD"),
     }
-    let Some(Reply::Status(status)) = ask(questions, Ask::Status).await else {
+    let response = control::send(requests, Request::Status).await;
+    let Some(Response::Status(status)) = response else {
         return http::plain(StatusCode::SERVICE_UNAVAILABLE, "the daemon is stopping");
     };
     let page = {
@@ -71,7 +72,7 @@ async fn answer(
         Some(kinds) if kinds.contains("openmetrics") => (OPENMETRICS, page),
         _ => (CLASSIC, classic(&page)),
     };
-    let mut response = Response::new(Full::new(Bytes::from(text)));
+    let mut response = hyper::Response::new(Full::new(Bytes::from(text)));
     let kind = hyper::header::HeaderValue::from_static(kind);
     response.headers_mut().insert(CONTENT_TYPE, kind);
     response

@@ -1,9 +1,10 @@
 //! What a running daemon tells others: control socket, status and trace, captures, health
 //! checks and metrics.
 
-pub mod answers;
-pub mod capture;
-pub mod control;
-pub mod health;
-pub mod http;
+pub(crate) mod capture;
+pub(crate) mod control;
+pub(crate) mod health;
+mod http;
 pub mod metrics;
+pub(crate) mod status;
+mod trace;

@@ -21,17 +21,6 @@ pub enum Means {
     Echo,
 }
 
-impl Means {
-    /// The name, for machines.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::InBand => "in-band",
-            Self::Echo => "icmp",
-        }
-    }
-}
-
 /// Whom to ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target {

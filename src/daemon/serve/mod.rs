@@ -21,8 +21,9 @@ use tokio_util::sync::CancellationToken;
 use super::failure::Failure;
 use super::notify::{self, Watchdog};
 use super::probes::{Probes, Target};
+use crate::control::Phase;
 use crate::daemon::api::capture::Captures;
-use crate::daemon::api::control::Question;
+use crate::daemon::api::control::PendingRequest;
 use crate::daemon::api::health::Readiness;
 use crate::daemon::backoff::Backoff;
 use crate::daemon::instance::InstanceLock;
@@ -165,7 +166,7 @@ impl Serving {
     pub async fn serve(
         mut self,
         stop: CancellationToken,
-        questions: &mut mpsc::Receiver<Question>,
+        requests: &mut mpsc::Receiver<PendingRequest>,
     ) {
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -173,9 +174,9 @@ impl Serving {
             tokio::select! {
                 () = stop.cancelled() => break,
                 Some(changes) = self.manager.changes.recv() => self.take(changes).await,
-                Some(question) = questions.recv() => {
-                    // Who asked may have gone.
-                    let _ = question.reply.send(self.answer(question.ask).await);
+                Some(pending) = requests.recv() => {
+                    // The client may be gone.
+                    let _ = pending.respond.send(self.answer(pending.request).await);
                 }
                 () = self.captures.changed() => self.overlay.follow_captures(),
                 _ = look.tick() => self.look().await,
@@ -241,18 +242,17 @@ impl Serving {
         peers.map(|(peer, _)| peer).collect()
     }
 
-    /// `serving`, or what is in the way of it.
-    pub(crate) fn phase(&self) -> String {
+    pub(crate) fn phase(&self) -> Phase {
         match &self.repair {
-            Some(repair) => format!("making the device anew: {}", repair.error),
-            None => "serving".into(),
+            Some(repair) => Phase::Other(format!("making the device anew: {}", repair.error)),
+            None => Phase::Serving,
         }
     }
 
     /// One line for `systemctl status`.
     fn in_short(&self) -> String {
         if self.repair.is_some() {
-            return self.phase();
+            return self.phase().to_string();
         }
         let (subnet, peers) = (self.state.subnet, self.overlay.peers());
         if let Some(age) = self.memory.age_in_use() {

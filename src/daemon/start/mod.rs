@@ -23,12 +23,12 @@ use super::instance;
 use super::notify::{self, Watchdog};
 use super::options::{ReceiveOn, RunOptions, StoreChoice};
 use super::probes::{self, Post, Probes};
-use crate::control::{Ask, Reply};
-use crate::daemon::api::answers;
+use crate::control::{Request, Response};
 use crate::daemon::api::capture::Captures;
-use crate::daemon::api::control::{self, Question};
+use crate::daemon::api::control::{self, PendingRequest};
 use crate::daemon::api::health::{self, Readiness};
 use crate::daemon::api::metrics;
+use crate::daemon::api::status;
 use crate::daemon::serve::overlay::{Overlay, Plan};
 use crate::daemon::serve::privileges;
 use crate::daemon::serve::rules;
@@ -61,35 +61,35 @@ pub async fn run(options: &RunOptions, stop: CancellationToken) -> Result<(), Fa
     let readiness = Readiness::default();
     health::serve(&options.healthz_ip, options.healthz_port, readiness.clone()).await?;
     let started = Instant::now();
-    let (asking, mut questions) = mpsc::channel(16);
+    let (requests, mut pending) = mpsc::channel(16);
     let captures = Captures::default();
-    let _socket = control::serve(&options.control_socket, asking.clone(), captures.clone());
-    metrics::serve(&options.metrics_listen, asking).await;
+    let _socket = control::serve(&options.control_socket, requests.clone(), captures.clone());
+    metrics::serve(&options.metrics_listen, requests).await;
     let serving = tokio::select! {
         () = stop.cancelled() => return Ok(()),
         serving = start(options, &store, &netlink, started, captures, &readiness) => serving?,
-        never = answer_while_starting(&mut questions, started, store.as_ref()) => match never {},
+        never = answer_while_starting(&mut pending, started, store.as_ref()) => match never {},
     };
     privileges::serving();
     readiness.set(true);
-    serving.serve(stop, &mut questions).await;
+    serving.serve(stop, &mut pending).await;
     readiness.set(false);
     Ok(())
 }
 
 /// Answers until it is dropped, whether or not anybody can ask.
 async fn answer_while_starting(
-    questions: &mut mpsc::Receiver<Question>,
+    requests: &mut mpsc::Receiver<PendingRequest>,
     started: Instant,
     store: &dyn Store,
 ) -> std::convert::Infallible {
-    while let Some(question) = questions.recv().await {
-        let status = answers::starting(started, &store.describe());
-        let reply = match question.ask {
-            Ask::Status => Reply::Status(Box::new(status)),
-            _ => Reply::Error(format!("not serving yet: {}", status.phase)),
+    while let Some(pending) = requests.recv().await {
+        let status = status::starting(started, &store.describe());
+        let response = match pending.request {
+            Request::Status => Response::Status(Box::new(status)),
+            _ => Response::Error(format!("not serving yet: {}", status.phase)),
         };
-        let _ = question.reply.send(reply);
+        let _ = pending.respond.send(response);
     }
     std::future::pending().await
 }

@@ -1,5 +1,6 @@
 //! The running daemon.
 
+use crate::control::Phase;
 use crate::doctor::Finding;
 use crate::doctor::facts::{Daemon, Facts};
 
@@ -26,7 +27,7 @@ pub fn life(facts: &Facts) -> Finding {
     const CHECK: &str = "daemon";
     match &facts.daemon {
         Daemon::Answers(status) => match &status.node {
-            Some(node) if status.phase != "serving" => Finding::error(
+            Some(node) if status.phase != Phase::Serving => Finding::error(
                 CHECK,
                 format!("pid {} forwards nothing: {}", status.pid, status.phase),
                 "the overlay device is gone and cannot be made anew; something else may have its name",
@@ -83,7 +84,7 @@ mod tests {
         let Daemon::Answers(status) = &mut facts.daemon else {
             unreachable!("it answers");
         };
-        status.phase = "making the device anew: no".into();
+        status.phase = Phase::Other("making the device anew: no".into());
         let found = life(&facts);
         assert_eq!(found.status, Outcome::Error);
         assert!(found.seen.contains("making the device anew"), "{found:?}");

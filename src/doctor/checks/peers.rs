@@ -2,6 +2,7 @@
 //! way to them.
 
 use super::daemon::listed;
+use crate::control::PeerState;
 use crate::doctor::facts::{Facts, Reach};
 use crate::doctor::{Finding, Outcome};
 use crate::wire::vxlan::OVERHEAD;
@@ -21,8 +22,8 @@ pub fn answers(facts: &Facts) -> Finding {
     let blocked: Vec<_> = status
         .peers
         .iter()
-        .filter(|peer| peer.state == "blocked")
-        .map(|peer| format!("{} at {} ({})", peer.subnet, peer.public_ip, peer.way))
+        .filter(|peer| peer.state == PeerState::Blocked)
+        .map(|peer| format!("{} at {} ({})", peer.subnet, peer.public_ip, peer.route))
         .collect();
     if !blocked.is_empty() {
         return Finding::error(
@@ -171,7 +172,7 @@ mod tests {
         let Daemon::Answers(status) = &mut facts.daemon else {
             panic!()
         };
-        status.peers[0].state = "blocked".into();
+        status.peers[0].state = PeerState::Blocked;
         assert_eq!(answers(&facts).status, Outcome::Error);
     }
 

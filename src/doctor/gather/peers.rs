@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::status;
-use crate::control::{PeerStatus, Status};
+use crate::control::{PeerState, PeerStatus, Status};
 use crate::doctor::facts::{Facts, Reach, Size};
 use crate::host::echo::{Answer, EchoSocket, HEADERS, SMALL};
 
@@ -35,7 +35,7 @@ pub(crate) async fn look(socket: &Path, facts: &Facts) -> Result<Vec<Reach>, Str
     let threads: Vec<_> = before
         .peers
         .iter()
-        .filter(|peer| peer.state != "blocked")
+        .filter(|peer| peer.state != PeerState::Blocked)
         .take(ASKED)
         .map(|peer| {
             let peer = peer.clone();

@@ -198,7 +198,7 @@ impl Model {
         self.drops = status
             .counters
             .iter()
-            .filter(|counter| counter.kind.starts_with("drop") && counter.value > 0)
+            .filter(|counter| counter.has_drops())
             .map(|counter| {
                 (
                     counter.name.clone(),
@@ -257,16 +257,16 @@ fn moving(now: &PeerStatus, before: &PeerStatus, seconds: f64) -> PeerRow {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::control::CounterStatus;
+    use crate::control::{CounterKind, CounterStatus, PeerRoute, PeerState, ProbeMethod};
 
     pub fn peer(number: u8, packets: u64) -> PeerStatus {
         PeerStatus {
             subnet: Ipv4Net::new_assert([10, 5, number, 0].into(), 24),
             public_ip: [192, 0, 2, number].into(),
             vtep_mac: String::new(),
-            way: "tunnel".into(),
-            state: "ok".into(),
-            probe: Some("in-band".into()),
+            route: PeerRoute::Tunnel,
+            state: PeerState::Ok,
+            probe: Some(ProbeMethod::InBand),
             rtt_us: Some(u64::from(number) * 100),
             loss_percent: Some(0),
             loss_out_percent: None,
@@ -281,18 +281,18 @@ pub(crate) mod tests {
     }
 
     pub fn look(at: u64, packets: u64, drops: u64) -> Look {
-        let counter = |name: &str, kind: &str, value| CounterStatus {
+        let counter = |name: &str, kind, value| CounterStatus {
             name: name.into(),
-            kind: kind.into(),
+            kind,
             value,
         };
         Look {
             status: Status {
                 peers: vec![peer(1, packets), peer(2, packets * 3)],
                 counters: vec![
-                    counter("sent", "packets", packets * 4),
-                    counter("send_calls", "event", packets / 10),
-                    counter("out_no_route", "drop-out", drops),
+                    counter("sent", CounterKind::Packets, packets * 4),
+                    counter("send_calls", CounterKind::Event, packets / 10),
+                    counter("out_no_route", CounterKind::DropOut, drops),
                 ],
                 ..Status::default()
             },

@@ -7,6 +7,7 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Cell, Paragraph, Row, Sparkline, Table};
 
 use super::model::{Model, Order, PeerRow, Rate};
+use crate::control::PeerState;
 
 /// What the person has chosen.
 #[derive(Debug, Clone)]
@@ -54,7 +55,7 @@ fn header<'a>(model: &Model, choice: &Choice) -> Paragraph<'a> {
             status.peers.len(),
             if status.peers.len() == 1 { "" } else { "s" }
         ),
-        None => status.phase.clone(),
+        None => status.phase.to_string(),
     };
     let mut first = vec![
         Span::styled(
@@ -133,16 +134,16 @@ fn peer_table<'a>(model: &Model, choice: &Choice, height: u16) -> Table<'a> {
 
 fn peer_row<'a>(row: &PeerRow) -> Row<'a> {
     let peer = &row.peer;
-    let colour = match peer.state.as_str() {
-        "ok" => Color::Green,
-        "silent" | "one-way" | "blocked" => Color::Red,
+    let colour = match &peer.state {
+        PeerState::Ok => Color::Green,
+        state if state.is_bad() => Color::Red,
         _ => Color::Yellow,
     };
     let rate = |rate: Rate| format!("{} {}", bits(rate.bits), packets(rate.packets));
     Row::new([
         Cell::from(peer.subnet.to_string()),
         Cell::from(peer.public_ip.to_string()),
-        Cell::from(peer.state.clone()).style(Style::new().fg(colour)),
+        Cell::from(peer.state.to_string()).style(Style::new().fg(colour)),
         Cell::from(
             peer.rtt_us
                 .map_or("-".into(), |us| format!("{:.2} ms", us as f64 / 1e3)),

@@ -15,7 +15,9 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::peers::{Passed, Places};
 use super::process::Process;
-use crate::control::{DatastoreStatus, PeerStatus, SizeCounts, Status};
+use crate::control::{
+    CounterKind, DatastoreStatus, LeaseState, PeerState, PeerStatus, Phase, SizeCounts, Status,
+};
 
 type Labels = Vec<(&'static str, String)>;
 type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
@@ -120,12 +122,12 @@ impl Metrics {
             ),
         ];
         build.get_or_create(&labels).set(1.0);
-        let serving = f64::from(u8::from(status.phase == "serving"));
+        let serving = f64::from(u8::from(status.phase == Phase::Serving));
         page.gauge("serving", "1 when a subnet is served", serving);
         datastore(&mut page, status);
         packets(&mut page, status);
         batches(&mut page, status);
-        mended(&mut page, status);
+        repairs(&mut page, status);
         peers(&mut page, &status.peers, &self.places);
         probes(&mut page, status);
         let mut text = String::new();
@@ -198,7 +200,7 @@ fn datastore(page: &mut Page, status: &Status) {
         ..
     } = &status.datastore;
     let yes = |is: bool| f64::from(u8::from(is));
-    let held = yes(lease == "held");
+    let held = yes(*lease == LeaseState::Held);
     let help = "1 when the store says that our lease is ours";
     page.gauge("lease_held", help, held);
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -214,7 +216,10 @@ fn datastore(page: &mut Page, status: &Status) {
         renewed.get_or_create(&labels).inc_by(*count);
     }
     // Before the lease there is nothing that could be confirmed.
-    let connected = yes(!matches!(lease.as_str(), "unconfirmed" | "none"));
+    let connected = yes(!matches!(
+        lease,
+        LeaseState::Unconfirmed | LeaseState::Pending
+    ));
     let help = "1 when the datastore answered the last question about our lease";
     page.gauge("datastore_connected", help, connected);
     if let Some(ago) = heard_seconds_ago {
@@ -295,16 +300,16 @@ fn packets(page: &mut Page, status: &Status) {
     );
     let events = page.counters("events", "What happened to the packet loop, by name");
     for counter in &status.counters {
-        let (family, labels) = match counter.kind.as_str() {
-            "drop-out" => (
+        let (family, labels) = match counter.kind {
+            CounterKind::DropOut => (
                 &drops,
                 vec![("dir", "out".into()), ("reason", counter.name.clone())],
             ),
-            "drop-in" => (
+            CounterKind::DropIn => (
                 &drops,
                 vec![("dir", "in".into()), ("reason", counter.name.clone())],
             ),
-            "event" => (&events, vec![("event", counter.name.clone())]),
+            CounterKind::Event => (&events, vec![("event", counter.name.clone())]),
             _ => continue,
         };
         family.get_or_create(&labels).inc_by(counter.value);
@@ -326,12 +331,12 @@ fn batches(page: &mut Page, status: &Status) {
     });
 }
 
-fn mended(page: &mut Page, status: &Status) {
+fn repairs(page: &mut Page, status: &Status) {
     let changes = page.counters(
         "reconcile_changes",
         "Times that something had been changed by others and was put back",
     );
-    for (kind, count) in &status.mended {
+    for (kind, count) in &status.repairs {
         let labels = vec![("kind", kind.clone())];
         changes.get_or_create(&labels).inc_by(*count);
     }
@@ -339,9 +344,9 @@ fn mended(page: &mut Page, status: &Status) {
 
 fn peers(page: &mut Page, peers: &[PeerStatus], places: &Places) {
     let states = page.gauges("peers", "Peers by state");
-    for state in ["ok", "silent", "one-way", "unknown", "stale", "blocked"] {
+    for state in PeerState::ALL {
         let count = peers.iter().filter(|peer| peer.state == state).count();
-        let labels = vec![("state", state.to_owned())];
+        let labels = vec![("state", state.to_string())];
         states.get_or_create(&labels).set(count as f64);
     }
     let packets = page.counters("peer_packets", "Inner packets by peer");
@@ -409,20 +414,20 @@ mod tests {
 
     #[test]
     fn the_page_has_what_the_status_has() {
-        let counter = |name: &str, kind: &str, value| CounterStatus {
+        let counter = |name: &str, kind, value| CounterStatus {
             name: name.into(),
-            kind: kind.into(),
+            kind,
             value,
         };
         let status = Status {
             version: "1.2.3".into(),
             peers: (0..257).map(|number| peer(number, 1)).collect(),
             counters: vec![
-                counter("tun_read", "packets", 7),
-                counter("out_no_route", "drop-out", 3),
-                counter("send_calls", "event", 4),
-                counter("merge_fallbacks", "event", 2),
-                counter("delivered_bytes", "bytes", 4000),
+                counter("tun_read", CounterKind::Packets, 7),
+                counter("out_no_route", CounterKind::DropOut, 3),
+                counter("send_calls", CounterKind::Event, 4),
+                counter("merge_fallbacks", CounterKind::Event, 2),
+                counter("delivered_bytes", CounterKind::Bytes, 4000),
             ],
             packet_loop: Some(PacketLoopStatus {
                 batches: vec![BatchStatus {
@@ -438,7 +443,7 @@ mod tests {
                 sum: 0.5,
                 counts: vec![(Some(0.001), 2), (None, 0)],
             }),
-            mended: vec![("routes".into(), 2)],
+            repairs: vec![("routes".into(), 2)],
             refused_total: vec![("key".into(), 9)],
             ..Status::default()
         };

@@ -103,6 +103,7 @@ impl Places {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::control::{PeerRoute, PeerState, ProbeMethod};
 
     pub fn peer(number: u16, packets: u64) -> PeerStatus {
         let [high, low] = number.to_be_bytes();
@@ -110,9 +111,9 @@ pub(crate) mod tests {
             subnet: Ipv4Net::new_assert([10, high, low, 0].into(), 24),
             public_ip: [192, 0, 2, low].into(),
             vtep_mac: "02:00:00:00:00:01".into(),
-            way: "tunnel".into(),
-            state: "ok".into(),
-            probe: Some("in-band".into()),
+            route: PeerRoute::Tunnel,
+            state: PeerState::Ok,
+            probe: Some(ProbeMethod::InBand),
             rtt_us: Some(1500),
             loss_percent: Some(5),
             loss_out_percent: Some(5),
