@@ -1,4 +1,5 @@
 # make demo   two hosts and their containers on this machine, and a table of figures
+# make check  format, lints, source checks, unit tests and those that need no privileges
 # make test   everything that must hold; installs what it needs (Debian, Ubuntu)
 # make bench  the Criterion benches
 # make soak   transfers of a GiB each way over every NIC class, offloads on and off
@@ -12,13 +13,15 @@ PREFIX ?= /usr/local
 FUZZ_SECONDS ?= 3600
 SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 # Where all that the tests need has been installed, a test that cannot be made is a failure.
-TEST_SETTINGS = UVXLAN_NO_SKIP=1
+# Most tests wait for daemons and datastores, so more of them run than there are processors.
+TEST_THREADS ?= 8
+TEST_SETTINGS = UVXLAN_NO_SKIP=1 RUST_TEST_THREADS=$(TEST_THREADS)
 # cargo refuses an empty runner, so as root there is none; sudo hands no variables over.
 RUN_TESTS_AS_ROOT = $(TEST_SETTINGS) $(if $(SUDO),\
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO) env $(TEST_SETTINGS)" \
 	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO) env $(TEST_SETTINGS)")
 
-.PHONY: all deny demo test check-style unit soak bench bench-smoke fuzz fuzz-smoke doc install clean deb deb-root try-package try-unreleased build-needs test-needs
+.PHONY: all deny demo check test check-style unit soak bench bench-smoke fuzz fuzz-smoke doc install clean deb deb-root try-package try-unreleased build-needs test-needs
 
 all: build-needs
 	cargo build --release --locked
@@ -31,6 +34,9 @@ test-needs:
 
 demo: all
 	$(SUDO) ./target/release/uvxlan demo
+
+check: build-needs check-style
+	cargo test --locked --lib --bins --test unprivileged
 
 test: test-needs check-style unit try-unreleased bench-smoke fuzz-smoke doc
 	@echo "all tests passed"

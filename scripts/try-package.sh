@@ -2,7 +2,7 @@
 # Tries a Debian package and `make install` as a stranger's machine sees them: in a fresh
 # Debian root, made from the distribution's packages in a temporary folder and removed again.
 # Needs root and debootstrap; downloads about 100 MB, once: the root is kept as an archive in
-# target/.
+# the user's cache folder.
 set -eu
 cd "$(dirname "$0")/.."
 program=${1:?usage: try-package.sh PROGRAM}
@@ -19,7 +19,10 @@ clean() {
 trap clean EXIT INT TERM
 
 . /etc/os-release
-made=target/try-package-$VERSION_CODENAME.tar
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/uvxlan
+mkdir -p "$cache"
+packages=systemd,make,man-db,iptables
+made=$cache/$VERSION_CODENAME+$packages.tar
 if [ -e "$made" ]; then
     mkdir "$root"
     tar -xf "$made" -C "$root"
@@ -28,7 +31,7 @@ else
     mirror=$(apt-get indextargets --format '$(CODENAME) $(SITE)' "Created-By: Packages" 2>/dev/null |
         sed -n "s/^$VERSION_CODENAME //p" | head -n 1)
     echo "making a fresh $VERSION_CODENAME"
-    debootstrap --variant=minbase --include=systemd,make,man-db,iptables "$VERSION_CODENAME" \
+    debootstrap --variant=minbase --include="$packages" "$VERSION_CODENAME" \
         "$root" ${mirror:+"$mirror"} >"$place/log" 2>&1 || { tail "$place/log" >&2; exit 1; }
     rm -rf "$root"/var/cache/apt/archives/*.deb
     tar -cf "$made.new" -C "$root" .
