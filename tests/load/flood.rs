@@ -12,6 +12,7 @@ use uvxlan::testbed::{Host, Topology};
 use uvxlan::wire::vxlan::{DEFAULT_PORT, EncapTemplate};
 use uvxlan::wire::{MacAddr, Vni};
 
+use crate::support::alone::alone;
 use crate::support::need;
 use crate::support::nodes::{CONFIG, NodeUnderTest, counter, eventually, possible, spoofed};
 
@@ -347,6 +348,7 @@ impl Rain {
 #[test]
 fn a_flood_from_a_stranger_costs_the_peers_little() {
     need!(possible(&[]));
+    let _machine = alone();
     let rain = rain("auto", From::Stranger);
     rain.show("a stranger, socket filter");
     rain.assert_bounded();
@@ -364,6 +366,7 @@ fn a_flood_from_a_stranger_costs_the_peers_little() {
 #[test]
 fn without_the_filter_a_flood_is_counted_and_bounded_too() {
     need!(possible(&[]));
+    let _machine = alone();
     let rain = rain("off", From::Stranger);
     rain.show("a stranger, no filter");
     rain.assert_bounded();
@@ -375,6 +378,7 @@ fn without_the_filter_a_flood_is_counted_and_bounded_too() {
 #[test]
 fn a_flood_in_a_peers_name_is_counted_and_bounded_too() {
     need!(possible(&[]));
+    let _machine = alone();
     let rain = rain("auto", From::SpoofedPeer);
     rain.show("a peer's address");
     rain.assert_bounded();

@@ -6,6 +6,7 @@ use std::time::Duration;
 use uvxlan::testbed::Topology;
 use uvxlan::testbed::traffic::{StreamRequest, tcp_streams};
 
+use crate::support::alone::beside_others;
 use crate::support::need;
 use crate::support::nodes::{NodeUnderTest, eventually, possible};
 
@@ -42,6 +43,7 @@ fn write_leases(store: &Path) {
 #[test]
 fn a_thousand_peers_and_full_load_fit() {
     need!(possible(&["ip"]));
+    let _machine = beside_others();
     let topology = Topology::two_hosts().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let store = folder.path().join("store");

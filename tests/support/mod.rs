@@ -6,12 +6,14 @@
     reason = "no test program uses all of it"
 )]
 
+pub(crate) mod alone;
 pub(crate) mod contract;
 pub(crate) mod etcd;
 pub(crate) mod fleet;
 pub(crate) mod inner;
 pub(crate) mod nodes;
 pub(crate) mod proxy;
+pub(crate) mod receiving;
 pub(crate) mod scale;
 pub(crate) mod wire;
 

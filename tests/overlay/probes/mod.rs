@@ -159,31 +159,47 @@ fn nodes_of_ours_probe_each_other_inside_of_the_tunnel() {
     assert!(probes_on_the_wire(two) > 0, "the rule counts");
 }
 
+/// Two nodes that know each other's probes, after none of them was lost.
+fn without_loss(store: &Store, topology: &Topology) -> [NodeUnderTest; 2] {
+    let (one, two) = topology.pair().unwrap();
+    let nodes = [one, two].map(|host| store.start(host, &["--probe-interval=1"]));
+    within_minutes("nothing is lost", || {
+        nodes.iter().all(|node| peer(node)["loss_out_percent"] == 0)
+    });
+    nodes
+}
+
+fn percent(node: &NodeUnderTest, which: &str) -> Option<u64> {
+    peer(node)[which].as_u64()
+}
+
 #[test]
 fn loss_is_told_by_direction() {
     need!(possible(&["ip", "iptables"]));
-    let topology = Topology::two_hosts().unwrap();
-    let (one, two) = topology.pair().unwrap();
-    let store = Store::new();
-    let (a, b) = (
-        store.start(one, &["--probe-interval=1"]),
-        store.start(two, &["--probe-interval=1"]),
-    );
-    within_minutes("nothing is lost", || {
-        peer(&a)["loss_out_percent"] == 0 && peer(&b)["loss_out_percent"] == 0
-    });
+    let (topology, store) = (Topology::two_hosts().unwrap(), Store::new());
+    let [a, b] = without_loss(&store, &topology);
     // Half of what one sends does not reach the other.
     let half = "iptables -I INPUT -p udp --dport 8472 -m statistic --mode random --probability 0.5 -j DROP";
-    shell(two, half);
-    let percent = |node, which: &str| peer(node)[which].as_u64();
+    shell(&b.host, half);
     within_minutes("both say on which way", || {
         percent(&a, "loss_out_percent") > Some(20)
             && percent(&a, "loss_in_percent") == Some(0)
             && percent(&b, "loss_in_percent") > Some(20)
             && percent(&b, "loss_out_percent") == Some(0)
     });
+    shell(&b.host, "iptables -F INPUT");
+    within_minutes("nothing is lost any more", || {
+        percent(&a, "loss_percent") == Some(0) && percent(&b, "loss_percent") == Some(0)
+    });
+}
+
+#[test]
+fn who_is_heard_no_more_knows_it_and_the_other_does_not_guess() {
+    need!(possible(&["ip", "iptables"]));
+    let (topology, store) = (Topology::two_hosts().unwrap(), Store::new());
+    let [a, b] = without_loss(&store, &topology);
     // Nothing reaches it any more: who still hears the other knows.
-    shell(two, "iptables -I INPUT -p udp --dport 8472 -j DROP");
+    shell(&b.host, "iptables -I INPUT -p udp --dport 8472 -j DROP");
     within_minutes("who is heard no more knows", || {
         percent(&a, "loss_out_percent") == Some(100) && peer(&a)["state"] == "one-way"
     });
@@ -194,7 +210,7 @@ fn loss_is_told_by_direction() {
         heard_nothing["loss_out_percent"].is_null(),
         "{heard_nothing}"
     );
-    shell(two, "iptables -F INPUT");
+    shell(&b.host, "iptables -F INPUT");
     within_minutes("nothing is lost any more", || {
         percent(&a, "loss_percent") == Some(0) && percent(&b, "loss_percent") == Some(0)
     });

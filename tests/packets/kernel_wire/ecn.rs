@@ -1,6 +1,6 @@
 //! Congestion marks through the tunnel: all sixteen pairs, as the kernel combines them.
 
-use super::receiving::Receiving;
+use crate::support::receiving::Receiving;
 
 use crate::support::need;
 use crate::support::wire::{Kind, possible};

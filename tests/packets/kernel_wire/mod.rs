@@ -8,6 +8,5 @@ mod frames;
 mod golden;
 mod interop;
 mod modes;
-mod receiving;
 mod spoof;
 mod verdicts;

@@ -9,7 +9,7 @@ use uvxlan::testbed::available;
 use uvxlan::wire::checksum::Sum;
 use uvxlan::wire::vxlan::ENCAP_LEN;
 
-use super::receiving::{OTHER_PEER, Receiving, settled};
+use crate::support::receiving::{OTHER_PEER, Receiving, settled};
 
 use crate::support::need;
 use crate::support::wire::{OUR_MAC, kernel_subnet, our_subnet};

@@ -5,7 +5,7 @@ use uvxlan::dataplane::Dataplane;
 use uvxlan::wire::checksum::Sum;
 use uvxlan::wire::vxlan::ENCAP_LEN;
 
-use super::receiving::Receiving;
+use crate::support::receiving::Receiving;
 
 use crate::support::need;
 use crate::support::wire::{Kind, OUR_MAC, possible};

@@ -14,8 +14,8 @@ use uvxlan::testbed::{Container, Host, Topology};
 use uvxlan::wire::vxlan::{DEFAULT_PORT, EncapTemplate};
 use uvxlan::wire::{MacAddr, Vni};
 
-use crate::support::inner::step;
-use crate::support::wire::{
+use super::inner::step;
+use super::wire::{
     End, KERNEL_MAC, Kind, MTU, OUR_MAC, UNDERLAY, guarded_end_among, kernel_subnet, network,
     our_subnet,
 };
