@@ -12,7 +12,7 @@ pub mod dataplane;
 #[cfg(feature = "daemon")]
 pub mod doctor;
 #[cfg(feature = "daemon")]
-pub mod firewall;
+pub(crate) mod firewall;
 #[cfg(feature = "daemon")]
 pub mod host;
 pub mod offload;

@@ -23,7 +23,7 @@ use crate::daemon::instance;
 use crate::daemon::state::state_file;
 use crate::dataplane::offloads;
 use crate::doctor::checks::machine::overlay_links;
-use crate::firewall::tools;
+use crate::firewall::command;
 use crate::host::interface::{self, Selection};
 use crate::host::netlink::{Netlink, NetlinkError};
 use crate::host::port;
@@ -245,7 +245,7 @@ fn sysctls(facts: &Facts) -> BTreeMap<String, String> {
 
 async fn firewall() -> Firewall {
     let run = async |program: &'static str, arguments: &[&str]| {
-        let output = tools::run(program, arguments, "").await;
+        let output = command::run(program, arguments, "").await;
         Some(output.map_err(|error| error.to_string()))
     };
     // Without such tables, the program is not asked: it might make them.

@@ -1,21 +1,20 @@
 //! The rules as `iptables-restore` reads and `iptables-save` prints them.
 //!
-//! Both chains of ours are filled anew in one transaction for each table; the jumps to them
-//! go to the end of flannel's places. Rules that flannel before v0.20 put straight into the
-//! built-in chains are taken out by the same transaction.
+//! One transaction for each table flushes our chain, fills it, and appends the jump to it to
+//! the built-in chain, as flannel does. It also deletes the rules that flannel before v0.20 put
+//! into the built-in chain itself.
 
 use std::fmt::Write;
 
 use ipnet::Ipv4Net;
 
-use super::rules::{KUBE_PROXY_MARK, MULTICAST, Subject, Wanted};
+use super::rules::{KUBE_PROXY_MARK, MULTICAST, Prefixes, Wanted};
 
-/// The built-in tables that have rules of ours.
-pub const TABLES: [Table; 2] = [Table::Nat, Table::Filter];
+pub(super) const TABLES: [Table; 2] = [Table::Nat, Table::Filter];
 
-/// A table, with the chain of ours in it.
+/// A built-in table, with our chain in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Table {
+pub(super) enum Table {
     /// Masquerading.
     Nat,
     /// Forwarding.
@@ -23,9 +22,7 @@ pub enum Table {
 }
 
 impl Table {
-    /// The name on the command line.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Nat => "nat",
             Self::Filter => "filter",
@@ -57,9 +54,7 @@ impl Table {
         format!("{} {} -j {}", self.parent(), self.comment(), self.chain())
     }
 
-    /// Whether rules in this table are wanted.
-    #[must_use]
-    pub const fn is_wanted(self, wanted: Wanted) -> bool {
+    pub(super) const fn is_wanted(self, wanted: Wanted) -> bool {
         match self {
             Self::Nat => wanted.masquerade,
             Self::Filter => wanted.forward,
@@ -67,9 +62,9 @@ impl Table {
     }
 }
 
-/// The rules of our chain, as `iptables-save` prints them behind `-A `.
-fn chain_rules(table: Table, subject: Subject, random: &str) -> Vec<String> {
-    let (n, p) = (subject.network, subject.subnet);
+/// The rules of our chain, as `iptables-save` prints them after `-A `.
+fn chain_rules(table: Table, prefixes: Prefixes, random: &str) -> Vec<String> {
+    let (n, p) = (prefixes.network, prefixes.subnet);
     let (chain, comment) = (table.chain(), table.comment());
     let rules = match table {
         Table::Nat => vec![
@@ -91,9 +86,9 @@ fn chain_rules(table: Table, subject: Subject, random: &str) -> Vec<String> {
         .collect()
 }
 
-/// Whether a rule is one that flannel before v0.20 put straight into the built-in chain, for
-/// one of these networks: plain up to v0.11, later with the comment that ours have too.
-fn is_direct(table: Table, subjects: &[Subject], rule: &str) -> bool {
+/// Whether flannel before v0.20 put this rule into the built-in chain itself, for one of these
+/// networks: without a comment up to v0.11, later with the comment that ours have too.
+fn is_legacy(table: Table, all_prefixes: &[Prefixes], rule: &str) -> bool {
     let in_parent = |rule: &&str| rule.starts_with(' ');
     let Some(rule) = rule.strip_prefix(table.parent()).filter(in_parent) else {
         return false;
@@ -102,10 +97,10 @@ fn is_direct(table: Table, subjects: &[Subject], rule: &str) -> bool {
     let comment = format!(" {}", table.comment());
     let plain = rule.replacen(&comment, "", 1);
     let is_commented = plain.len() < rule.len();
-    subjects.iter().any(|subject| {
-        let n = subject.network;
+    all_prefixes.iter().any(|prefixes| {
+        let n = prefixes.network;
         if is_commented {
-            return is_about(n, &plain);
+            return names_prefix_of(n, &plain);
         }
         match table {
             Table::Nat => {
@@ -115,7 +110,7 @@ fn is_direct(table: Table, subjects: &[Subject], rule: &str) -> bool {
                     format!(" ! -s {n} -d {n} -j MASQUERADE"),
                 ]
                 .contains(&plain)
-                    // Of whichever subnet this host had then.
+                    // For any subnet that this host may have had.
                     || plain
                         .strip_prefix(&format!(" ! -s {n} -d "))
                         .and_then(|rest| rest.strip_suffix(" -j RETURN"))
@@ -129,7 +124,7 @@ fn is_direct(table: Table, subjects: &[Subject], rule: &str) -> bool {
 }
 
 /// Whether a rule names a prefix of this network.
-fn is_about(network: Ipv4Net, rule: &str) -> bool {
+fn names_prefix_of(network: Ipv4Net, rule: &str) -> bool {
     rule.split(' ').any(|word| is_inside(network, word))
 }
 
@@ -138,14 +133,13 @@ fn is_inside(network: Ipv4Net, text: &str) -> bool {
         .is_ok_and(|prefix| network.contains(&prefix))
 }
 
-/// What `iptables-save -t TABLE` printed, as rules behind `-A `.
+/// The rules that `iptables-save -t TABLE` printed, without `-A `.
 fn saved(text: &str) -> impl Iterator<Item = &str> {
     text.lines().filter_map(|line| line.strip_prefix("-A "))
 }
 
-/// Whether the rules that are there are those that should be, in order.
-#[must_use]
-pub fn is_complete(table: Table, subject: Subject, wanted: Wanted, present: &str) -> bool {
+/// Whether the present rules are the wanted ones, in order.
+pub(super) fn is_complete(table: Table, prefixes: Prefixes, wanted: Wanted, present: &str) -> bool {
     let own_prefix = format!("{} ", table.chain());
     let own: Vec<_> = saved(present)
         .filter(|rule| rule.starts_with(&own_prefix))
@@ -155,12 +149,12 @@ pub fn is_complete(table: Table, subject: Subject, wanted: Wanted, present: &str
     if !table.is_wanted(wanted) {
         return own.is_empty() && jumps == 0;
     }
-    jumps == 1 && own == chain_rules(table, subject, random(wanted))
+    jumps == 1 && own == chain_rules(table, prefixes, random(wanted))
 }
 
-/// Whether a rule of the built-in chain is ours, or an older flannel's for us.
-fn is_ours(table: Table, subjects: &[Subject], rule: &str) -> bool {
-    rule == table.jump() || is_direct(table, subjects, rule)
+/// Whether a rule of the built-in chain is ours, or an older flannel's for this host.
+fn is_ours(table: Table, all_prefixes: &[Prefixes], rule: &str) -> bool {
+    rule == table.jump() || is_legacy(table, all_prefixes, rule)
 }
 
 /// Whether `iptables-save` shows our chain.
@@ -169,45 +163,43 @@ fn has_chain(table: Table, saved: &str) -> bool {
     saved.lines().any(|line| line.starts_with(&declared))
 }
 
-/// One transaction for `iptables-restore --noflush` that brings a table from what
-/// `iptables-save` printed to what is wanted; none when there is nothing to do. `former` are
-/// earlier networks, whose rules may be left in the built-in chain.
-#[must_use]
-pub fn transaction(
+/// The transaction for `iptables-restore --noflush` that turns what `iptables-save` printed of a
+/// table into what is wanted, unless it is already. `former` are earlier networks, whose rules
+/// may be left in the built-in chain.
+pub(super) fn transaction(
     table: Table,
-    subject: Subject,
+    prefixes: Prefixes,
     wanted: Wanted,
-    former: &[Subject],
+    former: &[Prefixes],
     present: &str,
 ) -> Option<String> {
-    let subjects = [&[subject], former].concat();
+    let all_prefixes = [&[prefixes], former].concat();
     let mut lines = String::new();
-    for rule in saved(present).filter(|rule| is_ours(table, &subjects, rule)) {
+    for rule in saved(present).filter(|rule| is_ours(table, &all_prefixes, rule)) {
         let _ = writeln!(lines, "-D {rule}");
     }
     let (wanted_here, has_chain) = (table.is_wanted(wanted), has_chain(table, present));
     if wanted_here {
         let _ = writeln!(lines, "-A {}", table.jump());
-        for rule in chain_rules(table, subject, random(wanted)) {
+        for rule in chain_rules(table, prefixes, random(wanted)) {
             let _ = writeln!(lines, "-A {rule}");
         }
     } else if has_chain {
         let _ = writeln!(lines, "-X {}", table.chain());
     }
-    whole(table, wanted_here || has_chain, &lines)
+    assemble(table, wanted_here || has_chain, &lines)
 }
 
-/// One transaction that puts our part of a table back to what `before` shows, each rule to its
-/// place among the others'; none when it is as it was.
-#[must_use]
-pub fn restoration(
+/// The transaction that restores our part of a table from `before`, each rule at its old position
+/// among the others, unless it is unchanged.
+pub(super) fn restoration(
     table: Table,
-    subject: Subject,
-    former: &[Subject],
+    prefixes: Prefixes,
+    former: &[Prefixes],
     before: &str,
     present: &str,
 ) -> Option<String> {
-    let subjects = [&[subject], former].concat();
+    let all_prefixes = [&[prefixes], former].concat();
     let parent = format!("{} ", table.parent());
     let chain = format!("{} ", table.chain());
     let part = |text: &str| -> Vec<String> {
@@ -222,21 +214,21 @@ pub fn restoration(
     let mut lines = String::new();
     let mut others = 0;
     for rule in in_parent(present) {
-        if is_ours(table, &subjects, rule) {
+        if is_ours(table, &all_prefixes, rule) {
             let _ = writeln!(lines, "-D {rule}");
         } else {
             others += 1;
         }
     }
-    let mut there = others;
-    for (place, rule) in in_parent(before).enumerate() {
-        if is_ours(table, &subjects, rule)
+    let mut length = others;
+    for (position, rule) in in_parent(before).enumerate() {
+        if is_ours(table, &all_prefixes, rule)
             && let Some((parent, rest)) = rule.split_once(' ')
         {
-            // Somebody may have taken others' rules out meanwhile.
-            let place = place.min(there) + 1;
-            let _ = writeln!(lines, "-I {parent} {place} {rest}");
-            there += 1;
+            // Others' rules may have been deleted meanwhile.
+            let position = position.min(length) + 1;
+            let _ = writeln!(lines, "-I {parent} {position} {rest}");
+            length += 1;
         }
     }
     if had_chain {
@@ -246,14 +238,14 @@ pub fn restoration(
     } else if has_chain(table, present) {
         let _ = writeln!(lines, "-X {}", table.chain());
     }
-    whole(table, had_chain || has_chain(table, present), &lines)
+    assemble(table, had_chain || has_chain(table, present), &lines)
 }
 
-fn whole(table: Table, with_chain: bool, lines: &str) -> Option<String> {
+fn assemble(table: Table, with_chain: bool, lines: &str) -> Option<String> {
     if lines.is_empty() {
         return None;
     }
-    // The line of the chain makes it, or empties it.
+    // Declaring the chain creates it, or flushes it.
     let chain = match with_chain {
         true => format!(":{} - [0:0]\n", table.chain()),
         false => String::new(),
@@ -270,8 +262,7 @@ const fn random(wanted: Wanted) -> &'static str {
 }
 
 /// Major, minor and patch of what `iptables --version` prints: `iptables v1.8.9 (nf_tables)`.
-#[must_use]
-pub fn version(text: &str) -> Option<(u32, u32, u32)> {
+pub(super) fn version(text: &str) -> Option<(u32, u32, u32)> {
     let word = text
         .split_whitespace()
         .find_map(|word| word.strip_prefix('v'))?;

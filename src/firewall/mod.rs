@@ -1,12 +1,13 @@
-//! Masquerading and forward rules: what flannel puts into iptables or nftables.
+//! Masquerading and forward rules, as flannel installs them with iptables or nftables.
 //!
-//! [`rules`] says which rules, [`iptables`] and [`nftables`] how they are written and read,
-//! all of it text in and text out; [`tools`] runs the programs, [`keeper`] puts the rules in
-//! place and keeps them there.
+//! [`rules`] defines which rules are wanted; [`iptables`] and [`nftables`] write and parse
+//! them, text in and text out. [`command`] runs the programs, [`detect`] finds one that works,
+//! [`manager`] installs the rules and keeps them installed.
 #![forbid(unsafe_code)]
 
-pub mod iptables;
-pub mod keeper;
-pub mod nftables;
-pub mod rules;
-pub mod tools;
+pub(crate) mod command;
+pub(crate) mod detect;
+mod iptables;
+pub(crate) mod manager;
+mod nftables;
+pub(crate) mod rules;

@@ -1,22 +1,20 @@
-//! The rules as `nft -f` reads them: a table of our own, made anew in one transaction.
+//! The rules as `nft -f` reads them: a table of our own, replaced in one transaction.
 
 use std::fmt::Write;
 
-use super::rules::{KUBE_PROXY_MARK, MULTICAST, Subject, Wanted};
+use super::rules::{KUBE_PROXY_MARK, MULTICAST, Prefixes, Wanted};
 
-/// Name of the table, flannel's.
-pub const TABLE: &str = "flannel-ipv4";
-/// Name of flannel's table of IPv6.
-const TABLE_OF_IPV6: &str = "flannel-ipv6";
+/// Flannel's table.
+pub(super) const TABLE: &str = "flannel-ipv4";
+const IPV6_TABLE: &str = "flannel-ipv6";
 
-/// The transaction that makes the table what is wanted, whatever it was.
-#[must_use]
-pub fn transaction(subject: Subject, wanted: Wanted) -> String {
+/// The transaction that replaces the table by what is wanted.
+pub(super) fn transaction(prefixes: Prefixes, wanted: Wanted) -> String {
     let mut text = removal();
     if wanted.is_nothing() {
         return text;
     }
-    let (n, p) = (subject.network, subject.subnet);
+    let (n, p) = (prefixes.network, prefixes.subnet);
     let _ = writeln!(text, "table ip {TABLE} {{");
     if wanted.masquerade {
         let random = if wanted.random_ports {
@@ -51,30 +49,26 @@ pub fn transaction(subject: Subject, wanted: Wanted) -> String {
     text
 }
 
-/// The transaction that removes the table; it need not be there.
-#[must_use]
-pub fn removal() -> String {
+/// The transaction that removes the table, if it exists.
+pub(super) fn removal() -> String {
     format!("table ip {TABLE}\ndelete table ip {TABLE}\n")
 }
 
-/// The same for the table of IPv6 that flannel makes beside it, which is of no use here. A
-/// transaction of its own: a kernel without IPv6 refuses it.
-#[must_use]
-pub fn removal_of_ipv6() -> String {
-    format!("table ip6 {TABLE_OF_IPV6}\ndelete table ip6 {TABLE_OF_IPV6}\n")
+/// The same for the IPv6 table that flannel creates too. A separate transaction, since a kernel
+/// without IPv6 refuses it.
+pub(super) fn removal_of_ipv6() -> String {
+    format!("table ip6 {IPV6_TABLE}\ndelete table ip6 {IPV6_TABLE}\n")
 }
 
-/// The transaction that puts the table back to what `nft list table` printed of it before;
-/// empty where there was none.
-#[must_use]
-pub fn restoration(before: &str) -> String {
+/// The transaction that restores the table from what `nft list table` printed before; empty if
+/// there was none.
+pub(super) fn restoration(before: &str) -> String {
     format!("{}{before}", removal())
 }
 
-/// Whether `nft list table` printed what a transaction made: each of its rules, in order.
-#[must_use]
-pub fn is_complete(subject: Subject, wanted: Wanted, present: &str) -> bool {
-    let wanted_text = transaction(subject, wanted);
+/// Whether `nft list table` printed each of the wanted rules, in order.
+pub(super) fn is_complete(prefixes: Prefixes, wanted: Wanted, present: &str) -> bool {
+    let wanted_text = transaction(prefixes, wanted);
     let rules = |text: &str| -> Vec<String> {
         text.lines()
             .map(str::trim)
@@ -91,8 +85,8 @@ pub fn is_complete(subject: Subject, wanted: Wanted, present: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn subject() -> Subject {
-        Subject {
+    fn prefixes() -> Prefixes {
+        Prefixes {
             network: "10.42.0.0/16".parse().unwrap(),
             subnet: "10.42.3.0/24".parse().unwrap(),
         }
@@ -120,10 +114,10 @@ mod tests {
             \t\tip saddr 10.42.0.0/16 accept\n\
             \t\tip daddr 10.42.0.0/16 accept\n\
             \t}\n}\n";
-        assert_eq!(transaction(subject(), wanted), expected);
-        assert!(is_complete(subject(), wanted, expected));
+        assert_eq!(transaction(prefixes(), wanted), expected);
+        assert!(is_complete(prefixes(), wanted, expected));
         assert!(!is_complete(
-            subject(),
+            prefixes(),
             wanted,
             &expected.replace("ip daddr 10.42.0.0/16 accept", "")
         ));
@@ -136,10 +130,10 @@ mod tests {
             forward,
             random_ports: false,
         };
-        let text = transaction(subject(), wanted(true, false));
+        let text = transaction(prefixes(), wanted(true, false));
         assert!(text.contains("masquerade\n") && !text.contains("chain forward"));
-        let text = transaction(subject(), wanted(false, true));
+        let text = transaction(prefixes(), wanted(false, true));
         assert!(!text.contains("masquerade") && text.contains("chain forward"));
-        assert_eq!(transaction(subject(), wanted(false, false)), removal());
+        assert_eq!(transaction(prefixes(), wanted(false, false)), removal());
     }
 }

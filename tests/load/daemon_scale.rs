@@ -40,5 +40,5 @@ fn thousands_of_leases_that_come_go_and_change_are_followed_and_no_packet_is_los
     // What it did itself was no reason to look at everything again and again: no change of
     // its own was taken for somebody else's.
     let log = nodes[0].log();
-    assert!(!log.contains("routes_mended"), "{log}");
+    assert!(!log.contains("routes_repaired"), "{log}");
 }

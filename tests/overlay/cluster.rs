@@ -320,7 +320,7 @@ fn what_somebody_changes_on_the_host_is_mended() {
     a.change(&["link", "set", "flannel.1", "down"]);
     soon("the device is up and the route is back", is_whole);
     eventually("traffic flows", || a.reaches(&b) && b.reaches(&a));
-    assert!(a.log().contains("routes_mended"), "and the log says so");
+    assert!(a.log().contains("routes_repaired"), "and the log says so");
 }
 
 #[test]

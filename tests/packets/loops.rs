@@ -211,5 +211,5 @@ fn the_daemon_keeps_looping_peers_out_and_takes_them_back() {
         "told once each time:\n{}",
         node.log()
     );
-    assert!(!node.log().contains("routes_mended"), "{}", node.log());
+    assert!(!node.log().contains("routes_repaired"), "{}", node.log());
 }

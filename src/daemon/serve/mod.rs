@@ -1,5 +1,6 @@
 //! A daemon that has said READY: what it does from then on.
 
+pub mod mtu;
 pub mod overlay;
 pub mod peer_routes;
 pub mod peers;
@@ -27,11 +28,12 @@ use crate::daemon::api::control::PendingRequest;
 use crate::daemon::api::health::Readiness;
 use crate::daemon::backoff::Backoff;
 use crate::daemon::instance::InstanceLock;
+use crate::daemon::serve::mtu::{BridgeMtus, device_mtu};
 use crate::daemon::serve::overlay::Overlay;
 use crate::daemon::serve::repairs::Mended;
-use crate::daemon::serve::rules::RulesKept;
+use crate::daemon::serve::rules::InstalledRules;
 use crate::daemon::serve::suspend::Suspended;
-use crate::daemon::serve::underlay::{Bridges, Underlay};
+use crate::daemon::serve::underlay::Underlay;
 use crate::daemon::state::files::Files;
 use crate::daemon::state::memory::Memory;
 use crate::daemon::state::state_file::State;
@@ -82,7 +84,7 @@ pub struct Serving {
     /// What came from each peer, and when.
     pub(crate) seen: BTreeMap<Ipv4Net, Seen>,
     pub(crate) watchdog: Watchdog,
-    pub(crate) bridges: Bridges,
+    pub(crate) bridge_mtus: BridgeMtus,
     pub(crate) readiness: Readiness,
     pub(crate) captures: Captures,
     pub(crate) memory: Memory,
@@ -91,7 +93,7 @@ pub struct Serving {
     /// What our lease is to say, until the manager has taken it.
     pub(crate) unpublished: Option<LeaseAttrs>,
     pub(crate) repair: Option<Repair>,
-    pub(crate) _rules: RulesKept,
+    pub(crate) _rules: InstalledRules,
     pub(crate) _lock: InstanceLock,
 }
 
@@ -287,14 +289,16 @@ impl Serving {
         {
             tracing::warn!(event = "reconcile_failed", %error, "looking again soon");
         }
-        match self.underlay.look(&self.netlink).await {
+        match self.underlay.refresh(&self.netlink).await {
             Ok(before) => self.follow(before).await,
             Err(error) => {
                 tracing::warn!(event = "underlay_unseen", %error, "looking again soon");
             }
         }
         let subnet = self.state.subnet;
-        self.bridges.look(&self.netlink, subnet, self.mtu).await;
+        self.bridge_mtus
+            .check(&self.netlink, subnet, self.mtu)
+            .await;
         self.note_seen();
         // Next hops may have changed.
         self.tell_probes();
@@ -349,7 +353,7 @@ impl Serving {
                 self.receive_at(&now).await;
             }
         }
-        match crate::daemon::serve::underlay::device_mtu(&self.config, &now) {
+        match device_mtu(&self.config, &now) {
             // Also where the last try failed.
             Ok(mtu) if mtu != self.mtu && self.repair.is_none() => self.change_mtu(mtu, &now).await,
             Err(error) if is_new => {

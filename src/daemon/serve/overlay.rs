@@ -222,7 +222,7 @@ impl Overlay {
             Err(LinkError::Netlink(error)) if error.is_missing() => return Err(error.into()),
             Ok(true) => {
                 tracing::warn!(
-                    event = "device_mended",
+                    event = "device_repaired",
                     device = self.plan.device,
                     "the device had been changed; set it up again"
                 );
@@ -241,7 +241,7 @@ impl Overlay {
         let report = self.reconcile_routes().await?;
         if report.added + report.replaced + report.removed > 0 {
             tracing::warn!(
-                event = "routes_mended",
+                event = "routes_repaired",
                 added = report.added,
                 replaced = report.replaced,
                 removed = report.removed,

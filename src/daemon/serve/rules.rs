@@ -1,4 +1,5 @@
-//! Masquerading, forward rules and forwarding, as the options and the network config ask.
+//! Installs masquerading and forward rules, and enables forwarding, as the options and the
+//! network config ask.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,44 +12,48 @@ use crate::daemon::options::{FirewallChoice, RunOptions};
 use crate::daemon::serve::repairs::Mended;
 use crate::daemon::state::state_file::State;
 use crate::daemon::state::subnet_env;
-use crate::firewall::keeper::{Before, Firewall, Found, Tool};
-use crate::firewall::rules::{Subject, Wanted};
-use crate::firewall::tools::ToolError;
+use crate::firewall::command::ToolError;
+use crate::firewall::detect::{DetectedTool, Tool};
+use crate::firewall::manager::{Firewall, Snapshot};
+use crate::firewall::rules::{Prefixes, Wanted};
 use crate::host::forwarding::{self, Forwarding};
 use crate::subnet::config::NetworkConfig;
 
-/// Pause between two looks for a tool, where the rules are never looked at again.
-const LOOK_FOR_TOOL: Duration = Duration::from_secs(5);
+/// Pause between two searches for a tool, or two attempts to install, without a resync.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Which rules there shall be, and who will hold them.
+/// Which rules are wanted, and who installs them.
 #[derive(Debug)]
-pub struct Plan {
+pub(crate) struct FirewallSetup {
     wanted: Wanted,
-    every: Duration,
+    resync: Duration,
     network: Ipv4Net,
-    former: Vec<Subject>,
-    holder: Holder,
+    former: Vec<Prefixes>,
+    installer: Installer,
 }
 
 #[derive(Debug)]
-enum Holder {
-    /// Nobody.
-    None,
-    /// A person.
-    Print(Tool),
-    /// A tool, or the lack of one.
-    Tool(Choice, Result<Found, ToolError>),
+enum Installer {
+    Nobody,
+    /// A person, who gets the rules on stdout.
+    Person(Tool),
+    /// A tool, or why there is none.
+    Tool(ToolChoice, Result<DetectedTool, ToolError>),
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Choice {
+struct ToolChoice {
     preferred: Tool,
-    may_change: bool,
+    may_fall_back: bool,
 }
 
-impl Plan {
-    /// Looks what the host has; nothing is changed.
-    pub async fn look(options: &RunOptions, config: &NetworkConfig, state: Option<&State>) -> Self {
+impl FirewallSetup {
+    /// Finds a tool on the host; changes nothing.
+    pub(crate) async fn detect(
+        options: &RunOptions,
+        config: &NetworkConfig,
+        state: Option<&State>,
+    ) -> Self {
         let wanted = Wanted {
             masquerade: options.ip_masq,
             forward: options.iptables_forward_rules,
@@ -59,189 +64,194 @@ impl Plan {
         } else {
             Tool::Iptables
         };
-        let choice = |preferred, may_change| Choice {
-            preferred,
-            may_change,
+        let choice = |preferred, may_fall_back| {
+            Some(ToolChoice {
+                preferred,
+                may_fall_back,
+            })
         };
         let choice = match options.firewall {
-            FirewallChoice::None => None,
-            FirewallChoice::Print => None,
-            FirewallChoice::Auto => Some(choice(by_config, true)),
-            FirewallChoice::Iptables => Some(choice(Tool::Iptables, false)),
-            FirewallChoice::Nftables => Some(choice(Tool::Nftables, false)),
+            FirewallChoice::None | FirewallChoice::Print => None,
+            FirewallChoice::Auto => choice(by_config, true),
+            FirewallChoice::Iptables => choice(Tool::Iptables, false),
+            FirewallChoice::Nftables => choice(Tool::Nftables, false),
         };
-        let holder = match choice {
-            Some(choice) => Holder::Tool(choice, choice.look(config.network, wanted).await),
-            None if options.firewall == FirewallChoice::Print => Holder::Print(by_config),
-            None => Holder::None,
+        let installer = match choice {
+            Some(choice) => Installer::Tool(choice, choice.detect(config.network, wanted).await),
+            None if options.firewall == FirewallChoice::Print => Installer::Person(by_config),
+            None => Installer::Nobody,
         };
         Self {
             wanted,
-            every: options.iptables_resync,
+            resync: options.iptables_resync,
             network: config.network,
             former: former(options, state),
-            holder,
+            installer,
         }
     }
 
-    /// Logs what will not work for want of a tool.
-    pub fn tell_what_is_missing(&self) {
-        let Holder::Tool(_, Err(error)) = &self.holder else {
+    /// Logs what will not work without a tool.
+    pub(crate) fn log_missing_tool(&self) {
+        let Installer::Tool(_, Err(error)) = &self.installer else {
             return;
         };
         if self.wanted.is_nothing() {
             tracing::debug!(event = "firewall_missing", %error, "no rules are wanted");
         } else {
-            let lost = lost(self.wanted);
-            tracing::error!(event = "firewall_missing", %error, "no rules can be installed, looking again and again: {lost}");
+            let impact = impact(self.wanted);
+            tracing::error!(event = "firewall_missing", %error, "cannot install rules, retrying: {impact}");
         }
     }
 
-    /// Whether it is iptables that bridged packets shall pass.
-    #[must_use]
-    pub const fn are_of_iptables(&self) -> bool {
-        let tool = match &self.holder {
-            Holder::Tool(_, Ok(found)) => found.tool,
-            Holder::Tool(choice, Err(_)) => choice.preferred,
-            Holder::None | Holder::Print(_) => return false,
+    /// Whether the rules are those of iptables, which bridged packets have to pass.
+    pub(crate) const fn uses_iptables(&self) -> bool {
+        let tool = match &self.installer {
+            Installer::Tool(_, Ok(detected)) => detected.tool,
+            Installer::Tool(choice, Err(_)) => choice.preferred,
+            Installer::Nobody | Installer::Person(_) => return false,
         };
         matches!(tool, Tool::Iptables)
     }
 
-    /// Puts the rules in place. What cannot be done is logged and tried again: containers that
-    /// reach each other are worth more than none.
-    pub async fn establish(self, subnet: Ipv4Net, readiness: Readiness) -> RulesKept {
-        let mut kept = RulesKept::default();
-        kept.switched_on = forward_packets();
-        let subject = Subject {
+    /// Installs the rules. A failure is logged and retried: containers that reach only each
+    /// other are worth more than none.
+    pub(crate) async fn install(self, subnet: Ipv4Net, readiness: Readiness) -> InstalledRules {
+        let mut rules = InstalledRules::default();
+        rules.switched_on_forwarding = enable_forwarding();
+        let prefixes = Prefixes {
             network: self.network,
             subnet,
         };
-        let (wanted, every) = (self.wanted, self.every);
+        let (wanted, resync) = (self.wanted, self.resync);
         let mut former = self.former;
-        former.retain(|other| *other != subject);
-        let (choice, found) = match self.holder {
-            Holder::None => return kept,
-            Holder::Print(tool) => {
-                print(&Firewall::text(tool, subject, wanted));
-                return kept;
+        former.retain(|other| *other != prefixes);
+        let (choice, detected) = match self.installer {
+            Installer::Nobody => return rules,
+            Installer::Person(tool) => {
+                print(&Firewall::text(tool, prefixes, wanted));
+                return rules;
             }
-            Holder::Tool(choice, found) => (choice, found),
+            Installer::Tool(choice, detected) => (choice, detected),
         };
-        let Ok(found) = found else {
+        let Ok(detected) = detected else {
             if wanted.is_nothing() {
-                return kept;
+                return rules;
             }
             readiness.set_rules(false);
             let task = async move {
-                let found = choice.look_until_found(subject, wanted, every).await;
-                let firewall = Firewall::new(found, subject, wanted, former);
-                let in_place = first(&firewall, wanted, &readiness).await;
-                if in_place {
-                    firewall.sweep_ipv6().await;
+                let detected = choice.wait_for_tool(prefixes, wanted, resync).await;
+                let firewall = Firewall::new(detected, prefixes, wanted, former);
+                let installed = install_first(&firewall, wanted, &readiness).await;
+                if installed {
+                    firewall.remove_ipv6_rules().await;
                 }
-                keep(&firewall, every, in_place, &readiness).await;
+                keep_installed(&firewall, resync, installed, &readiness).await;
             };
-            kept.task = Some(tokio::spawn(task));
-            return kept;
+            rules.task = Some(tokio::spawn(task));
+            return rules;
         };
-        let firewall = Firewall::new(found, subject, wanted, former);
-        let before = firewall.remember().await;
-        let in_place = first(&firewall, wanted, &readiness).await;
-        kept.in_place = in_place;
+        let firewall = Firewall::new(detected, prefixes, wanted, former);
+        let before = firewall.snapshot().await;
+        let installed = install_first(&firewall, wanted, &readiness).await;
+        rules.installed = installed;
         let firewall = Arc::new(firewall);
-        kept.before = Some((Arc::clone(&firewall), before));
-        let task = async move { keep(&firewall, every, in_place, &readiness).await };
-        kept.task = Some(tokio::spawn(task));
-        kept
+        rules.before = Some((Arc::clone(&firewall), before));
+        let task = async move { keep_installed(&firewall, resync, installed, &readiness).await };
+        rules.task = Some(tokio::spawn(task));
+        rules
     }
 }
 
-impl Choice {
-    async fn look(self, network: Ipv4Net, wanted: Wanted) -> Result<Found, ToolError> {
-        Found::look(self.preferred, self.may_change, network, wanted).await
+impl ToolChoice {
+    async fn detect(self, network: Ipv4Net, wanted: Wanted) -> Result<DetectedTool, ToolError> {
+        DetectedTool::detect(self.preferred, self.may_fall_back, network, wanted).await
     }
 
-    /// A tool that is installed later is used from then on.
-    async fn look_until_found(self, subject: Subject, wanted: Wanted, every: Duration) -> Found {
-        let pause = every.max(LOOK_FOR_TOOL);
+    /// Waits until a tool is installed.
+    async fn wait_for_tool(
+        self,
+        prefixes: Prefixes,
+        wanted: Wanted,
+        resync: Duration,
+    ) -> DetectedTool {
         loop {
-            tokio::time::sleep(pause).await;
-            match self.look(subject.network, wanted).await {
-                Ok(found) => return found,
+            tokio::time::sleep(resync.max(RETRY_INTERVAL)).await;
+            match self.detect(prefixes.network, wanted).await {
+                Ok(detected) => return detected,
                 Err(error) => tracing::debug!(event = "firewall_missing", %error),
             }
         }
     }
 }
 
-/// Installs the rules, and tells whether that was done.
-async fn first(firewall: &Firewall, wanted: Wanted, readiness: &Readiness) -> bool {
-    let done = firewall.establish().await;
-    match &done {
+/// Installs the rules for the first time; returns whether that succeeded.
+async fn install_first(firewall: &Firewall, wanted: Wanted, readiness: &Readiness) -> bool {
+    let result = firewall.install().await;
+    match &result {
         Ok(()) => tracing::info!(
             event = "firewall", tool = %firewall.tool(), masquerade = wanted.masquerade,
             forward = wanted.forward, "rules are in place"
         ),
         Err(error) => {
-            let lost = lost(wanted);
-            tracing::error!(event = "firewall_failed", tool = %firewall.tool(), %error, "rules are not in place, trying again: {lost}");
+            let impact = impact(wanted);
+            tracing::error!(event = "firewall_failed", tool = %firewall.tool(), %error, "rules are not in place, retrying: {impact}");
         }
     }
-    // What was to be removed and could not be keeps nobody from anything.
-    readiness.set_rules(done.is_ok() || wanted.is_nothing());
-    done.is_ok()
+    // Rules that could not be removed break nothing.
+    readiness.set_rules(result.is_ok() || wanted.is_nothing());
+    result.is_ok()
 }
 
-async fn keep(firewall: &Firewall, every: Duration, in_place: bool, readiness: &Readiness) {
-    if every.is_zero() {
-        // They are not looked at again, once they are there.
-        let mut in_place = in_place;
-        while !in_place {
-            tokio::time::sleep(LOOK_FOR_TOOL).await;
-            in_place = firewall.establish().await.is_ok();
-            readiness.set_rules(in_place);
+async fn keep_installed(
+    firewall: &Firewall,
+    resync: Duration,
+    mut installed: bool,
+    readiness: &Readiness,
+) {
+    if resync.is_zero() {
+        while !installed {
+            tokio::time::sleep(RETRY_INTERVAL).await;
+            installed = firewall.install().await.is_ok();
+            readiness.set_rules(installed);
         }
     } else {
-        let tell = |in_place| readiness.set_rules(in_place);
+        let on_state = |installed| readiness.set_rules(installed);
         firewall
-            .keep(every, in_place, tell, || Mended::Rules.note())
+            .resync(resync, installed, on_state, || Mended::Rules.note())
             .await;
     }
 }
 
-/// Keeps the rules in place until it is dropped. The rules stay, as flannel's do.
+/// Keeps the rules installed until it is dropped. The rules themselves stay, as flannel's do.
 #[derive(Debug, Default)]
-pub struct RulesKept {
+pub(crate) struct InstalledRules {
     task: Option<JoinHandle<()>>,
     /// What this start found.
-    before: Option<(Arc<Firewall>, Before)>,
-    /// Whether the rules could be made.
-    in_place: bool,
-    /// Whether this start switched forwarding on.
-    switched_on: bool,
+    before: Option<(Arc<Firewall>, Snapshot)>,
+    installed: bool,
+    switched_on_forwarding: bool,
 }
 
-impl RulesKept {
-    /// The start has succeeded: there is nothing to take back any more.
-    pub async fn settle(&mut self) {
-        self.switched_on = false;
+impl InstalledRules {
+    /// The start has succeeded: from now on nothing is rolled back.
+    pub(crate) async fn commit(&mut self) {
+        self.switched_on_forwarding = false;
         if let Some((firewall, _)) = self.before.take()
-            && self.in_place
+            && self.installed
         {
-            firewall.sweep_ipv6().await;
+            firewall.remove_ipv6_rules().await;
         }
     }
 
-    /// Takes back what this start changed.
-    pub async fn undo(mut self) {
+    /// Rolls back what this start changed.
+    pub(crate) async fn roll_back(mut self) {
         self.stop();
         if let Some((firewall, before)) = &self.before
-            && let Err(error) = firewall.put_back(before).await
+            && let Err(error) = firewall.roll_back(before).await
         {
-            tracing::error!(event = "firewall_left", %error, "cannot take back the rules of a start that failed");
+            tracing::error!(event = "firewall_left", %error, "cannot roll back the rules of a start that failed");
         }
-        if self.switched_on
+        if self.switched_on_forwarding
             && let Err(error) = forwarding::switch_off()
         {
             tracing::warn!(event = "ip_forward", %error, "net.ipv4.ip_forward stays on");
@@ -255,24 +265,24 @@ impl RulesKept {
     }
 }
 
-impl Drop for RulesKept {
+impl Drop for InstalledRules {
     fn drop(&mut self) {
         self.stop();
     }
 }
 
 /// What does not work without the rules.
-const fn lost(wanted: Wanted) -> &'static str {
+const fn impact(wanted: Wanted) -> &'static str {
     if wanted.masquerade {
         "containers do not reach addresses outside of the overlay"
     } else {
-        "where the policy of FORWARD is DROP (Docker sets that) containers do not reach each other"
+        "if the policy of FORWARD is DROP (Docker sets that), containers do not reach each other"
     }
 }
 
-/// The networks of earlier lives, as far as the subnet file and our own state tell: the one may
-/// have been overwritten by docker's options, the other may be flannel's.
-fn former(options: &RunOptions, state: Option<&State>) -> Vec<Subject> {
+/// The networks of earlier runs, from the subnet file and our own state: the former may have
+/// been overwritten by Docker's options, or be flannel's.
+fn former(options: &RunOptions, state: Option<&State>) -> Vec<Prefixes> {
     let mut found = Vec::new();
     let file = subnet_env::read(&options.subnet_file).unwrap_or_default();
     let state = state.map(|state| (state.network, state.subnet));
@@ -280,22 +290,22 @@ fn former(options: &RunOptions, state: Option<&State>) -> Vec<Subject> {
         .network
         .map(|network| (network, file.subnet.unwrap_or(network)));
     for (network, subnet) in [file, state].into_iter().flatten() {
-        let subject = Subject { network, subnet };
-        if !found.contains(&subject) {
-            found.push(subject);
+        let prefixes = Prefixes { network, subnet };
+        if !found.contains(&prefixes) {
+            found.push(prefixes);
         }
     }
     found
 }
 
-/// Whether it was this call that switched it on.
-fn forward_packets() -> bool {
+/// Switches forwarding on; returns whether it was off.
+fn enable_forwarding() -> bool {
     match forwarding::ensure() {
         Forwarding::On => false,
         Forwarding::SwitchedOn => {
             tracing::info!(
                 event = "ip_forward",
-                "switched on net.ipv4.ip_forward: without it containers reach nobody"
+                "switched on net.ipv4.ip_forward: without it containers reach nothing"
             );
             true
         }
@@ -308,6 +318,6 @@ fn forward_packets() -> bool {
 
 fn print(text: &str) {
     use std::io::Write;
-    // Nobody reads it when stdout is closed.
+    // With stdout closed there is no reader.
     let _ = std::io::stdout().lock().write_all(text.as_bytes());
 }

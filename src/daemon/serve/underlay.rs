@@ -1,128 +1,40 @@
-//! Follows the interface to the other hosts: its MTU, and its address where the old one is
-//! gone from the host.
+//! Follows changes of the external interface: its MTU, and its address once the host has lost
+//! the old one.
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
-
-use ipnet::Ipv4Net;
-
-use crate::daemon::failure::Failure;
 use crate::host::interface::{self, ExternalInterface, Selection, Snapshot};
-use crate::host::netlink::{AddressInfo, LinkInfo, Netlink, NetlinkError};
-use crate::subnet::config::NetworkConfig;
-use crate::wire::vxlan::OVERHEAD;
+use crate::host::netlink::{Netlink, NetlinkError};
 
-/// Smallest device MTU: what every IPv4 link must carry.
-const SMALLEST_MTU: u32 = 576;
-
-/// MTU of the overlay device: that of the network config, or of the interface, less what the
-/// encapsulation takes.
-///
-/// # Errors
-/// When nothing useful is left.
-pub fn device_mtu(config: &NetworkConfig, external: &ExternalInterface) -> Result<u16, Failure> {
-    let outer = config.backend.mtu.map_or(external.mtu, u32::from);
-    let inner = outer.min(65_535).saturating_sub(u32::from(OVERHEAD));
-    match u16::try_from(inner) {
-        Ok(mtu) if inner >= SMALLEST_MTU => Ok(mtu),
-        _ => Err(Failure::Mtu {
-            interface: external.name.clone(),
-            address: external.address,
-            mtu: outer,
-        }),
-    }
-}
-
-/// Says so where a bridge of our subnet (docker's) has a larger MTU than the device: its
-/// containers send packets that do not fit. docker starts after us, so it is looked for again
-/// and again, and said once of each bridge and pair of MTUs. A bridge that nobody is joined to
-/// has the kernel's MTU whatever docker was told, and takes that of its ports later.
-#[derive(Debug, Default)]
-pub struct Bridges(BTreeSet<(String, u32, u16)>);
-
-impl Bridges {
-    /// Looks.
-    pub async fn look(&mut self, netlink: &Netlink, subnet: Ipv4Net, mtu: u16) {
-        let (Ok(links), Ok(addresses)) = (netlink.links().await, netlink.addresses(None).await)
-        else {
-            return;
-        };
-        let larger = larger_bridges(&links, &addresses, subnet, mtu);
-        let larger: BTreeSet<_> = larger
-            .map(|link| (link.name.clone(), link.mtu, mtu))
-            .collect();
-        for (bridge, bridge_mtu, device_mtu) in larger.difference(&self.0) {
-            tracing::warn!(
-                event = "bridge_mtu",
-                bridge,
-                bridge_mtu,
-                device_mtu,
-                "a bridge of our subnet has a larger MTU than the tunnel takes: restart docker \
-                 with the subnet file's MTU (--mtu)"
-            );
-        }
-        self.0 = larger;
-    }
-}
-
-fn larger_bridges<'a>(
-    links: &'a [LinkInfo],
-    addresses: &[AddressInfo],
-    subnet: Ipv4Net,
-    mtu: u16,
-) -> impl Iterator<Item = &'a LinkInfo> {
-    let ours = move |link: &LinkInfo| {
-        addresses.iter().any(|entry| {
-            let inside = matches!(entry.address, IpAddr::V4(ip) if subnet.contains(&ip));
-            entry.ifindex == link.index && inside
-        })
-    };
-    links.iter().filter(move |link| {
-        link.kind.as_deref() == Some("bridge")
-            && link.mtu > u32::from(mtu)
-            && links.iter().any(|port| port.master == Some(link.index))
-            && ours(link)
-    })
-}
-
-/// The interface in use, and how it was chosen.
+/// The external interface in use, and how it was selected.
 #[derive(Debug)]
-pub struct Underlay {
+pub(crate) struct Underlay {
     selection: Selection,
     current: ExternalInterface,
 }
 
 impl Underlay {
-    /// Begins with what was chosen at start.
-    #[must_use]
-    pub const fn new(selection: Selection, current: ExternalInterface) -> Self {
+    pub(crate) const fn new(selection: Selection, current: ExternalInterface) -> Self {
         Self { selection, current }
     }
 
-    /// Looks at the host; what is different now, as it was before.
-    ///
-    /// # Errors
-    /// When the kernel does not answer.
-    pub async fn look(
+    /// Reads the interfaces again. If anything about ours has changed, returns what it was.
+    pub(crate) async fn refresh(
         &mut self,
         netlink: &Netlink,
     ) -> Result<Option<ExternalInterface>, NetlinkError> {
         let snapshot = interface::snapshot(netlink, &self.selection).await?;
-        let now = successor(&self.current, &self.selection, &snapshot);
+        let now = reselect(&self.current, &self.selection, &snapshot);
         Ok((now != self.current).then(|| std::mem::replace(&mut self.current, now)))
     }
 
-    /// The interface in use.
-    #[must_use]
-    pub const fn current(&self) -> &ExternalInterface {
+    pub(crate) const fn current(&self) -> &ExternalInterface {
         &self.current
     }
 }
 
-/// What to use from now on. While the address is on the host it stays ours, whatever else
-/// the rules of the start would choose by now: a default route that moved to another link
-/// for a while must not move the tunnels. Without any choice, nothing changes.
-fn successor(
+/// The interface to use from now on. As long as the host has our address we keep it, even if the
+/// selection would now choose another: a default route that moves to another link for a while
+/// must not move the tunnels. If nothing can be chosen, nothing changes.
+fn reselect(
     current: &ExternalInterface,
     selection: &Selection,
     snapshot: &Snapshot,
@@ -144,10 +56,11 @@ fn successor(
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{IpAddr, Ipv4Addr};
 
     use super::*;
     use crate::host::interface::HostLink;
+    use crate::host::netlink::AddressInfo;
 
     const OLD: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
     const NEW: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
@@ -186,23 +99,23 @@ mod tests {
     #[test]
     fn an_mtu_is_followed() {
         let host = snapshot(vec![link(1, 1400, &[OLD])], Some(1));
-        let now = successor(&start(), &Selection::default(), &host);
+        let now = reselect(&start(), &Selection::default(), &host);
         assert_eq!((now.mtu, now.address), (1400, OLD));
     }
 
     #[test]
     fn an_address_that_is_there_is_kept_wherever_the_default_route_goes() {
         let links = vec![link(1, 1500, &[OLD]), link(2, 1420, &[NEW])];
-        let now = successor(&start(), &Selection::default(), &snapshot(links, Some(2)));
+        let now = reselect(&start(), &Selection::default(), &snapshot(links, Some(2)));
         assert_eq!(now, start());
     }
 
     #[test]
     fn an_address_that_is_gone_is_replaced_as_soon_as_there_is_another() {
         let empty = snapshot(vec![link(1, 1500, &[])], Some(1));
-        assert_eq!(successor(&start(), &Selection::default(), &empty), start());
+        assert_eq!(reselect(&start(), &Selection::default(), &empty), start());
         let host = snapshot(vec![link(1, 1500, &[NEW])], Some(1));
-        let now = successor(&start(), &Selection::default(), &host);
+        let now = reselect(&start(), &Selection::default(), &host);
         assert_eq!((now.address, now.public_ip), (NEW, NEW));
     }
 
@@ -219,7 +132,7 @@ mod tests {
             ..start()
         };
         let host = snapshot(vec![link(1, 1500, &[NEW])], Some(1));
-        let now = successor(&before, &selection, &host);
+        let now = reselect(&before, &selection, &host);
         assert_eq!((now.address, now.public_ip), (NEW, given));
     }
 }

@@ -29,11 +29,12 @@ use crate::daemon::api::control::{self, PendingRequest};
 use crate::daemon::api::health::{self, Readiness};
 use crate::daemon::api::metrics;
 use crate::daemon::api::status;
+use crate::daemon::serve::mtu::{BridgeMtus, device_mtu};
 use crate::daemon::serve::overlay::{Overlay, Plan};
 use crate::daemon::serve::privileges;
-use crate::daemon::serve::rules;
+use crate::daemon::serve::rules::FirewallSetup;
 use crate::daemon::serve::suspend::Suspended;
-use crate::daemon::serve::underlay::{self, Underlay};
+use crate::daemon::serve::underlay::Underlay;
 use crate::daemon::serve::{Due, Serving};
 use crate::daemon::start::identity::Traces;
 use crate::daemon::start::preflight::Needs;
@@ -129,11 +130,11 @@ async fn start(
     };
     // The store may have another config by now.
     let memory = memory.filter(|(memory, _)| memory::fits(memory, &config, &external));
-    let mtu = underlay::device_mtu(&config, &external)?;
+    let mtu = device_mtu(&config, &external)?;
     let device = format!("flannel.{}", config.backend.vni);
     let lock = instance::claim(&device)?;
     let files = Files::new(options);
-    let rules = rules::Plan::look(options, &config, state.as_ref()).await;
+    let rules = FirewallSetup::detect(options, &config, state.as_ref()).await;
     let links = netlink.links().await?;
     preflight::check(&Needs {
         address: receive_address(options, &external),
@@ -260,9 +261,9 @@ async fn start(
         instance: attrs.instance,
     };
     // Before the subnet file: it tells docker that we masquerade.
-    let mut rules = rules.establish(own, readiness.clone()).await;
+    let mut rules = rules.install(own, readiness.clone()).await;
     if let Err(failure) = files.write(&state, mtu) {
-        rules.undo().await;
+        rules.roll_back().await;
         let ifindex = overlay.ifindex();
         overlay.stop();
         // One that was there before is left as a kept one is.
@@ -274,7 +275,7 @@ async fn start(
         }
         return Err(failure);
     }
-    rules.settle().await;
+    rules.commit().await;
     let form = store.lease_form();
     let remembered = match memory {
         Some((memory, _)) if from_memory => memory,
@@ -314,7 +315,7 @@ async fn start(
         state,
         mtu,
         watchdog: Watchdog::of_environment(),
-        bridges: underlay::Bridges::default(),
+        bridge_mtus: BridgeMtus::default(),
         readiness: readiness.clone(),
         captures,
         memory: Memory::new(options.state_dir.clone(), remembered, from_memory),

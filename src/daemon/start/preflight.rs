@@ -6,7 +6,7 @@ use std::io;
 use std::net::Ipv4Addr;
 
 use crate::daemon::failure::Failure;
-use crate::daemon::serve::rules::Plan;
+use crate::daemon::serve::rules::FirewallSetup;
 use crate::daemon::state::files::Files;
 use crate::host::forwarding::{self, Bridged};
 use crate::host::netlink::LinkInfo;
@@ -30,7 +30,7 @@ pub struct Needs<'a> {
     /// What will be written.
     pub files: &'a Files,
     /// The rules that will be made.
-    pub rules: &'a Plan,
+    pub(crate) rules: &'a FirewallSetup,
 }
 
 /// Checks it. What the daemon can do without is logged, with the remedy, and so is each of
@@ -110,15 +110,15 @@ fn tunnel_port(needs: &Needs<'_>) -> Option<Failure> {
 
 /// What costs something, and not the overlay: containers that reach each other are worth more
 /// than none.
-fn tell_of_drawbacks(rules: &Plan) {
-    rules.tell_what_is_missing();
+fn tell_of_drawbacks(rules: &FirewallSetup) {
+    rules.log_missing_tool();
     if let Err(error) = forwarding::can_ensure() {
         tracing::error!(
             event = "ip_forward", %error,
             "net.ipv4.ip_forward is off and cannot be switched on, so containers reach nobody: sysctl -w net.ipv4.ip_forward=1"
         );
     }
-    if !rules.are_of_iptables() {
+    if !rules.uses_iptables() {
         return;
     }
     match forwarding::bridged() {

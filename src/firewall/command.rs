@@ -1,4 +1,4 @@
-//! Running iptables and nft, and the lock of an old iptables.
+//! Runs iptables and nft, and takes the lock that an old iptables needs.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -10,82 +10,53 @@ use rustix::fs::{FlockOperation, flock};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-/// How long a program may take: it waits up to five seconds for others' lock.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// Time limit for a program, which waits up to five seconds for the lock of another.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Where iptables has its lock, unless `XTABLES_LOCKFILE` names another place.
-const LOCK: &str = "/run/xtables.lock";
-/// How long others may hold it.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
-/// Pause between two tries to get it.
-const LOCK_PAUSE: Duration = Duration::from_millis(50);
+/// The lock file of iptables, unless `XTABLES_LOCKFILE` names another.
+const LOCK_FILE: &str = "/run/xtables.lock";
+/// How long another program may hold the lock.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Why a program did not do what it should.
 #[derive(Debug, thiserror::Error)]
-pub enum ToolError {
-    /// It is not installed.
+pub(crate) enum ToolError {
     #[error(
         "there is no program {program}: install the package {package}, or choose another tool with --firewall"
     )]
     Missing {
-        /// The program.
         program: &'static str,
-        /// What to install.
         package: &'static str,
     },
-    /// It could not be run.
     #[error("cannot run {program}: {source}")]
     Run {
-        /// The program.
         program: &'static str,
-        /// What came back.
         source: io::Error,
     },
-    /// It took too long.
-    #[error("{command} did not end within {} s; does another program hold the rules' lock?", PATIENCE.as_secs())]
-    Stuck {
-        /// The command line.
-        command: String,
-    },
-    /// It refused.
+    #[error("{command} did not end within {} s; does another program hold the rules' lock?", COMMAND_TIMEOUT.as_secs())]
+    TimedOut { command: String },
     #[error("{command} failed ({status}): {message}")]
     Refused {
-        /// The command line.
         command: String,
-        /// How it ended.
         status: String,
         /// What it printed, in one line.
         message: String,
     },
-    /// The lock of iptables could not be had.
     #[error("cannot lock {}, as iptables does: {source}", path.display())]
-    Lock {
-        /// The file.
-        path: PathBuf,
-        /// What came back.
-        source: io::Error,
-    },
+    Lock { path: PathBuf, source: io::Error },
     /// Neither of two tools works here.
     #[error("{first}; {second}")]
-    Neither {
-        /// What the preferred one said.
-        first: Box<Self>,
-        /// What the other said.
-        second: Box<Self>,
-    },
+    Neither { first: Box<Self>, second: Box<Self> },
 }
 
-/// Held while the rules are read and changed; given back when it is dropped.
+/// Held while the rules are read and changed; released on drop.
 #[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "closing it is what unlocks")] File);
+pub(super) struct Lock(#[expect(dead_code, reason = "closing it is what unlocks")] File);
 
-/// Takes the lock by which programs that change iptables' rules keep out of each other's way.
-/// From 1.6.2 on iptables-restore does so itself.
-///
-/// # Errors
-/// [`ToolError::Lock`] when others keep it for long.
-pub async fn lock() -> Result<Lock, ToolError> {
-    let path = std::env::var_os("XTABLES_LOCKFILE").unwrap_or_else(|| LOCK.into());
+/// Takes the lock that keeps two programs from changing iptables' rules at the same time.
+/// From 1.6.2 on iptables-restore takes it itself.
+pub(super) async fn lock() -> Result<Lock, ToolError> {
+    let path = std::env::var_os("XTABLES_LOCKFILE").unwrap_or_else(|| LOCK_FILE.into());
     let path = PathBuf::from(path);
     let failed = |source| ToolError::Lock {
         path: path.clone(),
@@ -94,25 +65,33 @@ pub async fn lock() -> Result<Lock, ToolError> {
     let mut options = OpenOptions::new();
     let opened = options.read(true).write(true).create(true).truncate(false);
     let file = opened.open(&path).map_err(failed)?;
-    let deadline = Instant::now() + LOCK_PATIENCE;
+    let deadline = Instant::now() + LOCK_TIMEOUT;
     loop {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(Lock(file)),
             Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR)
                 if Instant::now() < deadline =>
             {
-                tokio::time::sleep(LOCK_PAUSE).await;
+                tokio::time::sleep(LOCK_RETRY_INTERVAL).await;
             }
             Err(error) => return Err(failed(error.into())),
         }
     }
 }
 
-/// Runs a program with this input; returns what it prints.
-///
-/// # Errors
-/// [`ToolError`].
-pub async fn run(
+/// What `iptables-save` prints of a table.
+pub(super) async fn iptables_save(table: &str) -> Result<String, ToolError> {
+    run("iptables-save", &["-t", table], "").await
+}
+
+/// Carries out a transaction of nft.
+pub(super) async fn nft(transaction: &str) -> Result<(), ToolError> {
+    let done = run("nft", &["-f", "-"], transaction).await;
+    done.map(drop)
+}
+
+/// Runs a program with this input; returns its output.
+pub(crate) async fn run(
     program: &'static str,
     arguments: &[&str],
     input: &str,
@@ -144,9 +123,9 @@ pub async fn run(
         }
         child.wait_with_output().await
     };
-    let output = match tokio::time::timeout(PATIENCE, ended).await {
+    let output = match tokio::time::timeout(COMMAND_TIMEOUT, ended).await {
         Ok(output) => output.map_err(cannot)?,
-        Err(_) => return Err(ToolError::Stuck { command }),
+        Err(_) => return Err(ToolError::TimedOut { command }),
     };
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
@@ -164,7 +143,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_comes_back_is_told() {
+    async fn output_and_failures_are_returned() {
         assert_eq!(run("cat", &[], "text\n").await.unwrap(), "text\n");
         let error = run("no-such-program", &[], "").await.unwrap_err();
         assert!(matches!(error, ToolError::Missing { .. }), "{error}");
