@@ -11,7 +11,6 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use caps::{CapSet, Capability};
 
@@ -28,8 +27,7 @@ use crate::host::interface::{self, Selection};
 use crate::host::netlink::{Netlink, NetlinkError};
 use crate::host::port;
 use crate::subnet::lease::NodeId;
-use crate::subnet::store::Store;
-use crate::subnet::store::etcd::EtcdOptions;
+use crate::subnet::store::StoreConfig;
 use crate::sys::kernel;
 
 /// Most peers whose route is asked for; the main table is read for all.
@@ -37,10 +35,8 @@ const LOOKUPS: usize = 256;
 
 /// What to look at.
 pub struct Request {
-    /// The datastore, or why its options cannot be meant.
-    pub store: Result<Arc<dyn Store>, OptionsRefused>,
-    /// How etcd is reached; `None` for a directory.
-    pub etcd: Option<EtcdOptions>,
+    /// The datastore.
+    pub store: StoreConfig,
     /// What was said about the interface to the other hosts.
     pub selection: Selection,
     /// The subnet file.
@@ -61,7 +57,7 @@ pub async fn facts(request: Request) -> Facts {
         state_path: state_file::path(&request.state_dir),
         state,
     };
-    let store = datastore::look(request.store, request.etcd).await;
+    let store = datastore::look(request.store).await;
     let mut facts = Facts {
         machine: machine(),
         daemon: Daemon::Absent(String::new()),

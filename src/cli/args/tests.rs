@@ -31,7 +31,7 @@ fn called_as_flanneld_everything_goes_to_run() {
         "./flanneld-amd64",
     ] {
         match interpret_words(&[program, "-etcd-prefix=/a", "demo"]) {
-            Action::Run(options) => assert_eq!(options.etcd_prefix, "/a"),
+            Action::Run(options) => assert_eq!(options.store.etcd.prefix, "/a"),
             other => panic!("{program}: {other:?}"),
         }
         assert!(

@@ -10,7 +10,7 @@ use super::status::{Paint, Socket};
 use crate::cli::leases::store::{CommandError, StoreArgs};
 use crate::cli::{FAILURE, OK, print_err, print_out};
 use crate::daemon::options::{DEFAULT_STATE_DIR, DEFAULT_SUBNET_FILE};
-use crate::doctor::facts::{Facts, OptionsRefused};
+use crate::doctor::facts::Facts;
 use crate::doctor::gather::{self, Request};
 use crate::doctor::{self, Finding, Outcome};
 use crate::host::interface::Selection;
@@ -71,17 +71,13 @@ pub struct LookArgs {
 
 impl LookArgs {
     fn request(&self) -> Result<Request, CommandError> {
-        let place = self.store.place()?;
-        let etcd = place.etcd();
-        let store = place.open().map_err(|error| OptionsRefused::of(&error));
         let daemon = running::options();
         let path = |said: &Option<PathBuf>, running: Option<&PathBuf>, default: &str| {
             let known = said.as_ref().or(running).cloned();
             known.unwrap_or_else(|| default.into())
         };
         Ok(Request {
-            store,
-            etcd,
+            store: self.store.config(),
             selection: Selection {
                 interfaces: self.iface.clone(),
                 patterns: self.iface_regex.clone(),

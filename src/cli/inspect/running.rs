@@ -10,7 +10,6 @@ use std::sync::OnceLock;
 
 use crate::cli::run::flannel_args::{self, Invocation, RunOptions};
 use crate::daemon::instance;
-use crate::daemon::options::StoreChoice;
 use crate::host::port;
 
 /// Options of the one daemon that runs here; none where there is none, or several, or its
@@ -66,20 +65,12 @@ fn parse(arguments: &[u8], environment: &[u8]) -> Option<RunOptions> {
 
 /// Paths are meant from where the daemon was started.
 fn make_absolute(options: &mut RunOptions, directory: &Path) {
-    let files = [
-        &mut options.etcd_ca_file,
-        &mut options.etcd_cert_file,
-        &mut options.etcd_key_file,
-    ];
-    let mut paths: Vec<&mut PathBuf> = files.into_iter().flatten().collect();
-    paths.extend([
+    options.store.make_absolute(directory);
+    let paths = [
         &mut options.subnet_file,
         &mut options.state_dir,
         &mut options.control_socket,
-    ]);
-    if let StoreChoice::Directory(path) = &mut options.store {
-        paths.push(path);
-    }
+    ];
     for path in paths {
         *path = directory.join(&*path);
     }
@@ -95,7 +86,7 @@ mod tests {
         let environment = b"FLANNELD_IFACE=eth0\0UVXLAN_STATE_DIR=/state\0HOME=/root\0";
         let mut options = parse(arguments, environment).unwrap();
         make_absolute(&mut options, Path::new("/srv"));
-        assert_eq!(options.store, StoreChoice::Directory("/srv/leases".into()));
+        assert_eq!(options.store.directory, Some("/srv/leases".into()));
         assert_eq!(options.iface, ["eth1"]);
         assert_eq!(options.state_dir, Path::new("/state"));
         assert_eq!(options.subnet_file, Path::new("/run/flannel/subnet.env"));
@@ -104,7 +95,7 @@ mod tests {
     #[test]
     fn a_daemon_under_flannels_name_has_no_command() {
         let options = parse(b"flanneld\0--etcd-prefix=/net\0", b"").unwrap();
-        assert_eq!(options.etcd_prefix, "/net");
+        assert_eq!(options.store.etcd.prefix, "/net");
         assert!(parse(b"uvxlan\0run\0--no-such-flag\0", b"").is_none());
     }
 }

@@ -1,92 +1,95 @@
-//! How the commands that look into a store find it: the daemon's flags and environment.
+//! How the commands that read or write a store find it: the daemon's flags and environment.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, Command, FromArgMatches};
+
 use crate::cli::inspect::running;
-use crate::daemon::options::{DEFAULT_ENDPOINTS, DEFAULT_PREFIX, StoreChoice};
+use crate::cli::run::flags::STORE_FLAGS;
+use crate::cli::run::flannel_args::refusal;
+use crate::cli::run::help;
+use crate::daemon::options::RunOptions;
 use crate::subnet::config::ConfigError;
-use crate::subnet::store::dir::DirStore;
-use crate::subnet::store::etcd::{EtcdOptions, EtcdOptionsError};
-use crate::subnet::store::etcd_auto::{EtcdApi, EtcdAutoStore};
-use crate::subnet::store::{Store, StoreError};
+use crate::subnet::store::etcd::EtcdOptionsError;
+use crate::subnet::store::{Store, StoreConfig, StoreError};
 
 /// Longest time for one operation: a person waits.
-const TIMEOUT: Duration = Duration::from_secs(5);
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Which store. Where none of these is given, by flag or environment, it is that of the
-/// daemon that runs here; else etcd at flannel's defaults.
-#[derive(clap::Args, Debug, Clone)]
-#[command(next_help_heading = "Datastore (without any of these: as the daemon that runs here)")]
-pub struct StoreArgs {
-    /// etcd, or dir:PATH
-    #[arg(long, env = "UVXLAN_STORE", value_name = "STORE")]
-    store: Option<String>,
-    /// URLs of etcd, separated by commas
-    #[arg(
-        long,
-        env = "FLANNELD_ETCD_ENDPOINTS",
-        value_delimiter = ',',
-        value_name = "URLS"
-    )]
-    etcd_endpoints: Vec<String>,
-    /// Key prefix of the network
-    #[arg(long, env = "FLANNELD_ETCD_PREFIX", value_name = "PREFIX")]
-    etcd_prefix: Option<String>,
-    /// API of etcd: auto (the one that holds the network config), v3, v2
-    #[arg(long, env = "UVXLAN_ETCD_API", value_name = "API")]
-    etcd_api: Option<EtcdApi>,
-    /// CA certificates (PEM)
-    #[arg(long, env = "FLANNELD_ETCD_CAFILE", value_name = "FILE")]
-    etcd_cafile: Option<PathBuf>,
-    /// Client certificate (PEM)
-    #[arg(long, env = "FLANNELD_ETCD_CERTFILE", value_name = "FILE")]
-    etcd_certfile: Option<PathBuf>,
-    /// Key of the client certificate (PEM)
-    #[arg(long, env = "FLANNELD_ETCD_KEYFILE", value_name = "FILE")]
-    etcd_keyfile: Option<PathBuf>,
-    /// etcd user
-    #[arg(long, env = "FLANNELD_ETCD_USERNAME", value_name = "NAME")]
-    etcd_username: Option<String>,
-    /// Password of the etcd user; better given by the environment
-    #[arg(
-        long,
-        env = "FLANNELD_ETCD_PASSWORD",
-        hide_env_values = true,
-        value_name = "PASSWORD"
-    )]
-    etcd_password: Option<String>,
-    /// Send the password over a network without TLS
-    #[arg(long, env = "UVXLAN_INSECURE_ETCD")]
-    insecure_etcd: bool,
-}
+const HEADING: &str = "Datastore (without any of these: as the daemon that runs here)";
 
-/// A store, before anything is sent to it.
+/// Which store. Where neither a flag nor the environment says so, it is that of the daemon that
+/// runs here; without one, etcd at flannel's defaults.
 #[derive(Debug, Clone)]
-pub(crate) enum Place {
-    /// A directory.
-    Directory(PathBuf),
-    /// etcd.
-    Etcd(EtcdOptions, EtcdApi),
-}
+pub struct StoreArgs(Option<StoreConfig>);
 
-impl Place {
-    /// Opens the store; nothing is sent yet.
-    pub(crate) fn open(self) -> Result<Arc<dyn Store>, EtcdOptionsError> {
-        Ok(match self {
-            Self::Directory(path) => Arc::new(DirStore::new(path)),
-            Self::Etcd(options, api) => Arc::new(EtcdAutoStore::new(options, api)?),
-        })
+impl Args for StoreArgs {
+    fn augment_args(command: Command) -> Command {
+        command.args(STORE_FLAGS.iter().map(|flag| {
+            help::plain_argument(flag)
+                .help(flag.summary)
+                .help_heading(HEADING)
+                .env(flag.variable(flag.name))
+                .hide_env_values(flag.secret)
+                .value_parser(clap::value_parser!(String))
+        }))
     }
 
-    /// How etcd is reached; `None` for a directory.
-    pub(crate) fn etcd(&self) -> Option<EtcdOptions> {
-        match self {
-            Self::Directory(_) => None,
-            Self::Etcd(options, _) => Some(options.clone()),
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for StoreArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut options = RunOptions::default();
+        let mut given = false;
+        for flag in STORE_FLAGS {
+            let source = match matches.value_source(flag.name) {
+                Some(ValueSource::CommandLine) => flag.dashed(),
+                Some(ValueSource::EnvVariable) => flag.variable(flag.name),
+                _ => continue,
+            };
+            let values = matches.get_many::<String>(flag.name).into_iter().flatten();
+            for value in values.filter(|value| flag.asks_something(value)) {
+                given = true;
+                (flag.set)(&mut options, value).map_err(|invalid| {
+                    let text = format!("{}\n", refusal(flag, &source, value, invalid));
+                    clap::Error::raw(ErrorKind::ValueValidation, text)
+                })?;
+            }
         }
+        Ok(Self(given.then_some(options.store)))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl StoreArgs {
+    /// Opens the store; nothing is sent yet.
+    ///
+    /// # Errors
+    /// When the etcd options cannot work.
+    pub(crate) fn open(&self) -> Result<Arc<dyn Store>, CommandError> {
+        Ok(self.config().open()?)
+    }
+
+    /// The store's settings.
+    pub(crate) fn config(&self) -> StoreConfig {
+        let mut config = match &self.0 {
+            Some(given) => given.clone(),
+            None => running::options().map_or_else(StoreConfig::default, |it| it.store.clone()),
+        };
+        config.etcd.timeout = OPERATION_TIMEOUT;
+        config
     }
 }
 
@@ -96,9 +99,6 @@ pub enum CommandError {
     /// Options of etcd that cannot work.
     #[error(transparent)]
     Options(#[from] EtcdOptionsError),
-    /// `--store` is neither.
-    #[error("--store={0:?} is neither etcd nor dir:PATH")]
-    Store(String),
     /// The store failed.
     #[error("{0}; is it running, and do --etcd-endpoints (or --store) name it?")]
     Unreachable(StoreError),
@@ -145,96 +145,9 @@ impl From<StoreError> for CommandError {
 impl CommandError {
     pub(crate) fn exit_status(&self) -> u8 {
         match self {
-            Self::Store(_) => crate::cli::USAGE,
             Self::Options(_) | Self::NoConfig(_) | Self::Config { .. } => crate::cli::CONFIG,
             Self::Unreachable(_) => crate::cli::UNAVAILABLE,
             _ => crate::cli::FAILURE,
-        }
-    }
-}
-
-impl StoreArgs {
-    /// Opens the store; nothing is sent yet.
-    ///
-    /// # Errors
-    /// When the options cannot be meant.
-    pub fn open(&self) -> Result<Arc<dyn Store>, CommandError> {
-        Ok(self.place()?.open()?)
-    }
-
-    /// Where the store is.
-    pub(crate) fn place(&self) -> Result<Place, CommandError> {
-        if !self.says_something()
-            && let Some(daemon) = running::options()
-        {
-            return Ok(match &daemon.store {
-                StoreChoice::Directory(path) => Place::Directory(path.clone()),
-                StoreChoice::Etcd => {
-                    let options = EtcdOptions {
-                        timeout: TIMEOUT,
-                        ..daemon.etcd()
-                    };
-                    Place::Etcd(options, daemon.etcd_api)
-                }
-            });
-        }
-        match self
-            .store
-            .as_deref()
-            .map(|store| (store, store.split_once(':')))
-        {
-            None | Some(("etcd", _)) => Ok(Place::Etcd(
-                self.etcd_options(),
-                self.etcd_api.unwrap_or(EtcdApi::Auto),
-            )),
-            Some((_, Some(("dir", path)))) if !path.is_empty() => Ok(Place::Directory(path.into())),
-            Some((other, _)) => Err(CommandError::Store(other.to_owned())),
-        }
-    }
-
-    fn says_something(&self) -> bool {
-        let Self {
-            store,
-            etcd_endpoints,
-            etcd_prefix,
-            etcd_api,
-            etcd_cafile,
-            etcd_certfile,
-            etcd_keyfile,
-            etcd_username,
-            etcd_password,
-            insecure_etcd,
-        } = self;
-        store.is_some()
-            || !etcd_endpoints.is_empty()
-            || etcd_prefix.is_some()
-            || etcd_api.is_some()
-            || etcd_cafile.is_some()
-            || etcd_certfile.is_some()
-            || etcd_keyfile.is_some()
-            || etcd_username.is_some()
-            || etcd_password.is_some()
-            || *insecure_etcd
-    }
-
-    fn etcd_options(&self) -> EtcdOptions {
-        let mut endpoints = self.etcd_endpoints.clone();
-        if endpoints.is_empty() {
-            endpoints = DEFAULT_ENDPOINTS.split(',').map(str::to_owned).collect();
-        }
-        EtcdOptions {
-            endpoints,
-            prefix: self
-                .etcd_prefix
-                .clone()
-                .unwrap_or_else(|| DEFAULT_PREFIX.into()),
-            ca_file: self.etcd_cafile.clone(),
-            cert_file: self.etcd_certfile.clone(),
-            key_file: self.etcd_keyfile.clone(),
-            username: self.etcd_username.clone(),
-            password: self.etcd_password.clone(),
-            insecure_password: self.insecure_etcd,
-            timeout: TIMEOUT,
         }
     }
 }
@@ -257,5 +170,37 @@ pub(crate) fn finish(
             crate::cli::print_err(&format!("{name}: {error}\n"));
             ExitCode::from(error.exit_status())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<StoreArgs, clap::Error> {
+        let command = StoreArgs::augment_args(Command::new("x"))
+            // The environment of the test run is none of its business.
+            .mut_args(|argument| argument.env(None::<&str>));
+        let words = std::iter::once(&"x").chain(words);
+        StoreArgs::from_arg_matches(&command.try_get_matches_from(words)?)
+    }
+
+    #[test]
+    fn flags_are_read_as_the_daemon_reads_them() {
+        assert_eq!(parse(&[]).unwrap().0, None);
+        assert_eq!(parse(&["--etcd-cafile="]).unwrap().0, None);
+        let words = ["--etcd-endpoints=a:1, b:2", "--insecure-etcd"];
+        let given = parse(&words).unwrap().0.unwrap();
+        assert_eq!(given.etcd.endpoints, ["a:1", "b:2"]);
+        assert!(given.etcd.insecure_password && given.directory.is_none());
+        let given = parse(&["--store", "dir:/x"]).unwrap();
+        assert_eq!(given.config().directory, Some("/x".into()));
+        assert_eq!(given.config().etcd.timeout, OPERATION_TIMEOUT);
+        let error = parse(&["--etcd-endpoints=ftp://u:geheim@h"]).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("for --etcd-endpoints") && !text.contains("geheim"),
+            "{text}"
+        );
     }
 }

@@ -7,7 +7,7 @@ use crate::daemon::options::parse::{Invalid, boolean};
 
 mod table;
 
-pub(crate) use table::{FLAGS, VERSION};
+pub(crate) use table::{FLAGS, STORE_FLAGS, VERSION};
 
 /// How a flag takes its value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,12 +15,13 @@ mod scan;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::assign::refusal;
 use self::assign::{Assignment, Environment};
 use self::scan::Scan;
 use super::flags;
 use crate::cli::{CONFIG, USAGE};
 pub use crate::daemon::options::{
-    LogFormat, Notice, NoticeLevel, Origin, ReceiveOn, RunOptions, Secret, Setting, StoreChoice,
+    LogFormat, Notice, NoticeLevel, Origin, ReceiveOn, RunOptions, Setting,
 };
 
 /// What a command line of `run` asks for.

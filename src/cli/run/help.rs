@@ -77,15 +77,19 @@ pub(crate) fn run_help(program: &'static str, long: bool) -> String {
 }
 
 fn argument(flag: &'static Flag) -> Arg {
-    let argument = Arg::new(flag.name)
+    plain_argument(flag)
         .help_heading(flag.group.heading())
         .help(summary(flag))
         .long_help(details(flag))
-        .hide(flag.hidden);
+        .hide(flag.hidden)
+}
+
+/// How a flag is spelled and takes its value.
+pub(crate) fn plain_argument(flag: &'static Flag) -> Arg {
     let mut letters = flag.name.chars();
     let argument = match (letters.next(), letters.next()) {
-        (Some(letter), None) => argument.short(letter),
-        _ => argument.long(flag.name),
+        (Some(letter), None) => Arg::new(flag.name).short(letter),
+        _ => Arg::new(flag.name).long(flag.name),
     };
     match flag.kind {
         Kind::Switch => argument.action(ArgAction::SetTrue),

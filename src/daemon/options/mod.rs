@@ -12,13 +12,8 @@ use ipnet::Ipv4Net;
 
 use crate::dataplane::Tuning;
 use crate::dataplane::ingress_policy::Mode;
-use crate::subnet::store::etcd::EtcdOptions;
-use crate::subnet::store::etcd_auto::EtcdApi;
+use crate::subnet::store::StoreConfig;
 
-/// flannel's default of `--etcd-endpoints`.
-pub const DEFAULT_ENDPOINTS: &str = "http://127.0.0.1:4001,http://127.0.0.1:2379";
-/// flannel's default of `--etcd-prefix`.
-pub const DEFAULT_PREFIX: &str = "/coreos.com/network";
 /// flannel's default of `--subnet-file`.
 pub const DEFAULT_SUBNET_FILE: &str = "/run/flannel/subnet.env";
 /// Default of `--state-dir`.
@@ -28,39 +23,6 @@ pub const DEFAULT_CONTROL_SOCKET: &str = "/run/uvxlan/control.sock";
 
 /// Default of `--metrics-listen`.
 pub const DEFAULT_METRICS: &str = "127.0.0.1:9472";
-
-/// A text that must not appear in logs: `Debug` prints `***`, and there is no `Display`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Wraps a secret.
-    #[must_use]
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// The secret itself, for the one place that sends it.
-    #[must_use]
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("***")
-    }
-}
-
-/// Where leases are kept (`--store`).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum StoreChoice {
-    /// etcd, at the endpoints of `--etcd-endpoints`.
-    Etcd,
-    /// A directory, shared by all nodes of the network.
-    Directory(PathBuf),
-}
 
 /// Format of log lines (`--log-format`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,26 +120,8 @@ pub struct Notice {
 /// field; they appear in [`settings`](Self::settings).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunOptions {
-    /// etcd URLs in the order given, without blanks; at least one.
-    pub etcd_endpoints: Vec<String>,
-    /// Key prefix of the network, such as `/coreos.com/network`.
-    pub etcd_prefix: String,
-    /// Send the password over plain HTTP too.
-    pub insecure_etcd: bool,
-    /// Which API of etcd is spoken (`--etcd-api`).
-    pub etcd_api: EtcdApi,
-    /// CA certificates (PEM) to verify the etcd servers with.
-    pub etcd_ca_file: Option<PathBuf>,
-    /// Client certificate (PEM).
-    pub etcd_cert_file: Option<PathBuf>,
-    /// Key of the client certificate (PEM).
-    pub etcd_key_file: Option<PathBuf>,
-    /// etcd user name.
-    pub etcd_username: Option<String>,
-    /// etcd password.
-    pub etcd_password: Option<Secret>,
-    /// Where leases are kept.
-    pub store: StoreChoice,
+    /// Where leases are stored.
+    pub store: StoreConfig,
     /// Exit with status 69 if the store does not answer at start, instead of retrying.
     pub fail_fast: bool,
     /// Interface names or addresses, tried in order.
@@ -259,16 +203,7 @@ pub struct RunOptions {
 impl Default for RunOptions {
     fn default() -> Self {
         Self {
-            etcd_endpoints: DEFAULT_ENDPOINTS.split(',').map(str::to_owned).collect(),
-            etcd_prefix: DEFAULT_PREFIX.to_owned(),
-            insecure_etcd: false,
-            etcd_api: EtcdApi::Auto,
-            etcd_ca_file: None,
-            etcd_cert_file: None,
-            etcd_key_file: None,
-            etcd_username: None,
-            etcd_password: None,
-            store: StoreChoice::Etcd,
+            store: StoreConfig::default(),
             fail_fast: false,
             iface: Vec::new(),
             iface_regex: Vec::new(),
@@ -312,25 +247,6 @@ impl Default for RunOptions {
 }
 
 impl RunOptions {
-    /// How etcd is reached.
-    #[must_use]
-    pub fn etcd(&self) -> EtcdOptions {
-        EtcdOptions {
-            endpoints: self.etcd_endpoints.clone(),
-            prefix: self.etcd_prefix.clone(),
-            ca_file: self.etcd_ca_file.clone(),
-            cert_file: self.etcd_cert_file.clone(),
-            key_file: self.etcd_key_file.clone(),
-            username: self.etcd_username.clone(),
-            password: self
-                .etcd_password
-                .as_ref()
-                .map(|secret| secret.expose().to_owned()),
-            insecure_password: self.insecure_etcd,
-            ..EtcdOptions::default()
-        }
-    }
-
     /// The level that `-v` asks for. flannel's scale (1 data path, 2 routes, 4 neighbours,
     /// 10 everything) maps to three: up to 0 is info, 1 to 3 is debug, more is trace.
     #[must_use]

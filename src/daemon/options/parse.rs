@@ -1,10 +1,10 @@
 //! Parsers for the values of flags, as flannel's where it has the flag.
 
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 
 use ipnet::Ipv4Net;
 
-use super::StoreChoice;
 use crate::dataplane::offloads::{Offloads, UnknownPart};
 
 /// Why a text is not a value of its flag.
@@ -125,13 +125,13 @@ fn is_endpoint(text: &str) -> bool {
     !host.is_empty() && !host.starts_with('/') && !text.contains(forbidden)
 }
 
-/// `etcd` or `dir:PATH`.
-pub(crate) fn store(text: &str) -> Result<StoreChoice, Invalid> {
+/// The directory of `dir:PATH`; `None` for `etcd`.
+pub(crate) fn store_directory(text: &str) -> Result<Option<PathBuf>, Invalid> {
     match text.trim_ascii() {
-        "etcd" => Ok(StoreChoice::Etcd),
+        "etcd" => Ok(None),
         other => match other.strip_prefix("dir:") {
-            Some(path) if !path.is_empty() => Ok(StoreChoice::Directory(path.into())),
-            _ => expected("etcd, or dir: and a path, such as dir:/mnt/shared/leases"),
+            Some(path) if !path.is_empty() => Ok(Some(path.into())),
+            _ => expected("etcd or dir:PATH, such as dir:/mnt/shared/leases"),
         },
     }
 }

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::failure::Failure;
 use super::instance;
 use super::notify::{self, Watchdog};
-use super::options::{ReceiveOn, RunOptions, StoreChoice};
+use super::options::{ReceiveOn, RunOptions};
 use super::probes::{self, Post, Probes};
 use crate::control::{Request, Response};
 use crate::daemon::api::capture::Captures;
@@ -40,7 +40,7 @@ use crate::daemon::start::identity::Traces;
 use crate::daemon::start::preflight::Needs;
 use crate::daemon::state::files::Files;
 use crate::daemon::state::memory::{self, Memory};
-use crate::daemon::state::offline_cache::{self, Place, Remembered};
+use crate::daemon::state::offline_cache::{self, Remembered};
 use crate::daemon::state::state_file::{self, State};
 use crate::dataplane::ingress_policy::Guard;
 use crate::host::interface::{self, ExternalInterface, Selection};
@@ -48,8 +48,6 @@ use crate::host::link;
 use crate::host::netlink::{Changes, Netlink};
 use crate::subnet::manager::{self, PeerSet};
 use crate::subnet::store::Store;
-use crate::subnet::store::dir::DirStore;
-use crate::subnet::store::etcd_auto::EtcdAutoStore;
 use crate::subnet::validate::Context;
 
 /// Runs until `stop` is cancelled, or something ends it.
@@ -57,7 +55,7 @@ use crate::subnet::validate::Context;
 /// # Errors
 /// [`Failure`]; its exit status is never 0.
 pub async fn run(options: &RunOptions, stop: CancellationToken) -> Result<(), Failure> {
-    let store = open_store(options)?;
+    let store = options.store.open()?;
     let netlink = Netlink::connect()?;
     let readiness = Readiness::default();
     health::serve(&options.healthz_ip, options.healthz_port, readiness.clone()).await?;
@@ -93,13 +91,6 @@ async fn answer_while_starting(
         let _ = pending.respond.send(response);
     }
     std::future::pending().await
-}
-
-fn open_store(options: &RunOptions) -> Result<Arc<dyn Store>, Failure> {
-    Ok(match &options.store {
-        StoreChoice::Directory(path) => Arc::new(DirStore::new(path)),
-        StoreChoice::Etcd => Arc::new(EtcdAutoStore::new(options.etcd(), options.etcd_api)?),
-    })
 }
 
 async fn start(
@@ -279,7 +270,13 @@ async fn start(
     let form = store.lease_form();
     let remembered = match memory {
         Some((memory, _)) if from_memory => memory,
-        _ => Remembered::new(Place::of(options), config_text, &state, reserved, form),
+        _ => Remembered::new(
+            options.store.identity(),
+            config_text,
+            &state,
+            reserved,
+            form,
+        ),
     };
     notify::ready(&format!("serving {own}, {} peers", overlay.peers()));
     tracing::info!(event = "ready", subnet = %own, peers = overlay.peers(), "Running backend.");
@@ -365,13 +362,8 @@ async fn protected(
     external: &ExternalInterface,
     netlink: &Netlink,
 ) -> Vec<Ipv4Addr> {
-    let endpoint = |url: &String| {
-        let authority = url.split("://").last().unwrap_or_default();
-        let host = authority.split(['/', ':']).next().unwrap_or_default();
-        host.parse::<Ipv4Addr>().ok()
-    };
     let mut addresses = vec![external.address, external.public_ip];
-    addresses.extend(options.etcd_endpoints.iter().filter_map(endpoint));
+    addresses.extend(options.store.addresses());
     let routes = netlink.routes().await.unwrap_or_default();
     let default = routes
         .iter()

@@ -15,10 +15,10 @@ use serde::{Deserialize, Serialize};
 
 use super::atomic_file;
 use super::state_file::State;
-use crate::daemon::options::{RunOptions, StoreChoice};
+use crate::daemon::options::RunOptions;
 use crate::subnet::key::SubnetKey;
 use crate::subnet::lease::{LeaseAttrs, LeaseForm, VxlanData};
-use crate::subnet::store::{Listing, Record};
+use crate::subnet::store::{Listing, Record, StoreIdentity};
 use crate::subnet::validate::PeerRecord;
 use crate::wire::{MacAddr, Vni};
 
@@ -28,52 +28,6 @@ const MAX_BYTES: u64 = 16 << 20;
 /// Peers that are remembered at most: as many as are accepted.
 const MAX_PEERS: usize = 65_536;
 
-/// Which store: what one says is nothing to a daemon that uses another.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Place {
-    /// A prefix in etcd.
-    Etcd {
-        /// The prefix.
-        prefix: String,
-        /// The endpoints, by which one cluster is told from another.
-        endpoints: Vec<String>,
-    },
-    /// A directory.
-    Directory(PathBuf),
-}
-
-impl Place {
-    /// The store of a daemon with these options.
-    #[must_use]
-    pub fn of(options: &RunOptions) -> Self {
-        match &options.store {
-            StoreChoice::Directory(path) => Self::Directory(path.clone()),
-            StoreChoice::Etcd => Self::Etcd {
-                prefix: options.etcd_prefix.trim_end_matches('/').to_owned(),
-                endpoints: options.etcd_endpoints.clone(),
-            },
-        }
-    }
-
-    /// Whether both are one store. Members of a cluster are replaced one by one, so one
-    /// endpoint in common is enough.
-    #[must_use]
-    pub fn is_same(&self, other: &Self) -> bool {
-        match (self, other) {
-            (
-                Self::Etcd { prefix, endpoints },
-                Self::Etcd {
-                    prefix: other_prefix,
-                    endpoints: others,
-                },
-            ) => prefix == other_prefix && endpoints.iter().any(|url| others.contains(url)),
-            (Self::Directory(path), Self::Directory(other)) => path == other,
-            _ => false,
-        }
-    }
-}
-
 /// A peer, in little room: subnet, public address, MAC, and the VNI where it names one.
 type Peer = (Ipv4Net, Ipv4Addr, MacAddr, Option<Vni>);
 
@@ -81,7 +35,8 @@ type Peer = (Ipv4Net, Ipv4Addr, MacAddr, Option<Vni>);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Remembered {
     /// Which store.
-    pub place: Place,
+    #[serde(rename = "place")]
+    pub store: StoreIdentity,
     /// When it said so, in seconds since 1970.
     pub confirmed: u64,
     /// The network config, as found.
@@ -108,14 +63,14 @@ impl Remembered {
     /// What is to be remembered, as of now.
     #[must_use]
     pub fn new(
-        place: Place,
+        store: StoreIdentity,
         config: String,
         state: &State,
         reserved: bool,
         form: LeaseForm,
     ) -> Self {
         Self {
-            place,
+            store,
             confirmed: now(),
             config,
             subnet: state.subnet,
@@ -200,8 +155,7 @@ impl Remembered {
     /// Why this says nothing to a daemon with these options, that was this `state`, whose
     /// lease lives for `ttl` without it; `rebooted` when the host was since.
     fn unfit(&self, options: &RunOptions, state: &State, rebooted: bool) -> Option<String> {
-        let place = Place::of(options);
-        if !self.place.is_same(&place) {
+        if !self.store.is_same(&options.store.identity()) {
             return Some("it is of another store".into());
         }
         if self.subnet != state.subnet || self.public_ip != state.public_ip {
@@ -285,7 +239,7 @@ pub fn save(directory: &Path, remembered: &Remembered) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::options::Secret;
+    use crate::subnet::store::{StoreConfig, etcd::EtcdOptions};
     use crate::subnet::validate::{Context, check};
 
     fn state() -> State {
@@ -319,14 +273,20 @@ mod tests {
         RunOptions {
             state_dir: directory.into(),
             subnet_file,
-            etcd_password: Some(Secret::new("geheim")),
+            store: StoreConfig {
+                etcd: EtcdOptions {
+                    password: Some("geheim".into()),
+                    ..EtcdOptions::default()
+                },
+                ..StoreConfig::default()
+            },
             ..RunOptions::default()
         }
     }
 
     fn remembered(options: &RunOptions, peers: u32) -> Remembered {
-        let place = Place::of(options);
-        let mut made = Remembered::new(place, "{}".into(), &state(), false, LeaseForm::Newest);
+        let store = options.store.identity();
+        let mut made = Remembered::new(store, "{}".into(), &state(), false, LeaseForm::Newest);
         made.confirm(state().public_ip, Duration::ZERO, (0..peers).map(peer));
         made
     }
@@ -340,6 +300,8 @@ mod tests {
         save(folder.path(), &saved).unwrap();
         let text = std::fs::read_to_string(path(folder.path())).unwrap();
         assert!(!text.contains("geheim"), "{text}");
+        let start = r#"{"place":{"etcd":{"prefix":"/coreos.com/network","endpoints":["#;
+        assert!(text.starts_with(start), "{text:.200}");
         let found = find(&options, Some(&state())).unwrap();
         assert_eq!(found, saved);
         let context = Context {
@@ -365,13 +327,13 @@ mod tests {
         };
         assert!(found(&|_| {}));
         assert!(found(
-            &|it| it.etcd_endpoints[0] = "http://192.0.2.9:2379".into()
+            &|it| it.store.etcd.endpoints[0] = "http://192.0.2.9:2379".into()
         ));
         assert!(!found(
-            &|it| it.etcd_endpoints = vec!["http://192.0.2.9:2379".into()]
+            &|it| it.store.etcd.endpoints = vec!["http://192.0.2.9:2379".into()]
         ));
-        assert!(!found(&|it| it.etcd_prefix = "/other".into()));
-        assert!(!found(&|it| it.store = StoreChoice::Directory("/x".into())));
+        assert!(!found(&|it| it.store.etcd.prefix = "/other".into()));
+        assert!(!found(&|it| it.store.directory = Some("/x".into())));
         assert!(!found(&|it| it.fail_fast = true));
         assert!(find(&options, None).is_none(), "nobody knows who we were");
         let moved = State {

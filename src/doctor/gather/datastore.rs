@@ -1,7 +1,6 @@
 //! Asks the datastore: each member of etcd by itself, then the store as the daemon does.
 
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 
@@ -11,7 +10,7 @@ use crate::doctor::facts::{Member, OptionsRefused, PATIENCE, Peer, Store as Fact
 use crate::subnet::config::NetworkConfig;
 use crate::subnet::manager::PeerSet;
 use crate::subnet::store::etcd::EtcdOptions;
-use crate::subnet::store::{Store, StoreError};
+use crate::subnet::store::{StoreConfig, StoreError};
 use crate::subnet::validate::Context;
 use crate::wire::MacAddr;
 
@@ -19,17 +18,14 @@ use crate::wire::MacAddr;
 const NO_SUBNET: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::BROADCAST, 32);
 
 /// Looks at the store.
-pub(crate) async fn look(
-    store: Result<Arc<dyn Store>, OptionsRefused>,
-    etcd: Option<EtcdOptions>,
-) -> Facts {
-    let store = match store {
+pub(crate) async fn look(config: StoreConfig) -> Facts {
+    let store = match config.open() {
         Ok(store) => store,
-        Err(refused) => return Facts::refused(refused),
+        Err(error) => return Facts::refused(OptionsRefused::of(&error)),
     };
-    let members = match etcd {
-        None => Vec::new(),
-        Some(options) => match members(options).await {
+    let members = match config.directory {
+        Some(_) => Vec::new(),
+        None => match members(config.etcd).await {
             Ok(members) => members,
             Err(refused) => return Facts::refused(refused),
         },

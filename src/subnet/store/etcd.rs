@@ -1,16 +1,22 @@
 //! What a user may say about etcd, whichever API is spoken, checked before anything is sent.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How to reach etcd. `Debug` does not show the password.
-#[derive(Clone)]
+use super::secret::Secret;
+
+/// flannel's default of `--etcd-endpoints`.
+pub const DEFAULT_ENDPOINTS: &str = "http://127.0.0.1:4001,http://127.0.0.1:2379";
+/// flannel's default of `--etcd-prefix`.
+pub const DEFAULT_PREFIX: &str = "/coreos.com/network";
+
+/// How to reach etcd.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EtcdOptions {
     /// URLs of the members, tried in turn: `http://10.0.0.1:2379`. Without a scheme,
     /// `https` if a TLS file is given, else `http`.
     pub endpoints: Vec<String>,
-    /// Where the config and the leases lie; flannel's default is `/coreos.com/network`.
+    /// Key prefix of the network config and the leases.
     pub prefix: String,
     /// PEM file with the authorities that sign the members' certificates. Without it, an
     /// `https` member is checked against the system's authorities.
@@ -22,7 +28,7 @@ pub struct EtcdOptions {
     /// etcd user; needs `password`.
     pub username: Option<String>,
     /// The user's password.
-    pub password: Option<String>,
+    pub password: Option<Secret>,
     /// Whether the password may go over a network without TLS.
     pub insecure_password: bool,
     /// Longest time for one operation, all endpoints together.
@@ -32,8 +38,8 @@ pub struct EtcdOptions {
 impl Default for EtcdOptions {
     fn default() -> Self {
         Self {
-            endpoints: vec!["http://127.0.0.1:2379".into()],
-            prefix: "/coreos.com/network".into(),
+            endpoints: DEFAULT_ENDPOINTS.split(',').map(str::to_owned).collect(),
+            prefix: DEFAULT_PREFIX.to_owned(),
             ca_file: None,
             cert_file: None,
             key_file: None,
@@ -42,21 +48,6 @@ impl Default for EtcdOptions {
             insecure_password: false,
             timeout: Duration::from_secs(15),
         }
-    }
-}
-
-impl fmt::Debug for EtcdOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EtcdOptions")
-            .field("endpoints", &self.endpoints)
-            .field("prefix", &self.prefix)
-            .field("ca_file", &self.ca_file)
-            .field("cert_file", &self.cert_file)
-            .field("key_file", &self.key_file)
-            .field("username", &self.username)
-            .field("password", &self.password.as_ref().map(|_| "***"))
-            .field("timeout", &self.timeout)
-            .finish()
     }
 }
 

@@ -39,7 +39,7 @@ impl FromStr for EtcdApi {
             "auto" => Ok(Self::Auto),
             "v3" | "3" => Ok(Self::V3),
             "v2" | "2" => Ok(Self::V2),
-            _ => Err("the APIs are auto, v3 and v2".into()),
+            _ => Err("auto, v3 or v2".into()),
         }
     }
 }

@@ -1,11 +1,13 @@
 //! Where leases lie: one trait, and one file for each kind of store.
 
+mod config;
 pub mod dir;
 pub mod etcd;
 pub mod etcd_auto;
 pub mod etcd_v2;
 pub mod etcd_v3;
 mod login;
+mod secret;
 
 use std::time::Duration;
 
@@ -13,6 +15,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+pub use self::config::{StoreConfig, StoreIdentity};
+pub use self::secret::Secret;
 use super::lease::LeaseForm;
 use super::validate::MAX_VALUE_LEN;
 

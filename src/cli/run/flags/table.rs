@@ -11,6 +11,7 @@ mod logging;
 mod rules;
 mod subnet;
 
+pub(crate) use self::datastore::STORE as STORE_FLAGS;
 use super::Flag;
 use crate::daemon::options::RunOptions;
 use crate::daemon::options::parse::Invalid;
@@ -21,7 +22,8 @@ const FILE: &str = "the path of a file";
 pub(crate) const VERSION: &str = "version";
 
 const GROUPS: &[&[Flag]] = &[
-    datastore::FLAGS,
+    datastore::STORE,
+    datastore::START,
     subnet::FLAGS,
     files::FLAGS,
     rules::FLAGS,

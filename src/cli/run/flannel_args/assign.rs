@@ -5,7 +5,7 @@ use std::ffi::OsString;
 
 use super::super::flags::{self, Effect, FLAGS, Flag, Kind, Known};
 use super::scan::Given;
-use super::{ArgsError, Notice, NoticeLevel, Origin, RunOptions, Setting, StoreChoice};
+use super::{ArgsError, Notice, NoticeLevel, Origin, RunOptions, Setting};
 use crate::daemon::options::parse::{Invalid, boolean};
 
 /// The variables that concern us, by name.
@@ -198,7 +198,7 @@ impl Assignment {
             self.note(NoticeLevel::Warn, text);
         }
         let etcd_only = flag.known != Known::Ours && flag.name.starts_with("etcd-");
-        if etcd_only && matches!(self.options.store, StoreChoice::Directory(_)) {
+        if etcd_only && self.options.store.directory.is_some() {
             let text = format!("{source_name} has no effect with --store dir:PATH");
             self.note(NoticeLevel::Info, text);
         }
@@ -212,7 +212,7 @@ fn default_text(flag: &Flag) -> String {
     }
 }
 
-fn refusal(flag: &Flag, source_name: &str, value: &str, invalid: Invalid) -> ArgsError {
+pub(crate) fn refusal(flag: &Flag, source_name: &str, value: &str, invalid: Invalid) -> ArgsError {
     let source_name = source_name.to_owned();
     match invalid {
         Invalid::Type(expected) | Invalid::Value(expected) => ArgsError::BadValue {

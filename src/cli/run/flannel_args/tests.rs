@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::cli::run::flags::FLAGS;
+use crate::subnet::store::Secret;
 
 mod environment;
 mod notices;
@@ -137,7 +138,7 @@ fn all_of_gos_spellings_of_a_value_are_one() {
         &["--etcd-prefix=/first", "-etcd-prefix=/a"],
     ];
     for spelling in spellings {
-        assert_eq!(options(spelling).etcd_prefix, "/a", "{spelling:?}");
+        assert_eq!(options(spelling).store.etcd.prefix, "/a", "{spelling:?}");
     }
 }
 
@@ -164,7 +165,7 @@ fn booleans_are_gos_and_never_take_the_next_word() {
     }
     let followed = options(&["--ip-masq", "false", "--etcd-prefix=/a"]);
     assert!(followed.ip_masq);
-    assert_eq!(followed.etcd_prefix, "/a");
+    assert_eq!(followed.store.etcd.prefix, "/a");
     let warnings = warnings(&followed);
     assert!(warnings[0].contains("--ip-masq=false"), "{warnings:?}");
     assert_eq!(error(&["--ip-masq=yes"]).exit_code(), 2);
@@ -199,12 +200,18 @@ fn values_reach_their_fields() {
         "-v",
         "4",
     ]);
-    assert_eq!(all.etcd_endpoints, ["https://a:2379", "https://b:2379"]);
-    assert_eq!(all.etcd_ca_file.as_deref(), Some(Path::new("/ca")));
-    assert_eq!(all.etcd_cert_file.as_deref(), Some(Path::new("/cert")));
-    assert_eq!(all.etcd_key_file.as_deref(), Some(Path::new("/key")));
-    assert_eq!(all.etcd_username.as_deref(), Some("user"));
-    assert_eq!(all.etcd_password, Some(Secret::new("pass word ")));
+    assert_eq!(
+        all.store.etcd.endpoints,
+        ["https://a:2379", "https://b:2379"]
+    );
+    assert_eq!(all.store.etcd.ca_file.as_deref(), Some(Path::new("/ca")));
+    assert_eq!(
+        all.store.etcd.cert_file.as_deref(),
+        Some(Path::new("/cert"))
+    );
+    assert_eq!(all.store.etcd.key_file.as_deref(), Some(Path::new("/key")));
+    assert_eq!(all.store.etcd.username.as_deref(), Some("user"));
+    assert_eq!(all.store.etcd.password, Some(Secret::from("pass word ")));
     assert_eq!(all.iface, ["eth0", "10.0.0.7"]);
     assert_eq!(all.iface_regex, ["^eth[01]$", "wlan.*"]);
     assert_eq!(all.iface_can_reach, Some("192.0.2.9".parse().unwrap()));
@@ -236,7 +243,7 @@ fn our_own_values_reach_their_fields() {
         "--offload=auto,-send",
         "--lease-ttl=9",
     ]);
-    assert_eq!(ours.store, StoreChoice::Directory("/mnt/leases".into()));
+    assert_eq!(ours.store.directory, Some("/mnt/leases".into()));
     assert!(ours.fail_fast && ours.keep_device);
     assert_eq!(ours.state_dir, Path::new("/tmp/state"));
     assert_eq!(ours.control_socket, Path::new("/tmp/sock"));
@@ -277,7 +284,7 @@ fn options_in_one_argument_with_a_leading_blank_are_honoured() {
     ] {
         let seed = options(arguments);
         assert_eq!(
-            seed.etcd_endpoints,
+            seed.store.etcd.endpoints,
             [
                 "https://10.211.55.100:2379",
                 "https://10.211.55.101:2379",
@@ -285,15 +292,15 @@ fn options_in_one_argument_with_a_leading_blank_are_honoured() {
             ]
         );
         assert_eq!(
-            seed.etcd_ca_file.as_deref(),
+            seed.store.etcd.ca_file.as_deref(),
             Some(Path::new("/opt/etcd/ssl/ca.pem"))
         );
         assert_eq!(
-            seed.etcd_cert_file.as_deref(),
+            seed.store.etcd.cert_file.as_deref(),
             Some(Path::new("/opt/etcd/ssl/server.pem"))
         );
         assert_eq!(
-            seed.etcd_key_file.as_deref(),
+            seed.store.etcd.key_file.as_deref(),
             Some(Path::new("/opt/etcd/ssl/server-key.pem"))
         );
         assert!(seed.ip_masq);
@@ -318,7 +325,7 @@ fn options_in_one_argument_with_a_leading_blank_are_honoured() {
 #[test]
 fn blanks_at_the_edges_do_no_harm() {
     let only = options(&[" --etcd-prefix=/a "]);
-    assert_eq!(only.etcd_prefix, "/a");
+    assert_eq!(only.store.etcd.prefix, "/a");
     assert_eq!(only.notices.len(), 1);
     let empty = options(&["", "  ", "--ip-masq=false"]);
     assert!(empty.notices.is_empty(), "{:?}", empty.notices);
@@ -335,17 +342,17 @@ fn blanks_at_the_edges_do_no_harm() {
 fn a_value_behind_a_flag_is_never_split() {
     let options = options(&["--etcd-password", " --etcd-prefix=/a --ip-masq "]);
     assert_eq!(
-        options.etcd_password,
-        Some(Secret::new(" --etcd-prefix=/a --ip-masq "))
+        options.store.etcd.password,
+        Some(Secret::from(" --etcd-prefix=/a --ip-masq "))
     );
-    assert_eq!(options.etcd_prefix, "/coreos.com/network");
+    assert_eq!(options.store.etcd.prefix, "/coreos.com/network");
     assert!(!options.ip_masq);
 }
 
 #[test]
 fn words_that_are_no_options_are_ignored_and_noted() {
     let options = options(&["word", "-", "--etcd-prefix=/a", "--", "--unknown", "more"]);
-    assert_eq!(options.etcd_prefix, "/a");
+    assert_eq!(options.store.etcd.prefix, "/a");
     let warnings = warnings(&options);
     assert_eq!(warnings.len(), 3, "{warnings:?}");
     assert!(warnings[0].contains("\"word\""));
@@ -403,7 +410,7 @@ fn bad_values_are_refused_with_what_was_expected() {
         (&["--etcd-endpoints=http://a b"], "a comma list of URLs"),
         (&["--etcd-endpoints=http://"], "a comma list of URLs"),
         (&["--etcd-prefix="], "a key prefix"),
-        (&["--store=dir:"], "dir: and a path"),
+        (&["--store=dir:"], "dir:PATH"),
         (&["--log-format=xml"], "text or json"),
         (&["--receive-on=eth0"], "any or public"),
         (&["--offload=gso"], "read, send, receive and write"),

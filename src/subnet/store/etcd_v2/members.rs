@@ -23,11 +23,11 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::debug;
 
-use super::super::StoreError;
 use super::super::etcd::{
     CONNECT_TIMEOUT, EtcdOptions, EtcdOptionsError, MAX_ANSWER, TlsFiles, is_loopback,
 };
 use super::super::login::RefusedLogin;
+use super::super::{Secret, StoreError};
 
 /// Longest time for one try at one member.
 const ATTEMPT: Duration = Duration::from_secs(7);
@@ -103,7 +103,7 @@ impl Members {
     pub(super) fn new(options: EtcdOptions) -> Result<Self, EtcdOptionsError> {
         let options = options.check()?;
         let authorization = options.username.as_ref().map(|user| {
-            let password = options.password.as_deref().unwrap_or_default();
+            let password = options.password.as_ref().map_or("", Secret::expose);
             let text =
                 base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
             let mut value = HeaderValue::from_str(&format!("Basic {text}"))

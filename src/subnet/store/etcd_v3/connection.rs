@@ -314,7 +314,7 @@ impl Connection {
         let (Some(user), Some(password)) = (&self.options.username, &self.options.password) else {
             return Client::connect([url], Some(options)).await;
         };
-        let logged_in = options.clone().with_user(user, password);
+        let logged_in = options.clone().with_user(user, password.expose());
         match Client::connect([url], Some(logged_in)).await {
             // As Go's client does: a user where auth is off is no error.
             Err(error) if message(&error).contains("authentication is not enabled") => {

@@ -1,17 +1,19 @@
 //! Flags about the datastore.
 
 use crate::cli::run::flags::{Flag, Group};
-use crate::daemon::options::parse::{boolean, choice, endpoints, optional, required, store};
-use crate::daemon::options::{DEFAULT_ENDPOINTS, DEFAULT_PREFIX, Secret};
-use crate::subnet::store::etcd_auto::EtcdApi;
+use crate::daemon::options::parse::{
+    Invalid, boolean, endpoints, optional, required, store_directory,
+};
+use crate::subnet::store::etcd::{DEFAULT_ENDPOINTS, DEFAULT_PREFIX};
 
-pub(crate) const FLAGS: &[Flag] = &[
+/// Which store, and how it is reached: the daemon and the commands that open a store take these.
+pub(crate) const STORE: &[Flag] = &[
     Flag::new(
         Group::Datastore,
         "etcd-endpoints",
         "etcd servers, separated by commas",
         |to, text| {
-            to.etcd_endpoints = endpoints(text)?;
+            to.store.etcd.endpoints = endpoints(text)?;
             Ok(())
         },
     )
@@ -22,7 +24,7 @@ pub(crate) const FLAGS: &[Flag] = &[
         "etcd-prefix",
         "Key prefix of the network",
         |to, text| {
-            to.etcd_prefix = required(text, "a key prefix such as /coreos.com/network")?;
+            to.store.etcd.prefix = required(text, "a key prefix such as /coreos.com/network")?;
             Ok(())
         },
     )
@@ -34,12 +36,7 @@ pub(crate) const FLAGS: &[Flag] = &[
         "etcd-api",
         "API of etcd: auto, v3, v2",
         |to, text| {
-            let words = [
-                ("auto", EtcdApi::Auto),
-                ("v3", EtcdApi::V3),
-                ("v2", EtcdApi::V2),
-            ];
-            to.etcd_api = choice(text, &words)?;
+            to.store.etcd_api = text.trim_ascii().parse().map_err(Invalid::Value)?;
             Ok(())
         },
     )
@@ -55,7 +52,7 @@ pub(crate) const FLAGS: &[Flag] = &[
         "etcd-cafile",
         "CA certificates (PEM) to check etcd with",
         |to, text| {
-            to.etcd_ca_file = optional(text).map(Into::into);
+            to.store.etcd.ca_file = optional(text).map(Into::into);
             Ok(())
         },
     )
@@ -66,7 +63,7 @@ pub(crate) const FLAGS: &[Flag] = &[
         "etcd-certfile",
         "Client certificate (PEM) shown to etcd",
         |to, text| {
-            to.etcd_cert_file = optional(text).map(Into::into);
+            to.store.etcd.cert_file = optional(text).map(Into::into);
             Ok(())
         },
     )
@@ -77,7 +74,7 @@ pub(crate) const FLAGS: &[Flag] = &[
         "etcd-keyfile",
         "Key (PEM) of the client certificate",
         |to, text| {
-            to.etcd_key_file = optional(text).map(Into::into);
+            to.store.etcd.key_file = optional(text).map(Into::into);
             Ok(())
         },
     )
@@ -88,7 +85,7 @@ pub(crate) const FLAGS: &[Flag] = &[
         "etcd-username",
         "User name for etcd",
         |to, text| {
-            to.etcd_username = optional(text).map(Into::into);
+            to.store.etcd.username = optional(text).map(Into::into);
             Ok(())
         },
     )
@@ -100,7 +97,7 @@ pub(crate) const FLAGS: &[Flag] = &[
             "etcd-password",
             "Password for etcd",
             |to, text| {
-                to.etcd_password = (!text.is_empty()).then(|| Secret::new(text));
+                to.store.etcd.password = (!text.is_empty()).then(|| text.into());
                 Ok(())
             },
         )
@@ -112,7 +109,7 @@ pub(crate) const FLAGS: &[Flag] = &[
         "insecure-etcd",
         "Send the password over a network without TLS",
         |to, text| {
-            to.insecure_etcd = boolean(text)?;
+            to.store.etcd.insecure_password = boolean(text)?;
             Ok(())
         },
     )
@@ -125,7 +122,7 @@ pub(crate) const FLAGS: &[Flag] = &[
         "store",
         "Where leases lie: etcd, or dir:PATH",
         |to, text| {
-            to.store = store(text)?;
+            to.store.directory = store_directory(text)?;
             Ok(())
         },
     )
@@ -133,15 +130,16 @@ pub(crate) const FLAGS: &[Flag] = &[
     .default("etcd")
     .ours()
     .details("dir:PATH is a directory that all nodes share; it needs no etcd."),
-    Flag::new(
-        Group::Datastore,
-        "fail-fast",
-        "End with status 69 when the datastore does not answer at start",
-        |to, text| {
-            to.fail_fast = boolean(text)?;
-            Ok(())
-        },
-    )
-    .ours()
-    .details("Without it the daemon keeps trying."),
 ];
+
+pub(crate) const START: &[Flag] = &[Flag::new(
+    Group::Datastore,
+    "fail-fast",
+    "End with status 69 when the datastore does not answer at start",
+    |to, text| {
+        to.fail_fast = boolean(text)?;
+        Ok(())
+    },
+)
+.ours()
+.details("Without it the daemon keeps trying.")];

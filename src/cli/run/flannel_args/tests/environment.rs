@@ -14,7 +14,7 @@ fn command_line_wins_over_environment_and_environment_over_default() {
         ("PATH", "/bin"),
     ];
     let options = options_with(&["--iface=eth0", "--ip-masq=false"], &variables);
-    assert_eq!(options.etcd_prefix, "/env");
+    assert_eq!(options.store.etcd.prefix, "/env");
     assert_eq!(
         options.iface,
         ["eth0"],
@@ -73,7 +73,10 @@ fn every_flag_has_a_variable() {
         );
     }
     let aliased = options_with(&[], &[("FLANNELD_ETCD_CA_FILE", "/ca")]);
-    assert_eq!(aliased.etcd_ca_file.as_deref(), Some(Path::new("/ca")));
+    assert_eq!(
+        aliased.store.etcd.ca_file.as_deref(),
+        Some(Path::new("/ca"))
+    );
     let version = options_with(&[], &[("FLANNELD_VERSION", "true")]);
     assert!(version.notices.is_empty());
 }

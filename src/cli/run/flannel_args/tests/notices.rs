@@ -54,12 +54,12 @@ fn a_password_shows_nowhere() {
     ];
     let mut options = options(&arguments);
     assert_eq!(
-        options.etcd_password.as_ref().map(Secret::expose),
+        options.store.etcd.password.as_ref().map(Secret::expose),
         Some("hunter2")
     );
     let told = format!("{:?} {:?}", options.settings, options.notices);
     assert!(!told.contains("hunter2"), "{told}");
-    options.etcd_endpoints.clear();
+    options.store.etcd.endpoints.clear();
     assert!(!format!("{options:?}").contains("hunter2"));
     let split = options_with(&[" --etcd-password=x hunter2 --ip-masq"], &[]);
     assert!(
