@@ -1,6 +1,8 @@
-//! Why the daemon ended, and with which exit status.
+//! Why the daemon ended, and its exit status.
 
+use std::io;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 
 use crate::dataplane::StartError;
 use crate::host::interface::InterfaceError;
@@ -14,8 +16,8 @@ use crate::sys::tun::TunError;
 
 /// What ended the daemon. Each message names the remedy.
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// Options of the datastore that cannot work.
+pub(crate) enum Failure {
+    /// The datastore's options cannot work.
     #[error(transparent)]
     Options(#[from] EtcdOptionsError),
     /// The datastore did not answer, and `--fail-fast` was given.
@@ -26,16 +28,9 @@ pub enum Failure {
     Store(StoreError),
     /// The network config cannot be used.
     #[error("network config in {place}: {source}")]
-    Config {
-        /// The store and key.
-        place: String,
-        /// What is wrong.
-        source: ConfigError,
-    },
-    /// No interface for the tunnel.
+    Config { place: String, source: ConfigError },
     #[error(transparent)]
     Interface(#[from] InterfaceError),
-    /// No subnet was leased.
     #[error("failed to acquire lease: {0}")]
     Acquire(#[from] AcquireError),
     /// Another daemon serves this device in this network namespace.
@@ -43,116 +38,77 @@ pub enum Failure {
         "another uvxlan daemon serves {device} in this network namespace; stop it first, or give \
          this network its own VNI and port"
     )]
-    AlreadyRunning {
-        /// The device.
-        device: String,
-    },
+    AlreadyRunning { device: String },
     /// A privilege is missing.
     #[error(
-        "this process lacks {name}, {purpose}: run as root, give it the capability (systemd: \
+        "this process does not have {name}, {purpose}: run as root, grant the capability (systemd: \
          AmbientCapabilities={name}, docker: --cap-add), or start it in a user namespace of its own"
     )]
     Capability {
-        /// The capability.
         name: &'static str,
-        /// What it is for.
         purpose: &'static str,
     },
-    /// Somebody else receives on the tunnel's port.
+    /// Another process or device receives on the tunnel's port.
     #[error(
         "UDP port {port} is in use by {holder}: stop that, or give this network another Port in \
-         its config; a vxlan device of the kernel is found by 'ip -d link show type vxlan'"
+         its config; 'ip -d link show type vxlan' lists the kernel's vxlan devices"
     )]
-    PortHeld {
-        /// The port.
-        port: u16,
-        /// Who has it.
-        holder: String,
-    },
-    /// The tunnel's port cannot be had.
+    PortHeld { port: u16, holder: String },
+    /// The tunnel's port cannot be bound.
     #[error(
         "cannot receive on UDP port {port}: {source}; a port below 1024 needs \
          CAP_NET_BIND_SERVICE, or give this network another Port in its config"
     )]
-    Port {
-        /// The port.
-        port: u16,
-        /// What came back.
-        source: std::io::Error,
-    },
-    /// A file that the daemon must write cannot be.
+    Port { port: u16, source: io::Error },
+    /// A file that the daemon must write cannot be written.
     #[error(
-        "cannot write the {what} {}: {} says {source}; make that folder writable, or choose \
-         another with --{flag}", path.display(), folder.display()
+        "cannot write the {what} {}: {}: {source}; make that folder writable, or choose another \
+         with --{flag}", path.display(), folder.display()
     )]
     Unwritable {
-        /// What it is.
         what: &'static str,
-        /// The file.
-        path: std::path::PathBuf,
-        /// The folder in its way.
-        folder: std::path::PathBuf,
-        /// The flag that names it.
+        path: PathBuf,
+        /// The folder that refuses.
+        folder: PathBuf,
+        /// The flag that sets the path.
         flag: &'static str,
-        /// What came back.
-        source: std::io::Error,
+        source: io::Error,
     },
-    /// Several things are missing.
-    #[error("this host lacks {} things, each named above; nothing was changed", .0.len())]
+    /// Several requirements are missing.
+    #[error("{} requirements are missing, each logged above; nothing was changed", .0.len())]
     Several(Vec<Self>),
-    /// The TUN device.
     #[error(transparent)]
     Tun(#[from] TunError),
-    /// Setting up the device.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// Talking to the kernel.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// Starting the packet loop.
+    /// The packet loop did not start.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// A file.
     #[error("cannot {tried}: {source}")]
-    File {
-        /// What was tried.
-        tried: String,
-        /// What came back.
-        source: std::io::Error,
-    },
-    /// The health endpoint.
+    File { tried: String, source: io::Error },
     #[error(
         "cannot listen for health checks on {address}: {source}; choose another with --healthz-ip and --healthz-port"
     )]
-    Health {
-        /// Where.
-        address: String,
-        /// What came back.
-        source: std::io::Error,
-    },
-    /// The MTU of the interface leaves no room for a tunnel.
+    Health { address: String, source: io::Error },
+    /// The interface's MTU leaves no room for a tunnel.
     #[error(
         "interface {interface} ({address}) has MTU {mtu}, too small for a tunnel: at least 626 \
          (576 and 50 for the encapsulation)"
     )]
     Mtu {
-        /// The interface.
         interface: String,
-        /// Its address.
         address: Ipv4Addr,
-        /// Its MTU.
         mtu: u32,
     },
-    /// The runtime of the control side.
     #[error("cannot start the control side: {0}")]
-    Runtime(std::io::Error),
+    Runtime(io::Error),
 }
 
-/// Exit statuses of `sysexits.h`, and 1 for what has none.
 impl Failure {
-    /// The exit status for a service manager.
-    #[must_use]
-    pub fn exit_status(&self) -> u8 {
+    /// The exit status, as of `sysexits.h`; 1 for what has none there.
+    pub(crate) fn exit_status(&self) -> u8 {
         match self {
             Self::Unreachable(_) => 69,
             Self::Tun(TunError::Permission { .. }) | Self::Capability { .. } => 77,
@@ -162,9 +118,7 @@ impl Failure {
             {
                 77
             }
-            Self::File { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
-                77
-            }
+            Self::File { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => 77,
             Self::File { .. } | Self::Unwritable { .. } => 73,
             Self::Several(all) => all.first().map_or(1, Self::exit_status),
             Self::Options(_)

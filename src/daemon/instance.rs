@@ -1,30 +1,26 @@
-//! One daemon for a device in a network namespace.
+//! One daemon per device in a network namespace.
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 use crate::daemon::failure::Failure;
 
-/// Held as long as this process serves the device. The kernel lets it go with the
-/// process, however that ends.
+/// Held while this process serves the device. The kernel releases it with the process, however
+/// that ends.
 #[derive(Debug)]
-pub struct InstanceLock {
+pub(crate) struct InstanceLock {
     _socket: UnixDatagram,
 }
 
 /// The abstract socket address that a device's daemon holds.
-#[must_use]
-pub fn address(device: &str) -> String {
+pub(crate) fn address(device: &str) -> String {
     format!("uvxlan/{device}")
 }
 
 /// Claims the device's name as an abstract socket address, which is unique in a network
-/// namespace as the device is. Without it, two daemons would share the queues of one
-/// device and the port, and each would lose half of the packets.
-///
-/// # Errors
-/// [`Failure::AlreadyRunning`] when another process has it.
-pub fn claim(device: &str) -> Result<InstanceLock, Failure> {
+/// namespace as the device is. Without it, two daemons would share the device's queues and the
+/// port, and each would lose half of the packets.
+pub(crate) fn claim(device: &str) -> Result<InstanceLock, Failure> {
     let name = address(device);
     let claimed = SocketAddr::from_abstract_name(name.as_bytes())
         .and_then(|address| UnixDatagram::bind_addr(&address));

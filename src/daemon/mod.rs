@@ -4,12 +4,12 @@
 
 pub mod api;
 mod backoff;
-pub mod failure;
-pub mod instance;
+pub(crate) mod failure;
+pub(crate) mod instance;
 pub(crate) mod log;
 pub(crate) mod notify;
 pub mod options;
 pub(crate) mod probes;
 pub(crate) mod serve;
-pub mod start;
+pub(crate) mod start;
 pub mod state;

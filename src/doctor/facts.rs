@@ -112,7 +112,7 @@ pub struct Files {
     /// Path of the state file.
     pub state_path: PathBuf,
     /// What it says; `None` where there is none.
-    pub state: Result<Option<State>, String>,
+    pub(crate) state: Result<Option<State>, String>,
 }
 
 /// The datastore.

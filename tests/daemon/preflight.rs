@@ -253,7 +253,7 @@ fn all_that_is_missing_is_said_at_once() {
         "UDP port 8472 is in use",
         "--state-dir",
         "--subnet-file",
-        "lacks 4 things",
+        "4 requirements are missing",
     ] {
         start.assert_said_first(words);
     }

@@ -42,7 +42,7 @@ fn a_daemon_killed_while_etcd_is_away_forwards_again_and_follows_it_later() {
     });
     assert_eq!(nodes[0].env.unwrap().subnet.to_string(), subnets[0]);
     let log = nodes[0].log();
-    assert!(log.contains("event=\"from_memory\""), "{log}");
+    assert!(log.contains("event=\"offline_start\""), "{log}");
     assert!(log.contains("age_seconds="), "{log}");
     let now = status(&nodes[0]);
     assert_eq!(now["datastore"]["lease"], "unconfirmed", "{now}");

@@ -53,7 +53,7 @@ impl Readiness {
 ///
 /// # Errors
 /// When the address cannot be listened on.
-pub async fn serve(ip: &str, port: u16, readiness: Readiness) -> Result<(), Failure> {
+pub(crate) async fn serve(ip: &str, port: u16, readiness: Readiness) -> Result<(), Failure> {
     if port == 0 {
         return Ok(());
     }

@@ -115,14 +115,14 @@ impl Serving {
             ),
             OwnState::Unreadable => (LeaseState::Unreadable, Some("somebody overwrote it".into())),
         };
-        let memory = self.memory.age_in_use().map(|age| age.as_secs());
+        let cache_age = self.offline_cache.offline_age().map(|age| age.as_secs());
         let counts = self.manager.books.counts();
         DatastoreStatus {
             place: self.store.describe(),
             lease,
             detail,
-            heard_seconds_ago: memory.is_none().then(|| self.heard().as_secs()),
-            memory_seconds: memory,
+            heard_seconds_ago: cache_age.is_none().then(|| self.heard().as_secs()),
+            memory_seconds: cache_age,
             lease_ends_in_seconds: counts.left.map(|left| left.as_secs()),
             renewals: counts.renewals,
             renewals_failed: counts.renewals_failed,
@@ -177,7 +177,7 @@ impl Serving {
         let seen = seen.map(|last| last.elapsed().as_secs());
         let state = match blocked {
             Some(_) => PeerState::Blocked,
-            None => state(health, seen, self.memory.age_in_use().is_some()),
+            None => state(health, seen, self.offline_cache.offline_age().is_some()),
         };
         PeerStatus {
             subnet: peer.subnet,
@@ -246,7 +246,7 @@ fn batches(totals: &Totals) -> Vec<BatchStatus> {
 
 /// The state of a peer that packets are sent to, by its replies to probes, the seconds since a
 /// packet came from it, and whether it is known from the offline cache only.
-fn state(health: Option<Health>, seen: Option<u64>, from_memory: bool) -> PeerState {
+fn state(health: Option<Health>, seen: Option<u64>, is_cached: bool) -> PeerState {
     let silent = health.is_some_and(|health| health.is_silent());
     match seen {
         _ if !silent && health.is_some_and(|health| health.rtt.is_some()) => PeerState::Ok,
@@ -254,7 +254,7 @@ fn state(health: Option<Health>, seen: Option<u64>, from_memory: bool) -> PeerSt
         Some(ago) if silent && ago <= 10 => PeerState::OneWay,
         _ if silent => PeerState::Silent,
         Some(ago) if ago <= 60 => PeerState::Ok,
-        _ if from_memory => PeerState::Stale,
+        _ if is_cached => PeerState::Stale,
         _ => PeerState::Unknown,
     }
 }

@@ -35,7 +35,7 @@ use crate::daemon::serve::rules::InstalledRules;
 use crate::daemon::serve::suspend::Suspended;
 use crate::daemon::serve::underlay::Underlay;
 use crate::daemon::state::files::Files;
-use crate::daemon::state::memory::Memory;
+use crate::daemon::state::offline_cache::CacheWriter;
 use crate::daemon::state::state_file::State;
 use crate::dataplane::DeviceGone;
 use crate::host::interface::ExternalInterface;
@@ -87,7 +87,7 @@ pub struct Serving {
     pub(crate) bridge_mtus: BridgeMtus,
     pub(crate) readiness: Readiness,
     pub(crate) captures: Captures,
-    pub(crate) memory: Memory,
+    pub(crate) offline_cache: CacheWriter,
     pub(crate) suspended: Suspended,
     pub(crate) due: Due,
     /// What our lease is to say, until the manager has taken it.
@@ -186,12 +186,12 @@ impl Serving {
                     self.due.look_soon(Instant::now());
                 }
                 () = at(self.due.look) => self.look().await,
-                () = at(self.memory.due()) => {
+                () = at(self.offline_cache.due()) => {
                     let (heard, peers) = (self.heard(), self.records());
-                    self.memory.write(self.state.public_ip, heard, peers);
+                    self.offline_cache.write(self.state.public_ip, heard, peers);
                 }
-                Ok(()) = self.manager.heard.changed(), if self.memory.age_in_use().is_some() => {
-                    self.memory.confirmed(&self.store);
+                Ok(()) = self.manager.heard.changed(), if self.offline_cache.offline_age().is_some() => {
+                    self.offline_cache.back_online(&self.store);
                     self.due.tell.get_or_insert(Instant::now());
                 }
                 () = at(self.due.tell) => {
@@ -231,7 +231,7 @@ impl Serving {
             self.due.look_soon(now);
         }
         self.due.tell.get_or_insert(now + TELL_AFTER);
-        self.memory.changed(now);
+        self.offline_cache.changed(now);
     }
 
     /// How long ago the store last said something, as far as we lived then.
@@ -257,7 +257,7 @@ impl Serving {
             return self.phase().to_string();
         }
         let (subnet, peers) = (self.state.subnet, self.overlay.peers());
-        if let Some(age) = self.memory.age_in_use() {
+        if let Some(age) = self.offline_cache.offline_age() {
             let seconds = age.as_secs();
             return format!(
                 "serving {subnet}, {peers} peers as of {seconds} s ago; the datastore does not answer"
@@ -377,7 +377,7 @@ impl Serving {
             self.attrs.public_ip = now.public_ip;
             self.state.public_ip = now.public_ip;
             self.unpublished = Some(self.attrs.clone());
-            self.memory.changed(Instant::now());
+            self.offline_cache.changed(Instant::now());
             if let Err(error) = self.files.save_state(&self.state) {
                 tracing::error!(event = "state_file", %error, "the next start will not know our address");
             }
@@ -469,7 +469,9 @@ impl Serving {
         }
         let (heard, peers) = (self.heard(), self.records());
         self.overlay.stop();
-        self.memory.close(self.state.public_ip, heard, peers).await;
+        self.offline_cache
+            .finish(self.state.public_ip, heard, peers)
+            .await;
         let _ = self.manager.task.await;
         tracing::info!(event = "stopped", "Exiting cleanly...");
     }

@@ -1,4 +1,4 @@
-//! Who this node is: its VTEP MAC and the subnet it had. Pure.
+//! The identity of this node: its VTEP MAC and its previous subnet. Pure.
 
 use std::net::Ipv4Addr;
 
@@ -9,78 +9,76 @@ use crate::subnet::lease::NodeId;
 use crate::subnet::validate::PeerRecord;
 use crate::wire::{MacAddr, Vni};
 
-/// Where a MAC was found.
+/// Where a MAC comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MacOrigin {
-    /// The state file.
+pub(super) enum MacOrigin {
     StateFile,
     /// A device of flannel's kernel backend that is to be taken over.
     KernelDevice,
-    /// Our own lease, written in an earlier life.
+    /// Our own lease, from an earlier run.
     OwnLease,
-    /// Made now.
     New,
 }
 
-/// What is known of earlier lives.
+/// What earlier runs, or flannel, left.
 #[derive(Debug, Clone, Default)]
-pub struct Traces<'a> {
+pub(super) struct KnownIdentity<'a> {
     /// The state file.
-    pub state: Option<&'a State>,
+    pub(super) state: Option<&'a State>,
     /// MAC of a kernel vxlan device of our name.
-    pub kernel_device: Option<MacAddr>,
+    pub(super) kernel_device: Option<MacAddr>,
     /// The lease that the store holds for our public address.
-    pub own_lease: Option<&'a PeerRecord>,
-    /// Subnet named by the subnet file.
-    pub subnet_file: Option<Ipv4Net>,
+    pub(super) own_lease: Option<&'a PeerRecord>,
+    /// The subnet in the subnet file.
+    pub(super) subnet_file: Option<Ipv4Net>,
 }
 
-/// Chooses the VTEP MAC: the one that peers know already, if there is any.
+/// Chooses the VTEP MAC: the one that peers know already, if there is one.
 ///
-/// The kernel device comes first: while it is there, its MAC is what flannel published
-/// last. A state file for another VNI is another network's.
-pub fn choose_mac(traces: &Traces<'_>, vni: Vni, random: [u8; 6]) -> (MacAddr, MacOrigin) {
-    let state = traces.state.filter(|state| state.vni == vni);
-    let known = [
-        (traces.kernel_device, MacOrigin::KernelDevice),
+/// The kernel device comes first: while it exists, its MAC is what flannel published last. A
+/// state file for another VNI is another network's.
+pub(super) fn choose_mac(
+    known: &KnownIdentity<'_>,
+    vni: Vni,
+    random: [u8; 6],
+) -> (MacAddr, MacOrigin) {
+    let state = known.state.filter(|state| state.vni == vni);
+    let candidates = [
+        (known.kernel_device, MacOrigin::KernelDevice),
         (state.map(|state| state.vtep_mac), MacOrigin::StateFile),
         (
-            traces.own_lease.map(|lease| lease.vxlan.vtep_mac),
+            known.own_lease.map(|lease| lease.vxlan.vtep_mac),
             MacOrigin::OwnLease,
         ),
     ];
-    known
+    candidates
         .into_iter()
         .find_map(|(mac, origin)| Some((mac.filter(|mac| mac.is_valid_vtep())?, origin)))
         .unwrap_or((MacAddr::locally_administered(random), MacOrigin::New))
 }
 
-/// The subnet that this node had: by the state file, if it was written for this network
-/// and address, else by the subnet file.
-#[must_use]
-pub fn previous_subnet(
-    traces: &Traces<'_>,
+/// The subnet that this node had: the state file's, if that was written for this network and
+/// address, else the subnet file's.
+pub(super) fn previous_subnet(
+    known: &KnownIdentity<'_>,
     network: Ipv4Net,
     public_ip: Ipv4Addr,
 ) -> Option<Ipv4Net> {
-    let state = traces
+    let state = known
         .state
         .filter(|state| state.network == network && state.public_ip == public_ip);
     state
         .map(|state| state.subnet)
-        .or(traces.subnet_file)
+        .or(known.subnet_file)
         .filter(|subnet| network.contains(subnet))
 }
 
-/// The subnet that containers of this host may have addresses of: the one of the subnet file,
-/// which lies in `/run` and so was written in this boot, or of a state file of this boot.
-/// After a reboot all containers start anew, with what the subnet file says then.
-#[must_use]
-pub fn subnet_in_use(traces: &Traces<'_>, instance: NodeId) -> Option<Ipv4Net> {
-    let state = traces
-        .state
-        .filter(|state| state.instance == Some(instance));
-    traces.subnet_file.or(state.map(|state| state.subnet))
+/// The subnet that containers of this host may have addresses from: the subnet file's, which is
+/// in `/run` and so was written since the last boot, or that of a state file written since then.
+/// After a reboot all containers start with what the subnet file says then.
+pub(super) fn subnet_in_use(known: &KnownIdentity<'_>, instance: NodeId) -> Option<Ipv4Net> {
+    let state = known.state.filter(|state| state.instance == Some(instance));
+    known.subnet_file.or(state.map(|state| state.subnet))
 }
 
 #[cfg(test)]
@@ -105,14 +103,14 @@ mod tests {
     #[test]
     fn the_mac_that_peers_know_is_kept() {
         let state = state();
-        let both = Traces {
+        let both = KnownIdentity {
             state: Some(&state),
             kernel_device: Some(mac(2)),
-            ..Traces::default()
+            ..KnownIdentity::default()
         };
-        let only_state = Traces {
+        let only_state = KnownIdentity {
             state: Some(&state),
-            ..Traces::default()
+            ..KnownIdentity::default()
         };
         let random = [0xff; 6];
         assert_eq!(
@@ -136,12 +134,12 @@ mod tests {
         let state = state();
         let file: Ipv4Net = "10.3.9.0/24".parse().unwrap();
         let in_use = |subnet_file, boot| {
-            let traces = Traces {
+            let known = KnownIdentity {
                 state: Some(&state),
                 subnet_file,
-                ..Traces::default()
+                ..KnownIdentity::default()
             };
-            subnet_in_use(&traces, NodeId::of_instance("secret", boot))
+            subnet_in_use(&known, NodeId::of_instance("secret", boot))
         };
         assert_eq!(in_use(None, "boot"), Some(state.subnet));
         assert_eq!(in_use(Some(file), "boot"), Some(file));
@@ -152,14 +150,14 @@ mod tests {
     fn a_subnet_of_another_network_or_address_is_not_ours() {
         let state = state();
         let file: Ipv4Net = "10.3.9.0/24".parse().unwrap();
-        let traces = Traces {
+        let known = KnownIdentity {
             state: Some(&state),
             subnet_file: Some(file),
-            ..Traces::default()
+            ..KnownIdentity::default()
         };
         let previous = |network: &str, last| {
             let address = Ipv4Addr::new(192, 0, 2, last);
-            previous_subnet(&traces, network.parse().unwrap(), address).map(|net| net.to_string())
+            previous_subnet(&known, network.parse().unwrap(), address).map(|net| net.to_string())
         };
         assert_eq!(previous("10.3.0.0/16", 1).as_deref(), Some("10.3.7.0/24"));
         assert_eq!(previous("10.3.0.0/16", 2).as_deref(), Some("10.3.9.0/24"));

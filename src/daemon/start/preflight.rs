@@ -1,5 +1,5 @@
-//! What must be there, looked at before anything is changed on the host or in the datastore:
-//! a start that cannot succeed leaves nothing behind, and says all that is missing at once.
+//! Checks what a start needs before anything is changed on the host or in the datastore: a
+//! start that cannot succeed leaves nothing behind, and reports everything missing at once.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -16,35 +16,32 @@ use crate::sys::tun::TunError;
 
 const CLONE_DEVICE: &str = "/dev/net/tun";
 
-/// What a start needs.
+/// What the start is about to do.
 #[derive(Debug, Clone, Copy)]
-pub struct Needs<'a> {
-    /// Where tunnels are received.
-    pub address: Ipv4Addr,
-    /// Their UDP port.
-    pub port: u16,
-    /// Name of the device; one of the kernel's vxlan will be taken over.
-    pub device: &'a str,
-    /// The devices that are there.
-    pub links: &'a [LinkInfo],
-    /// What will be written.
-    pub files: &'a Files,
-    /// The rules that will be made.
-    pub(crate) rules: &'a FirewallSetup,
+pub(super) struct Intent<'a> {
+    /// Receive datagrams on this address,
+    pub(super) address: Ipv4Addr,
+    /// and this UDP port.
+    pub(super) port: u16,
+    /// Make this device, or take it over from the kernel's vxlan.
+    pub(super) device: &'a str,
+    /// The links of this host.
+    pub(super) links: &'a [LinkInfo],
+    /// Write these files.
+    pub(super) files: &'a Files,
+    /// Install these rules.
+    pub(super) rules: &'a FirewallSetup,
 }
 
-/// Checks it. What the daemon can do without is logged, with the remedy, and so is each of
-/// several things that it cannot do without.
-///
-/// # Errors
-/// What is missing.
-pub fn check(needs: &Needs<'_>) -> Result<(), Failure> {
-    tell_of_drawbacks(needs.rules);
+/// Fails if something is missing; several things are logged one by one, each with its remedy.
+/// What the overlay works without is only logged.
+pub(super) fn check(intent: &Intent<'_>) -> Result<(), Failure> {
+    warn_of_limitations(intent.rules);
     let mut missing = Vec::new();
     missing.extend(capability());
     missing.extend(tun());
-    missing.extend(tunnel_port(needs));
-    missing.extend(needs.files.unwritable());
+    missing.extend(tunnel_port(intent));
+    missing.extend(intent.files.unwritable());
     if missing.len() < 2 {
         return missing.pop().map_or(Ok(()), Err);
     }
@@ -57,7 +54,7 @@ pub fn check(needs: &Needs<'_>) -> Result<(), Failure> {
 fn capability() -> Option<Failure> {
     privileges::lacks(Capability::CAP_NET_ADMIN).then_some(Failure::Capability {
         name: "CAP_NET_ADMIN",
-        purpose: "to make the device, its routes and the rules",
+        purpose: "which the device, its routes and the rules need",
     })
 }
 
@@ -68,7 +65,7 @@ fn tun() -> Option<Failure> {
     Some(Failure::Tun(match source.kind() {
         io::ErrorKind::NotFound => TunError::NoCloneDevice,
         io::ErrorKind::PermissionDenied => TunError::Permission { tried, source },
-        // ENXIO, ENODEV: the node is there, the driver is not.
+        // ENXIO, ENODEV: the device node exists, the driver does not.
         _ if matches!(source.raw_os_error(), Some(libc::ENXIO | libc::ENODEV)) => {
             TunError::NoCloneDevice
         }
@@ -76,46 +73,45 @@ fn tun() -> Option<Failure> {
     }))
 }
 
-/// Somebody else's port, unless it is that of the kernel device we take over: its socket goes
+/// Whether the port is in use, unless by the kernel device that is taken over: its socket goes
 /// with it.
-fn tunnel_port(needs: &Needs<'_>) -> Option<Failure> {
-    let port = needs.port;
-    match port::is_taken(needs.address, port) {
+fn tunnel_port(intent: &Intent<'_>) -> Option<Failure> {
+    let port = intent.port;
+    match port::is_taken(intent.address, port) {
         Ok(false) => return None,
         Ok(true) => {}
         Err(source) => return Some(Failure::Port { port, source }),
     }
-    let holders = port::udp_holders(needs.address, port);
+    let holders = port::udp_holders(intent.address, port);
     let program = holders.iter().find(|holder| holder.pid.is_some());
-    // A device that is down has no socket. Several of one port share theirs.
-    let mut kernel = needs
+    // A device that is down has no socket. Devices with the same port share one.
+    let mut kernel = intent
         .links
         .iter()
         .filter(|link| link.vxlan_port == Some(port) && link.up);
     let (first, other) = (
         kernel.clone().next(),
-        kernel.find(|link| link.name != needs.device),
+        kernel.find(|link| link.name != intent.device),
     );
     let holder = match (program, other, first) {
         (Some(program), ..) => program.to_string(),
         (None, Some(other), _) => format!("the kernel's vxlan device {}", other.name),
         (None, None, Some(_)) => return None,
         (None, None, None) => holders.first().map_or_else(
-            || "somebody who cannot be seen from here".to_owned(),
+            || "a process that is not visible from here".to_owned(),
             ToString::to_string,
         ),
     };
     Some(Failure::PortHeld { port, holder })
 }
 
-/// What costs something, and not the overlay: containers that reach each other are worth more
-/// than none.
-fn tell_of_drawbacks(rules: &FirewallSetup) {
+/// Logs what will not work. It is no reason to fail: an overlay without it is better than none.
+fn warn_of_limitations(rules: &FirewallSetup) {
     rules.log_missing_tool();
     if let Err(error) = forwarding::can_ensure() {
         tracing::error!(
             event = "ip_forward", %error,
-            "net.ipv4.ip_forward is off and cannot be switched on, so containers reach nobody: sysctl -w net.ipv4.ip_forward=1"
+            "net.ipv4.ip_forward is off and cannot be switched on, so containers reach no other host: sysctl -w net.ipv4.ip_forward=1"
         );
     }
     if !rules.uses_iptables() {

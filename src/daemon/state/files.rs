@@ -1,4 +1,4 @@
-//! What the daemon leaves on disk: its own state, and the subnet file that others read.
+//! Writes the state file, and the subnet file that others read.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,18 +11,16 @@ use super::subnet_env::{self, SubnetFile};
 use crate::daemon::failure::Failure;
 use crate::daemon::options::RunOptions;
 
-/// Where the files lie, and what of the options they tell.
+/// The paths of both files, and what they say of the options.
 #[derive(Debug, Clone)]
-pub struct Files {
+pub(crate) struct Files {
     state_dir: PathBuf,
     subnet_file: PathBuf,
     ip_masq: bool,
 }
 
 impl Files {
-    /// The files of a daemon with these options.
-    #[must_use]
-    pub fn new(options: &RunOptions) -> Self {
+    pub(crate) fn new(options: &RunOptions) -> Self {
         Self {
             state_dir: options.state_dir.clone(),
             subnet_file: options.subnet_file.clone(),
@@ -30,9 +28,8 @@ impl Files {
         }
     }
 
-    /// Which of them cannot be written, as far as the folders tell; nothing is changed.
-    #[must_use]
-    pub fn unwritable(&self) -> Vec<Failure> {
+    /// Which files cannot be written, judging by their folders. Changes nothing.
+    pub(crate) fn unwritable(&self) -> Vec<Failure> {
         let state = state_file::path(&self.state_dir);
         let subnet = self.subnet_file.clone();
         let all = [
@@ -52,11 +49,8 @@ impl Files {
         failures.collect()
     }
 
-    /// Writes both: the state first, since it is what we need; then what others wait for.
-    ///
-    /// # Errors
-    /// When one cannot be written.
-    pub fn write(&self, state: &State, mtu: u16) -> Result<(), Failure> {
+    /// Writes both, the state first: other programs wait for the subnet file.
+    pub(crate) fn write(&self, state: &State, mtu: u16) -> Result<(), Failure> {
         self.save_state(state)?;
         let path = &self.subnet_file;
         atomic_file::write(path, self.text(state, mtu).as_bytes(), 0o644)
@@ -69,29 +63,22 @@ impl Files {
         Ok(())
     }
 
-    /// Writes the state alone.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub fn save_state(&self, state: &State) -> Result<(), Failure> {
+    pub(crate) fn save_state(&self, state: &State) -> Result<(), Failure> {
         let path = state_file::path(&self.state_dir);
         state_file::save(&self.state_dir, state).map_err(failed("write the state file", path))
     }
 
-    /// Writes the subnet file with another MTU, unless somebody put docker's options into
-    /// it (`mk-docker-opts.sh -d` does): docker would find none at its next start.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub fn rewrite_subnet_file(&self, state: &State, mtu: u16) -> Result<(), Failure> {
+    /// Writes the subnet file with another MTU, unless docker's options were written into it
+    /// (`mk-docker-opts.sh -d` does that): docker would find none at its next start.
+    pub(crate) fn rewrite_subnet_file(&self, state: &State, mtu: u16) -> Result<(), Failure> {
         let path = &self.subnet_file;
         let text = std::fs::read(path).unwrap_or_default();
         let foreign = subnet_env::env_lines(&text).any(|(key, _)| !key.starts_with("FLANNEL_"));
         if foreign {
             tracing::warn!(
                 event = "subnet_file",
-                "{} holds docker's options and is left as it is: restart this service, then \
-                 docker, to have the new MTU there",
+                "{} holds docker's options and is left unchanged: restart this service, then \
+                 docker, to update its MTU",
                 path.display()
             );
             return Ok(());
@@ -111,10 +98,10 @@ impl Files {
     }
 }
 
-/// What keeps a file from being made in `folder`, which may have to be made itself: the folder
-/// that is there and refuses.
+/// Why no file can be made in `folder`, or the folder itself: the folder that refuses, and its
+/// error.
 fn obstacle(folder: &Path) -> Option<(PathBuf, io::Error)> {
-    // A relative path begins here.
+    // A relative path starts in the current folder.
     let folder = match folder.as_os_str().is_empty() {
         true => Path::new("."),
         false => folder,

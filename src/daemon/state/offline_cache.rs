@@ -1,8 +1,11 @@
-//! `network.json` in the state directory: the network config, our lease and the peers as the
-//! datastore had them last, so that a daemon that starts while it is away is no outage.
+//! The offline cache, `network.json` in the state directory: the network config, our lease and
+//! the peers as last read from the datastore. With it a daemon can start while the datastore is
+//! down.
 //!
-//! What is read here is checked as a record of the store is, and the first complete list of
-//! the store replaces it.
+//! Cached peers are validated as the datastore's records are, and replaced by its first
+//! complete list.
+
+mod writer;
 
 use std::io::{self, Read};
 use std::net::Ipv4Addr;
@@ -13,6 +16,7 @@ use bytes::Bytes;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::writer::CacheWriter;
 use super::atomic_file;
 use super::state_file::State;
 use crate::daemon::options::RunOptions;
@@ -23,46 +27,44 @@ use crate::subnet::validate::PeerRecord;
 use crate::wire::{MacAddr, Vni};
 
 const NAME: &str = "network.json";
-/// Largest file that is read, and more than 65,536 peers take.
+/// Largest file that is read; [`MAX_PEERS`] take less.
 const MAX_BYTES: u64 = 16 << 20;
-/// Peers that are remembered at most: as many as are accepted.
+/// As many peers as are accepted.
 const MAX_PEERS: usize = 65_536;
 
-/// A peer, in little room: subnet, public address, MAC, and the VNI where it names one.
+/// A peer in short form: subnet, public address, MAC, and the VNI if it names one.
 type Peer = (Ipv4Net, Ipv4Addr, MacAddr, Option<Vni>);
 
-/// What the store had.
+/// What the datastore had. The fields are the file's format.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Remembered {
-    /// Which store.
+pub(crate) struct OfflineCache {
+    /// The store that this was read from.
     #[serde(rename = "place")]
-    pub store: StoreIdentity,
-    /// When it said so, in seconds since 1970.
-    pub confirmed: u64,
+    store: StoreIdentity,
+    /// When it was read, in seconds since 1970.
+    confirmed: u64,
     /// The network config, as found.
-    pub config: String,
+    pub(crate) config: String,
     /// Our subnet.
-    pub subnet: Ipv4Net,
+    pub(crate) subnet: Ipv4Net,
     /// The address that we published.
-    pub public_ip: Ipv4Addr,
+    pub(crate) public_ip: Ipv4Addr,
     /// Whether our lease has no time to live.
-    pub reserved: bool,
-    /// Whether values are written as flannel v0.11 writes them (etcd's v2 API).
-    pub old_form: bool,
-    /// The peers.
+    pub(crate) reserved: bool,
+    /// Whether lease values have the form of flannel v0.11 (etcd's v2 API).
+    old_form: bool,
     peers: Vec<Peer>,
 }
 
-/// Seconds since 1970, for what a person reads and what must outlive a reboot.
+/// Seconds since 1970: the age must outlive a reboot.
 fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.unwrap_or_default().as_secs()
 }
 
-impl Remembered {
-    /// What is to be remembered, as of now.
-    #[must_use]
-    pub fn new(
+impl OfflineCache {
+    /// A cache without peers, as of now.
+    pub(crate) fn new(
         store: StoreIdentity,
         config: String,
         state: &State,
@@ -81,8 +83,8 @@ impl Remembered {
         }
     }
 
-    /// The same with these peers, as the store had them some time `ago`.
-    pub fn confirm(
+    /// Takes over our address and the peers, as the store had them some time `ago`.
+    pub(crate) fn update(
         &mut self,
         public_ip: Ipv4Addr,
         ago: Duration,
@@ -95,8 +97,8 @@ impl Remembered {
                      subnet,
                      public_ip,
                      vxlan,
-                     // The holder may be another by the time this is read: it is asked by
-                     // ICMP until the store has said so again.
+                     // The lease may have another holder when this is read: it is probed by
+                     // ICMP until the store has confirmed it.
                      answers_probes: _,
                  }| { (subnet, public_ip, vxlan.vtep_mac, vxlan.vni) },
             )
@@ -105,15 +107,13 @@ impl Remembered {
         self.confirmed = now().saturating_sub(ago.as_secs());
     }
 
-    /// How long ago the store said so, by the wall clock.
-    #[must_use]
-    pub fn age(&self) -> Duration {
+    /// How long ago the store confirmed it, by the wall clock.
+    pub(crate) fn age(&self) -> Duration {
         Duration::from_secs(now().saturating_sub(self.confirmed))
     }
 
     /// The form of lease values.
-    #[must_use]
-    pub const fn form(&self) -> LeaseForm {
+    pub(crate) const fn form(&self) -> LeaseForm {
         match self.old_form {
             true => LeaseForm::V011,
             false => LeaseForm::Newest,
@@ -121,14 +121,12 @@ impl Remembered {
     }
 
     /// Number of peers.
-    #[must_use]
-    pub fn peers(&self) -> usize {
+    pub(crate) const fn peers(&self) -> usize {
         self.peers.len()
     }
 
-    /// The peers as a list of the store, from which a set of peers can begin.
-    #[must_use]
-    pub fn listing(&self) -> Listing {
+    /// The peers as a list of the store.
+    pub(crate) fn listing(&self) -> Listing {
         let records = self
             .peers
             .iter()
@@ -152,63 +150,72 @@ impl Remembered {
         }
     }
 
-    /// Why this says nothing to a daemon with these options, that was this `state`, whose
-    /// lease lives for `ttl` without it; `rebooted` when the host was since.
-    fn unfit(&self, options: &RunOptions, state: &State, rebooted: bool) -> Option<String> {
+    /// Why a daemon with these options and this `state` must not use it.
+    fn unusable(
+        &self,
+        options: &RunOptions,
+        state: &State,
+        rebooted: bool,
+    ) -> Option<&'static str> {
         if !self.store.is_same(&options.store.identity()) {
-            return Some("it is of another store".into());
+            return Some("it is of another store");
         }
         if self.subnet != state.subnet || self.public_ip != state.public_ip {
-            return Some("it is of another lease than the state file".into());
+            return Some("it is of another lease than the state file");
         }
-        // While the host was off, its lease may have ended and the subnet been given away.
-        // Containers of before are gone, so that waiting costs less than two owners.
+        // While the host was off, its lease may have expired and the subnet been given to
+        // another host. Its old containers are gone, so waiting costs less than two owners.
         if rebooted && !self.reserved && self.age() >= options.lease_ttl {
-            return Some("the host was rebooted, and our lease may have ended meanwhile".into());
+            return Some("the host was rebooted, and our lease may have expired meanwhile");
         }
         None
     }
+
+    /// Writes the file, readable by its owner only.
+    pub(crate) fn save(&self, directory: &Path) -> io::Result<()> {
+        let mut text = serde_json::to_vec(self)?;
+        text.push(b'\n');
+        atomic_file::write(&path(directory), &text, 0o600)
+    }
 }
 
-/// The file's path in a state directory.
-#[must_use]
-pub fn path(directory: &Path) -> PathBuf {
+fn path(directory: &Path) -> PathBuf {
     directory.join(NAME)
 }
 
-/// What can be gone on from where the store does not answer.
-#[must_use]
-pub fn find(options: &RunOptions, state: Option<&State>) -> Option<Remembered> {
-    // It was asked to end.
+/// The cache, if a daemon with these options and this `state` can start from it.
+pub(crate) fn load(options: &RunOptions, state: Option<&State>) -> Option<OfflineCache> {
     if options.fail_fast {
         return None;
     }
     let state = state?;
     let path = path(&options.state_dir);
-    let found = match read(&path) {
-        Ok(found) => found?,
+    let cache = match read(&path) {
+        Ok(cache) => cache?,
         Err(error) => {
-            let path = path.display();
-            tracing::warn!(event = "not_remembered", %error, "{path} is of no use: a start needs the datastore");
+            tracing::warn!(
+                event = "offline_cache", %error, path = %path.display(),
+                "cannot read the offline cache: a start needs the datastore"
+            );
             return None;
         }
     };
-    // The subnet file lies in /run.
+    // The subnet file is in /run, which a reboot clears.
     let rebooted = !options.subnet_file.exists();
-    match found.unfit(options, state, rebooted) {
+    match cache.unusable(options, state, rebooted) {
         Some(reason) => {
             tracing::info!(
-                event = "not_remembered",
+                event = "offline_cache",
                 reason,
-                "a start needs the datastore"
+                "cannot use the offline cache: a start needs the datastore"
             );
             None
         }
-        None => Some(found),
+        None => Some(cache),
     }
 }
 
-fn read(path: &Path) -> io::Result<Option<Remembered>> {
+fn read(path: &Path) -> io::Result<Option<OfflineCache>> {
     let file = match std::fs::File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -222,18 +229,8 @@ fn read(path: &Path) -> io::Result<Option<Remembered>> {
             "it is too large",
         ));
     }
-    let found: Remembered = serde_json::from_slice(&text)?;
-    Ok((found.peers.len() <= MAX_PEERS).then_some(found))
-}
-
-/// Writes the file, in one step, for root's eyes only.
-///
-/// # Errors
-/// What the system says.
-pub fn save(directory: &Path, remembered: &Remembered) -> io::Result<()> {
-    let mut text = serde_json::to_vec(remembered)?;
-    text.push(b'\n');
-    atomic_file::write(&path(directory), &text, 0o600)
+    let cache: OfflineCache = serde_json::from_slice(&text)?;
+    Ok((cache.peers.len() <= MAX_PEERS).then_some(cache))
 }
 
 #[cfg(test)]
@@ -284,25 +281,25 @@ mod tests {
         }
     }
 
-    fn remembered(options: &RunOptions, peers: u32) -> Remembered {
+    fn cache(options: &RunOptions, peers: u32) -> OfflineCache {
         let store = options.store.identity();
-        let mut made = Remembered::new(store, "{}".into(), &state(), false, LeaseForm::Newest);
-        made.confirm(state().public_ip, Duration::ZERO, (0..peers).map(peer));
-        made
+        let mut cache = OfflineCache::new(store, "{}".into(), &state(), false, LeaseForm::Newest);
+        cache.update(state().public_ip, Duration::ZERO, (0..peers).map(peer));
+        cache
     }
 
     #[test]
-    fn what_is_saved_is_found_and_its_peers_are_records_again() {
+    fn a_saved_cache_is_loaded_and_its_peers_are_valid_records() {
         let folder = tempfile::tempdir().unwrap();
         let options = options(folder.path());
-        assert_eq!(find(&options, Some(&state())), None);
-        let saved = remembered(&options, 200);
-        save(folder.path(), &saved).unwrap();
+        assert_eq!(load(&options, Some(&state())), None);
+        let saved = cache(&options, 200);
+        saved.save(folder.path()).unwrap();
         let text = std::fs::read_to_string(path(folder.path())).unwrap();
         assert!(!text.contains("geheim"), "{text}");
         let start = r#"{"place":{"etcd":{"prefix":"/coreos.com/network","endpoints":["#;
         assert!(text.starts_with(start), "{text:.200}");
-        let found = find(&options, Some(&state())).unwrap();
+        let found = load(&options, Some(&state())).unwrap();
         assert_eq!(found, saved);
         let context = Context {
             network: state().network,
@@ -316,14 +313,14 @@ mod tests {
     }
 
     #[test]
-    fn what_another_store_or_lease_said_is_nothing() {
+    fn a_cache_of_another_store_or_lease_is_not_used() {
         let folder = tempfile::tempdir().unwrap();
         let options = options(folder.path());
-        save(folder.path(), &remembered(&options, 3)).unwrap();
+        cache(&options, 3).save(folder.path()).unwrap();
         let found = |change: &dyn Fn(&mut RunOptions)| {
             let mut options = options.clone();
             change(&mut options);
-            find(&options, Some(&state())).is_some()
+            load(&options, Some(&state())).is_some()
         };
         assert!(found(&|_| {}));
         assert!(found(
@@ -335,46 +332,48 @@ mod tests {
         assert!(!found(&|it| it.store.etcd.prefix = "/other".into()));
         assert!(!found(&|it| it.store.directory = Some("/x".into())));
         assert!(!found(&|it| it.fail_fast = true));
-        assert!(find(&options, None).is_none(), "nobody knows who we were");
+        assert!(load(&options, None).is_none(), "our identity is not known");
         let moved = State {
             public_ip: Ipv4Addr::new(192, 0, 2, 2),
             ..state()
         };
-        assert!(find(&options, Some(&moved)).is_none());
+        assert!(load(&options, Some(&moved)).is_none());
     }
 
     #[test]
-    fn after_a_reboot_a_lease_that_may_have_ended_is_not_claimed() {
+    fn after_a_reboot_a_lease_that_may_have_expired_is_not_used() {
         let folder = tempfile::tempdir().unwrap();
         let options = options(folder.path());
-        let mut old = remembered(&options, 3);
+        let mut old = cache(&options, 3);
         old.confirmed -= 90_000;
-        save(folder.path(), &old).unwrap();
-        assert!(find(&options, Some(&state())).is_some(), "not rebooted");
+        old.save(folder.path()).unwrap();
+        assert!(load(&options, Some(&state())).is_some(), "not rebooted");
         std::fs::remove_file(&options.subnet_file).unwrap();
-        assert!(find(&options, Some(&state())).is_none());
+        assert!(load(&options, Some(&state())).is_none());
         old.reserved = true;
-        save(folder.path(), &old).unwrap();
+        old.save(folder.path()).unwrap();
         assert!(
-            find(&options, Some(&state())).is_some(),
+            load(&options, Some(&state())).is_some(),
             "reserved for ever"
         );
-        save(folder.path(), &remembered(&options, 3)).unwrap();
-        assert!(find(&options, Some(&state())).is_some(), "just now");
+        cache(&options, 3).save(folder.path()).unwrap();
+        assert!(load(&options, Some(&state())).is_some(), "just now");
     }
 
     #[test]
-    fn a_damaged_or_endless_file_is_no_reason_not_to_start() {
+    fn a_damaged_or_endless_file_is_not_used() {
         let folder = tempfile::tempdir().unwrap();
         let options = options(folder.path());
-        save(folder.path(), &remembered(&options, MAX_PEERS as u32)).unwrap();
+        cache(&options, MAX_PEERS as u32)
+            .save(folder.path())
+            .unwrap();
         let length = std::fs::metadata(path(folder.path())).unwrap().len();
         assert!(length < MAX_BYTES, "{length}");
-        assert!(find(&options, Some(&state())).is_some());
+        assert!(load(&options, Some(&state())).is_some());
         std::fs::write(path(folder.path()), "{\"place\"").unwrap();
-        assert!(find(&options, Some(&state())).is_none());
+        assert!(load(&options, Some(&state())).is_none());
         let file = std::fs::File::create(path(folder.path())).unwrap();
         file.set_len(1 << 40).unwrap();
-        assert!(find(&options, Some(&state())).is_none());
+        assert!(load(&options, Some(&state())).is_none());
     }
 }

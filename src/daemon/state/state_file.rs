@@ -1,4 +1,5 @@
-//! `state.json` in the state directory: what must survive a restart and a lost subnet file.
+//! `state.json` in the state directory: what must survive a restart, even without the subnet
+//! file.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -12,65 +13,46 @@ use crate::subnet::lease::NodeId;
 use crate::wire::{MacAddr, Vni};
 
 const NAME: &str = "state.json";
-/// Tells this installation from clones of its machine that do not have the file.
+/// Distinguishes this installation from clones of its machine.
 const SECRET: &str = "instance";
 
-/// Who this node was when the file was written. Fields that are not known are ignored.
+/// This node's identity when the file was written. Unknown fields are ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct State {
-    /// MAC address of the VTEP.
-    pub vtep_mac: MacAddr,
-    /// The leased subnet.
-    pub subnet: Ipv4Net,
-    /// The published address.
-    pub public_ip: Ipv4Addr,
-    /// The overlay network.
-    pub network: Ipv4Net,
-    /// The VNI.
-    pub vni: Vni,
-    /// The installation and boot that wrote the file, as the lease names them.
+pub(crate) struct State {
+    pub(crate) vtep_mac: MacAddr,
+    pub(crate) subnet: Ipv4Net,
+    pub(crate) public_ip: Ipv4Addr,
+    pub(crate) network: Ipv4Net,
+    pub(crate) vni: Vni,
+    /// The installation and boot that wrote the file, as in the lease.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub instance: Option<NodeId>,
+    pub(crate) instance: Option<NodeId>,
 }
 
 /// Why a state file was not read.
 #[derive(Debug, thiserror::Error)]
-pub enum StateError {
-    /// It is there and cannot be read.
+pub(crate) enum StateError {
     #[error("reading {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// It is no state file; it was moved aside.
+    Read { path: PathBuf, source: io::Error },
     #[error(
         "{} is damaged ({source}) and was moved to {}; this node's MAC and subnet are taken from \
          its lease, if there is one",
         path.display(), aside.display()
     )]
     Damaged {
-        /// The file.
         path: PathBuf,
-        /// Where it lies now.
+        /// Where it is now.
         aside: PathBuf,
-        /// What is wrong with it.
         source: serde_json::Error,
     },
 }
 
-/// The file's path in a state directory.
-#[must_use]
-pub fn path(directory: &Path) -> PathBuf {
+pub(crate) fn path(directory: &Path) -> PathBuf {
     directory.join(NAME)
 }
 
-/// Reads the state; `None` where there is none. A damaged file is moved aside.
-///
-/// # Errors
-/// [`StateError`]; the daemon can go on without a state.
-pub fn load(directory: &Path) -> Result<Option<State>, StateError> {
+/// Reads the state; `None` if there is none. A damaged file is moved aside.
+pub(crate) fn load(directory: &Path) -> Result<Option<State>, StateError> {
     let path = path(directory);
     let text = match std::fs::read(&path) {
         Ok(text) => text,
@@ -79,7 +61,7 @@ pub fn load(directory: &Path) -> Result<Option<State>, StateError> {
     };
     serde_json::from_slice(&text).map(Some).map_err(|source| {
         let aside = path.with_extension("json.damaged");
-        // Where it cannot be moved it will be overwritten; the message has told of it.
+        // If it cannot be moved it will be overwritten, and the error names it.
         let _ = std::fs::rename(&path, &aside);
         StateError::Damaged {
             path,
@@ -89,11 +71,9 @@ pub fn load(directory: &Path) -> Result<Option<State>, StateError> {
     })
 }
 
-/// The secret of this installation, made where there is none.
-///
-/// # Errors
-/// What the system says, with the secret that was made for this time.
-pub fn secret(directory: &Path) -> Result<String, (String, io::Error)> {
+/// The secret of this installation, made if there is none. If it cannot be saved, the error has
+/// one for this run.
+pub(crate) fn secret(directory: &Path) -> Result<String, (String, io::Error)> {
     let path = directory.join(SECRET);
     let read = match std::fs::read_to_string(&path) {
         Ok(text) if !text.trim().is_empty() => return Ok(text),
@@ -108,11 +88,8 @@ pub fn secret(directory: &Path) -> Result<String, (String, io::Error)> {
     }
 }
 
-/// Writes the state, in one step, for root's eyes only.
-///
-/// # Errors
-/// What the system says.
-pub fn save(directory: &Path, state: &State) -> io::Result<()> {
+/// Writes the state, readable by its owner only.
+pub(super) fn save(directory: &Path, state: &State) -> io::Result<()> {
     let mut text = serde_json::to_vec_pretty(state)?;
     text.push(b'\n');
     atomic_file::write(&path(directory), &text, 0o600)

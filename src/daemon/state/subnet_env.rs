@@ -1,5 +1,5 @@
-//! The subnet file (`/run/flannel/subnet.env`): what docker, CNI plugins and scripts read,
-//! and what tells the next life of this daemon which subnet it had.
+//! The subnet file (`/run/flannel/subnet.env`): docker, CNI plugins and scripts read it, and the
+//! next run of this daemon learns from it which subnet it had.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -7,7 +7,7 @@ use std::path::Path;
 
 use ipnet::Ipv4Net;
 
-/// What the file says.
+/// The file's contents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SubnetFile {
     /// The overlay network.
@@ -16,13 +16,13 @@ pub struct SubnetFile {
     pub subnet: Ipv4Net,
     /// MTU of the overlay device, and so of the containers.
     pub mtu: u16,
-    /// Whether this daemon was asked to masquerade, so that docker must not.
+    /// Whether this daemon masquerades, so that docker must not.
     pub ip_masq: bool,
 }
 
 impl SubnetFile {
-    /// The file's text, byte for byte as flannel's `WriteSubnetFile`: four lines, and as
-    /// subnet the first host's address with the subnet's length.
+    /// The file's text, byte for byte as by flannel's `WriteSubnetFile`: the subnet is written as
+    /// the first host's address with the subnet's length.
     #[must_use]
     pub fn render(&self) -> String {
         let gateway = Ipv4Addr::from_bits(self.subnet.network().to_bits().wrapping_add(1));
@@ -36,7 +36,7 @@ impl SubnetFile {
     }
 }
 
-/// What of an earlier life the file remembers.
+/// What an earlier run, or flannel, wrote into the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Previous {
     /// The network, if the file names one.
@@ -45,11 +45,11 @@ pub struct Previous {
     pub subnet: Option<Ipv4Net>,
 }
 
-/// Reads what an earlier life, or flannel, wrote.
+/// Parses the file.
 ///
-/// A tutorial idiom lets `mk-docker-opts.sh -d` overwrite this very file with docker's
-/// options; `DOCKER_OPT_BIP` still tells the subnet then. Lists with commas are read as
-/// flannel reads them: what is no prefix is skipped, and of more than one none counts.
+/// Some tutorials let `mk-docker-opts.sh -d` overwrite this file with docker's options; then
+/// `DOCKER_OPT_BIP` still has the subnet. Comma-separated lists are read as flannel reads them:
+/// items that are no prefix are skipped, and a list of more than one counts as none.
 #[must_use]
 pub fn parse(text: &[u8]) -> Previous {
     let mut previous = Previous::default();
@@ -76,8 +76,8 @@ fn only_prefix(list: &str) -> Option<Ipv4Net> {
     }
 }
 
-/// The assignments of a file in shell syntax, in order: comments, `export`, single and
-/// double quotes are understood; nothing is expanded and nothing executed.
+/// The assignments in a file of shell syntax, in order. Handles comments, `export`, single and
+/// double quotes; expands and executes nothing.
 pub fn env_lines(text: &[u8]) -> impl Iterator<Item = (String, String)> {
     let text = String::from_utf8_lossy(text).into_owned();
     let lines: Vec<(String, String)> = text.lines().filter_map(assignment).collect();
@@ -112,11 +112,8 @@ fn unquoted(value: &str) -> String {
     word
 }
 
-/// Reads the file; one that is absent says nothing.
-///
-/// # Errors
-/// When it is there and cannot be read.
-pub fn read(path: &Path) -> io::Result<Previous> {
+/// Reads the file, if there is one.
+pub(crate) fn read(path: &Path) -> io::Result<Previous> {
     match std::fs::read(path) {
         Ok(text) => Ok(parse(&text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Previous::default()),
