@@ -89,18 +89,18 @@ impl Serving {
 
     fn node(&self) -> NodeStatus {
         let external = self.underlay.current();
-        let plan = self.overlay.plan();
+        let vtep = self.overlay.options().vtep;
         NodeStatus {
             subnet: self.state.subnet,
             network: self.state.network,
             public_ip: external.public_ip,
             interface: external.name.clone(),
             interface_mtu: external.mtu,
-            device: plan.device.clone(),
+            device: self.overlay.settings().device.clone(),
             mtu: self.mtu,
-            vni: plan.vtep.vni.get(),
+            vni: vtep.vni.get(),
             port: self.config.backend.port,
-            vtep_mac: plan.vtep.mac.to_string(),
+            vtep_mac: vtep.mac.to_string(),
         }
     }
 
@@ -143,7 +143,7 @@ impl Serving {
             workers: dataplane.workers(),
             offloads: offloads.to_string(),
             lacking: lacking.collect(),
-            peer_check: match self.overlay.plan().guard.mode {
+            peer_check: match self.overlay.options().guard.mode {
                 Mode::Enforce => PeerCheck::Enforce,
                 Mode::Log => PeerCheck::Log,
                 Mode::Off => PeerCheck::Off,

@@ -222,12 +222,11 @@ impl Serving {
         {
             changes.extend(more);
         }
-        let port = self.config.backend.port;
-        if let Err(error) = self.overlay.apply(&changes, port).await {
+        if let Err(error) = self.overlay.apply(&changes).await {
             tracing::error!(event = "routes_failed", %error, "cannot set the kernel's routes");
         }
         let now = Instant::now();
-        if self.overlay.is_doubtful() {
+        if self.overlay.routes_in_doubt() {
             self.due.look_soon(now);
         }
         self.due.tell.get_or_insert(now + TELL_AFTER);
@@ -343,7 +342,8 @@ impl Serving {
         if let Some(before) = before {
             if (now.address, now.public_ip) != (before.address, before.public_ip) {
                 self.move_to(&before, &now).await;
-            } else if now.index != before.index && self.overlay.plan().guard.interface.is_some() {
+            } else if now.index != before.index && self.overlay.options().guard.interface.is_some()
+            {
                 tracing::warn!(
                     event = "interface_changed",
                     old = before.name,
@@ -436,7 +436,7 @@ impl Serving {
     fn restored(&mut self) {
         // What workers have reported is of those before.
         while self.device_gone.try_recv().is_ok() {}
-        if self.overlay.is_doubtful() {
+        if self.overlay.routes_in_doubt() {
             self.due.look_soon(Instant::now());
         }
         if self.repair.take().is_none() {

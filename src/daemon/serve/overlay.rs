@@ -1,5 +1,5 @@
-//! The overlay on this host: device, packet loop, and a route for each peer. It can be
-//! put together again when somebody deletes the device.
+//! The overlay on this host: device, packet loop, and a route for each peer. It is rebuilt if the
+//! device is deleted.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
@@ -9,170 +9,141 @@ use std::sync::Arc;
 use ipnet::Ipv4Net;
 use tokio::sync::mpsc;
 
-use super::peers::{Peers, Place};
+use super::peers::{Peers, TableEntry};
 use crate::daemon::failure::Failure;
 use crate::daemon::serve::peer_routes::PeerRoutes;
 use crate::daemon::serve::repairs::Mended;
 use crate::dataplane::counters::Totals;
-use crate::dataplane::inbound::header_checks::Vtep;
-use crate::dataplane::inbound::probes::Inbox;
 use crate::dataplane::ingress_policy::Guard;
 use crate::dataplane::peer_counters::PeerTotals;
-use crate::dataplane::tap::Taps;
-use crate::dataplane::{Dataplane, DeviceGone, Options, Tuning};
+use crate::dataplane::{Dataplane, DeviceGone, Options};
 use crate::host::link::{self, DeviceSettings, LinkError};
 use crate::host::loop_check::{Loop, find_loops};
 use crate::host::netlink::Netlink;
 use crate::host::routes::{NextHop, NextHopChange, OverlayNetwork, RouteReport};
 use crate::route::peer::Peer;
-use crate::route::publish::Routes;
 use crate::route::table::{Change, RouteTable};
 use crate::subnet::manager::PeerChange;
 use crate::subnet::validate::PeerRecord;
-use crate::sys::tun::{self, TunOffload, TunOptions};
+use crate::sys::tun::{self, Tun, TunOffload, TunOptions};
 
-/// Peers whose way is looked at in one reconciliation, at least: all of them on most hosts.
-const LOOKS: usize = 64;
-/// Reconciliations, two seconds apart, in which all peers have had their turn.
-const ROUNDS: usize = 30;
+/// Peers checked for loops in one reconciliation, at least: all peers of most clusters.
+const MIN_LOOP_CHECKS: usize = 64;
+/// Reconciliations, two seconds apart, in which every peer is checked for loops once.
+const LOOP_CHECK_ROUNDS: usize = 30;
 
-/// What the overlay is made of; it does not change while the daemon lives.
-#[derive(Debug, Clone)]
-pub struct Plan {
+/// What the overlay is made of and does not change.
+#[derive(Debug)]
+pub(crate) struct Settings {
     /// Name of the device: `flannel.<VNI>`.
-    pub device: String,
-    /// Our VNI and MAC.
-    pub vtep: Vtep,
+    pub(crate) device: String,
     /// The overlay network.
-    pub network: Ipv4Net,
+    pub(crate) network: Ipv4Net,
     /// Our subnet.
-    pub subnet: Ipv4Net,
-    /// MTU of the device.
-    pub mtu: u16,
-    /// Address from which datagrams are sent.
-    pub source: Ipv4Addr,
-    /// Where datagrams are received.
-    pub receive: SocketAddrV4,
-    /// Threads; by default one for each processor, at most four.
-    pub workers: Option<NonZeroUsize>,
-    /// Who may send what.
-    pub guard: Guard,
-    /// How the packet loop does its work.
-    pub tuning: Tuning,
-    /// Who captures.
-    pub taps: Taps,
-    /// Where probes of peers go, if they are answered.
-    pub probes: Option<Arc<Inbox>>,
+    pub(crate) subnet: Ipv4Net,
+    /// Packet threads; by default one per processor, at most four.
+    pub(crate) workers: Option<NonZeroUsize>,
     /// Whether the device stays when the daemon stops.
-    pub keep_device: bool,
+    pub(crate) keep_device: bool,
     /// Whether packets to our subnet that no other route takes are discarded.
-    pub blackhole: bool,
+    pub(crate) blackhole: bool,
     /// Whether peers on the same link are reached without the tunnel.
-    pub direct_routing: bool,
-}
-
-impl Plan {
-    fn device_settings(&self) -> DeviceSettings {
-        DeviceSettings {
-            mtu: u32::from(self.mtu),
-            address: self.subnet.network(),
-            network: self.network,
-            tx_queue_len: None,
-        }
-    }
+    pub(crate) direct_routing: bool,
 }
 
 /// The running overlay.
 #[derive(Debug)]
-pub struct Overlay {
-    plan: Plan,
+pub(crate) struct Overlay {
+    settings: Settings,
+    /// Of the packet loop. MTU, addresses and interface follow the underlay.
+    options: Options,
     netlink: Netlink,
-    routes: Routes,
     peers: Peers,
-    /// How the kernel must send to each of them.
     peer_routes: PeerRoutes,
-    /// Whether the kernel's routes should be looked at soon.
-    doubtful: bool,
+    /// Whether the kernel's routes should be compared soon.
+    routes_in_doubt: bool,
     ifindex: u32,
     dataplane: Option<Dataplane>,
-    ended: mpsc::UnboundedSender<DeviceGone>,
+    report_gone: mpsc::UnboundedSender<DeviceGone>,
 }
 
 impl Overlay {
     /// Opens the device, sets it up and starts the packet loop, with no peers yet. A worker
-    /// that loses the device says so on `ended`.
-    ///
-    /// # Errors
-    /// [`Failure`] names what is missing.
-    pub async fn start(
-        plan: Plan,
+    /// that loses the device reports it to `report_gone`.
+    pub(crate) async fn start(
+        settings: Settings,
+        options: Options,
         netlink: Netlink,
-        ended: mpsc::UnboundedSender<DeviceGone>,
+        report_gone: mpsc::UnboundedSender<DeviceGone>,
     ) -> Result<Self, Failure> {
-        let subnet_len = plan.subnet.prefix_len();
-        let routes = Routes::new(RouteTable::empty(plan.network, subnet_len));
         let mut this = Self {
-            peer_routes: PeerRoutes::new(plan.direct_routing),
-            plan,
+            peer_routes: PeerRoutes::new(settings.direct_routing),
+            settings,
+            options,
             netlink,
-            routes,
             peers: Peers::default(),
-            doubtful: false,
+            routes_in_doubt: false,
             ifindex: 0,
             dataplane: None,
-            ended,
+            report_gone,
         };
         this.open().await?;
         Ok(this)
     }
 
+    fn device_settings(&self) -> DeviceSettings {
+        DeviceSettings {
+            mtu: u32::from(self.options.mtu),
+            address: self.settings.subnet.network(),
+            network: self.settings.network,
+            tx_queue_len: None,
+        }
+    }
+
     async fn open(&mut self) -> Result<(), Failure> {
-        let plan = &self.plan;
-        let queues = plan.workers.map_or_else(default_workers, NonZeroUsize::get);
-        let options = TunOptions {
-            name: plan.device.clone(),
-            queues,
-            offload: if plan.tuning.offloads.read {
-                TunOffload::TcpUdp
-            } else {
-                TunOffload::None
+        let Settings {
+            device,
+            workers,
+            keep_device,
+            ..
+        } = &self.settings;
+        let tun = tun::open(&TunOptions {
+            name: device.clone(),
+            queues: workers.map_or_else(default_workers, NonZeroUsize::get),
+            offload: match self.options.tuning.offloads.read {
+                true => TunOffload::TcpUdp,
+                false => TunOffload::None,
             },
-        };
-        let tun = tun::open(&options)?;
+        })?;
         if let Some(queue) = tun.queues.first() {
             queue
-                .set_persistent(plan.keep_device)
+                .set_persistent(*keep_device)
                 .map_err(|source| Failure::File {
-                    tried: format!("make {} outlive this process, or not", plan.device),
+                    tried: format!("set whether {device} outlives this process"),
                     source,
                 })?;
         }
-        note_own_addresses(&self.netlink, &plan.guard).await;
-        let found = self.netlink.expect_link(&plan.device).await?;
-        link::configure(&self.netlink, found.index, plan.device_settings()).await?;
+        note_own_addresses(&self.netlink, &self.options.guard).await;
+        let link = self.netlink.expect_link(device).await?;
+        link::configure(&self.netlink, link.index, self.device_settings()).await?;
         tracing::info!(
             event = "device",
-            device = plan.device,
-            mtu = plan.mtu,
+            device,
+            mtu = self.options.mtu,
             queues = tun.queues.len(),
             vnet_hdr = tun.vnet_hdr,
             "device is up"
         );
-        let options = Options {
-            vtep: plan.vtep,
-            mtu: plan.mtu,
-            source: plan.source,
-            receive: plan.receive,
-            routes: self.routes.clone(),
-            guard: plan.guard.clone(),
-            tuning: plan.tuning,
-            taps: plan.taps.clone(),
-            probes: plan.probes.clone(),
-        };
-        let ended = self.ended.clone();
-        let dataplane = Dataplane::start(tun, &options, move |gone| {
-            // Nobody listens only when the daemon is on its way out.
-            let _ = ended.send(gone);
+        self.dataplane = Some(self.start_packet_loop(tun)?);
+        self.ifindex = link.index;
+        Ok(())
+    }
+
+    fn start_packet_loop(&self, tun: Tun) -> Result<Dataplane, Failure> {
+        let report_gone = self.report_gone.clone();
+        let dataplane = Dataplane::start(tun, &self.options, move |gone| {
+            // There is no receiver only while the daemon stops.
+            let _ = report_gone.send(gone);
         })?;
         let (offloads, lacking) = dataplane.offloads();
         for part in lacking {
@@ -187,57 +158,49 @@ impl Overlay {
             event = "packet_loop", workers = dataplane.workers(), %offloads,
             "packet loop runs"
         );
-        self.ifindex = found.index;
-        self.dataplane = Some(dataplane);
-        Ok(())
+        Ok(dataplane)
     }
 
-    /// Puts device and packet loop together again; peers stay as they are.
-    ///
-    /// # Errors
-    /// As [`Overlay::start`]; it can be tried again.
-    pub async fn restore(&mut self) -> Result<(), Failure> {
+    /// Rebuilds device and packet loop; the peers stay. If it fails it can be retried.
+    pub(crate) async fn restore(&mut self) -> Result<(), Failure> {
         if let Some(mut broken) = self.dataplane.take() {
             broken.stop();
         }
-        self.peers.forget_counts();
+        self.peers.reset_counts();
         self.open().await?;
         if let Err(error) = self.reconcile_routes().await {
-            tracing::warn!(event = "routes_failed", %error, "looking again soon");
-            self.doubtful = true;
+            tracing::warn!(event = "routes_failed", %error, "trying again soon");
+            self.routes_in_doubt = true;
         }
         Ok(())
     }
 
-    /// Looks whether device, address and routes are still what they should be, and mends
-    /// what can be mended. Routes that are not ours are never touched.
-    ///
-    /// # Errors
-    /// When the device is gone, which its workers report as well, or the kernel refuses
-    /// something; all else is mended nonetheless.
-    pub async fn reconcile(&mut self) -> Result<(), Failure> {
-        let settings = self.plan.device_settings();
+    /// Compares device, address and routes with what they should be, and repairs them. Fails if
+    /// the device is gone, which its workers report as well, or if the kernel refuses something;
+    /// everything else is repaired nonetheless. Routes that are not ours are never touched.
+    pub(crate) async fn reconcile(&mut self) -> Result<(), Failure> {
+        let settings = self.device_settings();
         let device = match link::configure(&self.netlink, self.ifindex, settings).await {
-            // Nothing can lead there.
+            // Without the device there are no routes to repair.
             Err(LinkError::Netlink(error)) if error.is_missing() => return Err(error.into()),
             Ok(true) => {
                 tracing::warn!(
                     event = "device_repaired",
-                    device = self.plan.device,
-                    "the device had been changed; set it up again"
+                    device = self.settings.device,
+                    "the device's settings had been changed; restored them"
                 );
                 Mended::Device.note();
                 Ok(())
             }
             other => other.map(|_| ()),
         };
-        note_own_addresses(&self.netlink, &self.plan.guard).await;
+        note_own_addresses(&self.netlink, &self.options.guard).await;
         if let Some(dataplane) = &self.dataplane {
             dataplane.count_kernel_drops();
         }
-        // What it leaves undone is done below, where all routes are compared.
-        let _ = self.look_for_loops().await;
-        self.doubtful = false;
+        // If it fails, the comparison of all routes below makes up for it.
+        let _ = self.check_for_loops().await;
+        self.routes_in_doubt = false;
         let report = self.reconcile_routes().await?;
         if report.added + report.replaced + report.removed > 0 {
             tracing::warn!(
@@ -245,42 +208,45 @@ impl Overlay {
                 added = report.added,
                 replaced = report.replaced,
                 removed = report.removed,
-                "routes to peers had been changed; put them back"
+                "routes to peers had been changed; restored them"
             );
             Mended::Routes.note();
         }
         Ok(device?)
     }
 
-    /// Takes in what changed among the peers: first who may send, then the route table, then
-    /// the kernel's routes, so that no packet comes for which there is no peer yet.
-    ///
-    /// # Errors
-    /// When the kernel's routes cannot be read. A route that is refused is logged.
-    pub async fn apply(&mut self, changes: &[PeerChange], port: u16) -> Result<(), Failure> {
-        let addresses = changes.iter().filter_map(address);
-        let found = find_loops(&self.netlink, self.plan.source, addresses, self.ifindex).await;
-        let mut found = found.into_iter();
-        let mut table_changes = Vec::with_capacity(changes.len());
-        let mut touched = BTreeSet::new();
+    /// Applies changes of the peers: first to the ingress policy, then to the route table, then
+    /// to the kernel's routes, so that no packet arrives for which there is no peer yet. Fails if
+    /// the kernel's routes cannot be read; a route that is refused is logged.
+    pub(crate) async fn apply(&mut self, changes: &[PeerChange]) -> Result<(), Failure> {
+        let addresses = changes.iter().filter_map(new_address);
+        let loops = find_loops(&self.netlink, self.options.source, addresses, self.ifindex).await;
+        let mut loops = loops.into_iter();
+        let mut entries = Vec::with_capacity(changes.len());
         for change in changes {
             log_change(change);
-            let found = address(change).and_then(|_| found.next().flatten());
+            let looping = new_address(change).and_then(|_| loops.next().flatten());
             let dataplane = self.dataplane.as_ref();
             let counted = |id| dataplane.map(|it| it.peer_totals(id)).unwrap_or_default();
-            let place = self.peers.apply(change, found, counted);
-            touched.insert(place.0);
-            table_changes.push(route(place, port));
+            entries.push(self.peers.apply(change, looping, counted));
         }
-        self.publish(table_changes);
-        self.follow(touched).await
+        self.publish(entries).await
     }
 
-    /// Sets the kernel's routes of these peers to where they are reached now.
-    async fn follow(&mut self, touched: BTreeSet<Ipv4Net>) -> Result<(), Failure> {
-        let changes = self.decide(touched).await;
+    /// Enters peers into the ingress policy and the route table, and updates the kernel's routes.
+    async fn publish(&mut self, entries: Vec<TableEntry>) -> Result<(), Failure> {
+        let subnets: BTreeSet<_> = entries.iter().map(|(subnet, _)| *subnet).collect();
+        let port = self.options.receive.port();
+        let changes = entries.into_iter().map(|entry| table_change(entry, port));
+        let table = self.table().with(changes);
+        if let Some(dataplane) = &mut self.dataplane {
+            dataplane.admit(&table);
+        }
+        self.options.routes.publish(table);
+
+        let changes = self.decide(subnets).await;
         if self.dataplane.is_none() {
-            // All of them are set when the device is back.
+            // All routes are set when the device is rebuilt.
             return Ok(());
         }
         if self.peer_routes.needs_reconcile(&changes) {
@@ -290,9 +256,9 @@ impl Overlay {
                 .peer_routes
                 .update(&self.netlink, self.overlay_network(), &changes)
                 .await;
-            // A route is in the way, say. Whoever makes that happen again and again must not
+            // A foreign route may be in the way. A peer that causes this over and over must not
             // make us read all routes each time.
-            self.doubtful |= !updated;
+            self.routes_in_doubt |= !updated;
         }
         Ok(())
     }
@@ -301,188 +267,157 @@ impl Overlay {
         let peers = &self.peers;
         let subnets = subnets
             .into_iter()
-            .map(|subnet| (subnet, peers.reached_at(subnet)));
+            .map(|subnet| (subnet, peers.reachable_at(subnet)));
         self.peer_routes
             .decide(&self.netlink, self.ifindex, subnets)
             .await
     }
 
-    /// Looks whether the kernel's routes now send some peers' datagrams back to this host.
-    async fn look_for_loops(&mut self) -> Result<(), Failure> {
-        let looks = self.peers.count().div_ceil(ROUNDS).max(LOOKS);
-        let peers = self.peers.next(looks);
+    /// Checks whether the kernel's routes now send some peers' datagrams back to this host.
+    async fn check_for_loops(&mut self) -> Result<(), Failure> {
+        let count = self.peers.count().div_ceil(LOOP_CHECK_ROUNDS);
+        let peers = self.peers.next_to_check(count.max(MIN_LOOP_CHECKS));
         let addresses = peers.iter().map(|peer| peer.public_ip);
-        let found = find_loops(&self.netlink, self.plan.source, addresses, self.ifindex).await;
-        let changes = self.peers.look(peers.into_iter().zip(found));
-        if changes.is_empty() {
-            return Ok(());
+        let loops = find_loops(&self.netlink, self.options.source, addresses, self.ifindex).await;
+        let entries = self.peers.update_loops(peers.into_iter().zip(loops));
+        match entries.is_empty() {
+            true => Ok(()),
+            false => self.publish(entries).await,
         }
-        let touched = changes.iter().map(|(subnet, _)| *subnet).collect();
-        let port = self.plan.receive.port();
-        let changes = changes.into_iter().map(|place| route(place, port));
-        self.publish(changes.collect());
-        self.follow(touched).await
     }
 
-    /// First who may send, then where to send.
-    fn publish(&mut self, table_changes: Vec<Change>) {
-        let table = self.routes.current().with(table_changes);
-        if let Some(dataplane) = &mut self.dataplane {
-            dataplane.admit(&table);
-        }
-        self.routes.publish(table);
-    }
-
-    const fn overlay_network(&self) -> OverlayNetwork {
-        let subnet = self.plan.subnet;
+    fn overlay_network(&self) -> OverlayNetwork {
         OverlayNetwork {
-            network: self.plan.network,
+            network: self.settings.network,
             device: self.ifindex,
-            blackhole: if self.plan.blackhole {
-                Some(subnet)
-            } else {
-                None
-            },
+            blackhole: self.settings.blackhole.then_some(self.settings.subnet),
         }
     }
 
     async fn reconcile_routes(&mut self) -> Result<RouteReport, Failure> {
         let overlay = self.overlay_network();
-        let address = |subnet| self.peers.reached_at(subnet);
+        let address = |subnet| self.peers.reachable_at(subnet);
         Ok(self
             .peer_routes
             .reconcile(&self.netlink, overlay, address)
             .await?)
     }
 
-    /// Another MTU for the device, from now on.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub async fn set_mtu(&mut self, mtu: u16) -> Result<(), Failure> {
+    /// Changes the device's MTU.
+    pub(crate) async fn set_mtu(&mut self, mtu: u16) -> Result<(), Failure> {
         let settings = DeviceSettings {
             mtu: u32::from(mtu),
-            ..self.plan.device_settings()
+            ..self.device_settings()
         };
         link::configure(&self.netlink, self.ifindex, settings).await?;
-        // From here on every look sees to it.
-        self.plan.mtu = mtu;
+        self.options.mtu = mtu;
         if let Some(dataplane) = &self.dataplane {
             dataplane.set_mtu(mtu);
         }
         Ok(())
     }
 
-    /// This host has another address, or has it at another interface: tunnels come from it, and
-    /// go to it.
-    ///
-    /// # Errors
-    /// As [`Overlay::restore`], which can be tried again.
-    pub async fn set_source(&mut self, source: Ipv4Addr, interface: u32) -> Result<(), Failure> {
-        if let Some(only) = &mut self.plan.guard.interface {
+    /// This host has another address, or has it on another interface: sends and receives there
+    /// from now on. If it fails, [`Overlay::restore`] can be retried.
+    pub(crate) async fn set_source(
+        &mut self,
+        source: Ipv4Addr,
+        interface: u32,
+    ) -> Result<(), Failure> {
+        let options = &mut self.options;
+        if let Some(only) = &mut options.guard.interface {
             *only = interface;
         }
-        if !self.plan.receive.ip().is_unspecified() {
-            self.plan.receive.set_ip(source);
+        if !options.receive.ip().is_unspecified() {
+            options.receive.set_ip(source);
         }
-        self.plan.source = source;
+        options.source = source;
         self.restore().await
     }
 
-    /// Lets strangers come as far as the packet loop, as long as somebody captures there.
-    pub fn follow_captures(&mut self) {
-        let shown = self.plan.taps.watch_the_socket();
+    /// Lets datagrams of unknown senders through to the packet loop while a capture runs there.
+    pub(crate) fn follow_captures(&mut self) {
+        let shown = self.options.taps.watch_the_socket();
+        let table = self.table();
         if let Some(dataplane) = &mut self.dataplane {
-            dataplane.show_strangers(shown, &self.routes.current());
+            dataplane.show_strangers(shown, &table);
         }
     }
 
-    /// What the overlay is made of.
-    #[must_use]
-    pub const fn plan(&self) -> &Plan {
-        &self.plan
+    pub(crate) const fn settings(&self) -> &Settings {
+        &self.settings
     }
 
-    /// The packet loop, where it runs.
-    #[must_use]
-    pub const fn dataplane(&self) -> Option<&Dataplane> {
+    /// The packet loop's options.
+    pub(crate) const fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// The packet loop, while it runs.
+    pub(crate) const fn dataplane(&self) -> Option<&Dataplane> {
         self.dataplane.as_ref()
     }
 
     /// Index of the device.
-    #[must_use]
-    pub const fn ifindex(&self) -> u32 {
+    pub(crate) const fn ifindex(&self) -> u32 {
         self.ifindex
     }
 
-    /// The route table of this moment.
-    #[must_use]
-    pub fn table(&self) -> Arc<RouteTable> {
-        self.routes.current()
-    }
-
-    /// The route table as it is published, now and later.
-    #[must_use]
-    pub const fn routes(&self) -> &Routes {
-        &self.routes
+    /// The current route table.
+    pub(crate) fn table(&self) -> Arc<RouteTable> {
+        self.options.routes.current()
     }
 
     /// How the kernel sends to a peer's subnet.
-    #[must_use]
-    pub fn next_hop(&self, subnet: Ipv4Net) -> Option<NextHop> {
+    pub(crate) fn next_hop(&self, subnet: Ipv4Net) -> Option<NextHop> {
         self.peer_routes.get(subnet)
     }
 
-    /// Whether the kernel's routes should be looked at soon.
-    #[must_use]
-    pub const fn is_doubtful(&self) -> bool {
-        self.doubtful
+    /// Whether the kernel's routes should be compared soon.
+    pub(crate) const fn routes_in_doubt(&self) -> bool {
+        self.routes_in_doubt
     }
 
-    /// Turns of each worker so far.
-    #[must_use]
-    pub fn progress(&self) -> Vec<u64> {
+    /// Iterations of each worker so far.
+    pub(crate) fn progress(&self) -> Vec<u64> {
         let progress = self.dataplane.as_ref().map(Dataplane::progress);
         progress.unwrap_or_default()
     }
 
     /// Number of peers that packets are sent to.
-    #[must_use]
-    pub fn peers(&self) -> usize {
-        self.peers.reached().len()
+    pub(crate) fn peers(&self) -> usize {
+        self.peers.reachable().len()
     }
 
     /// Peers that nothing is sent to, because it would come back: subnet, public address,
     /// and why.
-    pub fn looping(&self) -> impl Iterator<Item = (Ipv4Net, Ipv4Addr, Loop)> {
+    pub(crate) fn looping(&self) -> impl Iterator<Item = (Ipv4Net, Ipv4Addr, Loop)> {
         self.peers.looping()
     }
 
-    /// All peers, and what passed between each and this host since it came, or the packet
-    /// loop started.
-    #[must_use]
-    pub fn peer_totals(&self) -> Vec<(PeerRecord, PeerTotals)> {
+    /// All peers, and what passed between each and this host since the peer was added or the
+    /// packet loop started.
+    pub(crate) fn peer_totals(&self) -> Vec<(PeerRecord, PeerTotals)> {
         let dataplane = self.dataplane.as_ref();
         let counted = |id| dataplane.map(|it| it.peer_totals(id)).unwrap_or_default();
         self.peers.totals(counted).collect()
     }
 
-    /// Counters of the packet loop, where it runs.
-    #[must_use]
-    pub fn totals(&self) -> Option<Totals> {
+    /// Counters of the packet loop, while it runs.
+    pub(crate) fn totals(&self) -> Option<Totals> {
         self.dataplane.as_ref().map(Dataplane::totals)
     }
 
-    /// Stops the packet loop. The device and its routes go with it, unless they are kept.
-    pub fn stop(mut self) {
+    /// Stops the packet loop. The device and its routes vanish with it, unless they are kept.
+    pub(crate) fn stop(mut self) {
         if let Some(mut dataplane) = self.dataplane.take() {
             dataplane.stop();
         }
     }
 }
 
-/// Tells the packet loop which addresses are this host's. Where the kernel does not say, those
-/// of the last time are.
+/// Tells the packet loop which addresses are this host's. If they cannot be read, the last ones
+/// stay.
 async fn note_own_addresses(netlink: &Netlink, guard: &Guard) {
     match netlink.addresses(None).await {
         Ok(addresses) => guard.own.set(addresses.iter().filter_map(|entry| {
@@ -491,19 +426,19 @@ async fn note_own_addresses(netlink: &Netlink, guard: &Guard) {
             };
             Some(address)
         })),
-        Err(error) => tracing::debug!(event = "addresses_unseen", %error, "looking again soon"),
+        Err(error) => tracing::debug!(event = "addresses_unseen", %error, "trying again soon"),
     }
 }
 
-/// Where a new or changed peer's datagrams go.
-const fn address(change: &PeerChange) -> Option<Ipv4Addr> {
+/// Where datagrams of a new or changed peer are sent.
+const fn new_address(change: &PeerChange) -> Option<Ipv4Addr> {
     match change {
         PeerChange::Added(peer) | PeerChange::Updated { new: peer, .. } => Some(peer.public_ip),
         PeerChange::Removed(_) => None,
     }
 }
 
-fn route((subnet, peer): Place, port: u16) -> Change {
+fn table_change((subnet, peer): TableEntry, port: u16) -> Change {
     let peer = peer.and_then(|(peer, id)| {
         let endpoint = SocketAddrV4::new(peer.public_ip, port);
         Peer::new(endpoint, peer.vxlan.vtep_mac, id)

@@ -1,5 +1,5 @@
 //! Which of the accepted peers packets are sent to: not those whose datagrams would come
-//! back to this host. Pure; what the kernel says about ways is handed in.
+//! back to this host. Pure; the caller asks the kernel.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
@@ -13,23 +13,23 @@ use crate::route::peer::PeerId;
 use crate::subnet::manager::PeerChange;
 use crate::subnet::validate::PeerRecord;
 
-/// So many numbers rest before one is given out again: a packet thread may still count for
-/// the peer that had it.
-const RESTING: usize = 64;
+/// IDs that stay unused before the oldest of them is reused: a packet thread may still count
+/// for the peer that had it.
+const UNUSED_IDS: usize = 64;
 
-/// A peer's place in the route table; `None` is none.
-pub type Place = (Ipv4Net, Option<(PeerRecord, PeerId)>);
+/// What the route table is to hold for a subnet; `None` is no entry.
+pub(crate) type TableEntry = (Ipv4Net, Option<(PeerRecord, PeerId)>);
 
-/// Small numbers for peers, as close to each other as they can be.
+/// Allocates small, dense IDs.
 #[derive(Debug, Default)]
-struct Numbers {
+struct PeerIds {
     next: u32,
     free: VecDeque<PeerId>,
 }
 
-impl Numbers {
-    fn take(&mut self) -> PeerId {
-        if self.free.len() > RESTING
+impl PeerIds {
+    fn allocate(&mut self) -> PeerId {
+        if self.free.len() > UNUSED_IDS
             && let Some(id) = self.free.pop_front()
         {
             return id;
@@ -38,7 +38,7 @@ impl Numbers {
         PeerId(self.next - 1)
     }
 
-    fn give_back(&mut self, id: PeerId) {
+    fn free(&mut self, id: PeerId) {
         self.free.push_back(id);
     }
 }
@@ -47,31 +47,31 @@ impl Numbers {
 struct Accepted {
     record: PeerRecord,
     id: PeerId,
-    /// What was counted under this number before it was this peer's.
+    /// What was counted for this ID before it was this peer's.
     before: PeerTotals,
 }
 
 /// The accepted peers, by subnet.
 #[derive(Debug, Default)]
-pub struct Peers {
+pub(crate) struct Peers {
     accepted: BTreeMap<Ipv4Net, Accepted>,
-    numbers: Numbers,
+    ids: PeerIds,
     looping: BTreeMap<Ipv4Net, Loop>,
-    /// Subnets of those that are not looping: the kernel must send them to the device.
-    reached: BTreeSet<Ipv4Net>,
-    /// Behind which subnet the next look at ways begins.
+    /// Subnets of the peers that do not loop: the kernel must send them to the device.
+    reachable: BTreeSet<Ipv4Net>,
+    /// The subnet after which the next check for loops begins.
     cursor: Option<Ipv4Net>,
 }
 
 impl Peers {
-    /// Takes in one change; `found` says whether datagrams to a new or changed peer would
-    /// come back, `counted` what was counted under a number until now.
-    pub fn apply(
+    /// Applies one change. `looping`: why datagrams to a new or changed peer would come back, if
+    /// they would. `counted` returns what was counted for an ID so far.
+    pub(crate) fn apply(
         &mut self,
         change: &PeerChange,
-        found: Option<Loop>,
+        looping: Option<Loop>,
         counted: impl FnOnce(PeerId) -> PeerTotals,
-    ) -> Place {
+    ) -> TableEntry {
         match change {
             PeerChange::Added(peer) | PeerChange::Updated { new: peer, .. } => {
                 if let PeerChange::Updated { old, .. } = change
@@ -86,7 +86,7 @@ impl Peers {
                         ..known
                     },
                     None => {
-                        let id = self.numbers.take();
+                        let id = self.ids.allocate();
                         Accepted {
                             record: *peer,
                             id,
@@ -95,23 +95,23 @@ impl Peers {
                     }
                 };
                 self.accepted.insert(peer.subnet, accepted);
-                self.settle(accepted, found)
+                self.set_loop(accepted, looping)
             }
             PeerChange::Removed(peer) => {
                 if let Some(accepted) = self.accepted.remove(&peer.subnet) {
-                    self.numbers.give_back(accepted.id);
+                    self.ids.free(accepted.id);
                 }
                 self.looping.remove(&peer.subnet);
-                self.reached.remove(&peer.subnet);
+                self.reachable.remove(&peer.subnet);
                 (peer.subnet, None)
             }
         }
     }
 
-    fn settle(&mut self, accepted: Accepted, found: Option<Loop>) -> Place {
+    fn set_loop(&mut self, accepted: Accepted, looping: Option<Loop>) -> TableEntry {
         let peer = accepted.record;
         let subnet = peer.subnet;
-        match found {
+        match looping {
             Some(reason) => {
                 if self.looping.insert(subnet, reason) != Some(reason) {
                     tracing::error!(
@@ -119,75 +119,72 @@ impl Peers {
                         "nothing is sent to this peer: datagrams to its PublicIP would come back"
                     );
                 }
-                self.reached.remove(&subnet);
+                self.reachable.remove(&subnet);
                 (subnet, None)
             }
             None => {
                 if self.looping.remove(&subnet).is_some() {
                     tracing::info!(
                         event = "peer_loop_over", %subnet, public_ip = %peer.public_ip,
-                        "the way to this peer leads out again"
+                        "datagrams to this peer no longer come back"
                     );
                 }
-                self.reached.insert(subnet);
+                self.reachable.insert(subnet);
                 (subnet, Some((peer, accepted.id)))
             }
         }
     }
 
     /// Number of accepted peers.
-    #[must_use]
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.accepted.len()
     }
 
-    /// The next `count` peers to look at, in turn.
-    pub fn next(&mut self, count: usize) -> Vec<PeerRecord> {
+    /// The next `count` peers to check for loops, in turn.
+    pub(crate) fn next_to_check(&mut self, count: usize) -> Vec<PeerRecord> {
         let from = self.cursor.map_or(Bound::Unbounded, Bound::Excluded);
         let rest = self.accepted.range((from, Bound::Unbounded));
         let next: Vec<_> = rest.take(count).map(|(_, peer)| peer.record).collect();
         self.cursor = match next.last() {
             Some(last) if next.len() == count => Some(last.subnet),
-            // The end: the next look begins at the beginning.
+            // The end: the next check begins with the first peer.
             _ => None,
         };
         next
     }
 
-    /// What was found on looking again; returns the places in the route table that change.
-    pub fn look(
+    /// Takes in which peers loop now; returns the entries of the route table that change.
+    pub(crate) fn update_loops(
         &mut self,
-        found: impl IntoIterator<Item = (PeerRecord, Option<Loop>)>,
-    ) -> Vec<Place> {
+        checked: impl IntoIterator<Item = (PeerRecord, Option<Loop>)>,
+    ) -> Vec<TableEntry> {
         let mut changes = Vec::new();
-        for (peer, found) in found {
-            let differs = self.looping.get(&peer.subnet).copied() != found;
+        for (peer, looping) in checked {
+            let differs = self.looping.get(&peer.subnet).copied() != looping;
             if let Some(accepted) = self.accepted.get(&peer.subnet).copied()
                 && differs
             {
-                changes.push(self.settle(accepted, found));
+                changes.push(self.set_loop(accepted, looping));
             }
         }
         changes
     }
 
     /// Subnets that packets are sent to.
-    #[must_use]
-    pub const fn reached(&self) -> &BTreeSet<Ipv4Net> {
-        &self.reached
+    pub(crate) const fn reachable(&self) -> &BTreeSet<Ipv4Net> {
+        &self.reachable
     }
 
-    /// The public address behind a subnet that packets are sent to.
-    #[must_use]
-    pub fn reached_at(&self, subnet: Ipv4Net) -> Option<Ipv4Addr> {
+    /// The public address of a peer that packets are sent to.
+    pub(crate) fn reachable_at(&self, subnet: Ipv4Net) -> Option<Ipv4Addr> {
         let peer = self.accepted.get(&subnet)?;
-        let reached = self.reached.contains(&subnet);
-        reached.then_some(peer.record.public_ip)
+        let reachable = self.reachable.contains(&subnet);
+        reachable.then_some(peer.record.public_ip)
     }
 
-    /// All accepted peers, and what passed between each and us, where `counted` says what was
-    /// counted under a number.
-    pub fn totals(
+    /// All accepted peers, and what passed between each and us. `counted` returns what was counted
+    /// for an ID.
+    pub(crate) fn totals(
         &self,
         counted: impl Fn(PeerId) -> PeerTotals,
     ) -> impl Iterator<Item = (PeerRecord, PeerTotals)> {
@@ -195,15 +192,15 @@ impl Peers {
         accepted.map(move |peer| (peer.record, counted(peer.id) - peer.before))
     }
 
-    /// All counting begins anew.
-    pub fn forget_counts(&mut self) {
+    /// All counters restart at zero.
+    pub(crate) fn reset_counts(&mut self) {
         for peer in self.accepted.values_mut() {
             peer.before = PeerTotals::default();
         }
     }
 
     /// Peers that nothing is sent to: subnet, public address, and why.
-    pub fn looping(&self) -> impl Iterator<Item = (Ipv4Net, Ipv4Addr, Loop)> {
+    pub(crate) fn looping(&self) -> impl Iterator<Item = (Ipv4Net, Ipv4Addr, Loop)> {
         self.looping.iter().filter_map(|(subnet, reason)| {
             let peer = self.accepted.get(subnet)?;
             Some((*subnet, peer.record.public_ip, *reason))
@@ -230,28 +227,28 @@ mod tests {
     }
 
     #[test]
-    fn a_looping_peer_is_kept_out_until_its_way_leads_out() {
+    fn a_looping_peer_is_excluded_until_it_loops_no_longer() {
         let mut peers = Peers::default();
         let (one, two) = (peer(1), peer(2));
         let added = peers.apply(&PeerChange::Added(one), None, zero);
         assert_eq!(added, (one.subnet, Some((one, PeerId(0)))));
         let added = peers.apply(&PeerChange::Added(two), Some(Loop::IntoOverlay), zero);
         assert_eq!(added, (two.subnet, None));
-        assert_eq!(peers.reached().iter().collect::<Vec<_>>(), [&one.subnet]);
+        assert_eq!(peers.reachable().iter().collect::<Vec<_>>(), [&one.subnet]);
         let looping: Vec<_> = peers.looping().collect();
         assert_eq!(looping, [(two.subnet, two.public_ip, Loop::IntoOverlay)]);
 
         let same = [(one, None), (two, Some(Loop::IntoOverlay))];
-        assert!(peers.look(same).is_empty());
+        assert!(peers.update_loops(same).is_empty());
         let turned = [(one, Some(Loop::OwnAddress)), (two, None)];
         assert_eq!(
-            peers.look(turned),
+            peers.update_loops(turned),
             [(one.subnet, None), (two.subnet, Some((two, PeerId(1))))]
         );
-        assert_eq!(peers.reached().iter().collect::<Vec<_>>(), [&two.subnet]);
+        assert_eq!(peers.reachable().iter().collect::<Vec<_>>(), [&two.subnet]);
         peers.apply(&PeerChange::Removed(one), None, zero);
         peers.apply(&PeerChange::Removed(two), None, zero);
-        assert_eq!((peers.reached().len(), peers.looping().count()), (0, 0));
+        assert_eq!((peers.reachable().len(), peers.looping().count()), (0, 0));
     }
 
     fn zero(_: PeerId) -> PeerTotals {
@@ -259,10 +256,10 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_small_and_what_was_counted_before_is_not_the_new_peers() {
+    fn ids_are_small_and_earlier_counts_are_not_the_new_peers() {
         let mut peers = Peers::default();
         let mut seen = 0;
-        // Each number counts what its peers had so far, ten packets each.
+        // By ID: ten packets for each peer that had it.
         let mut counted = BTreeMap::new();
         for round in 0..1000 {
             let peer = peer((round % 200) as u8);
@@ -270,8 +267,8 @@ mod tests {
                 in_packets: counted.get(&id.0).copied().unwrap_or(0),
                 ..PeerTotals::default()
             };
-            let (_, place) = peers.apply(&PeerChange::Added(peer), None, now);
-            let (_, id) = place.unwrap();
+            let (_, entry) = peers.apply(&PeerChange::Added(peer), None, now);
+            let (_, id) = entry.unwrap();
             seen = seen.max(id.0);
             *counted.entry(id.0).or_insert(0) += 10;
             let now = |id: PeerId| PeerTotals {
@@ -283,11 +280,11 @@ mod tests {
             assert_eq!(totals[0].1.in_packets, 10, "round {round}, number {id:?}");
             peers.apply(&PeerChange::Removed(peer), None, zero);
         }
-        assert!(seen <= RESTING as u32 + 1, "{seen}");
+        assert!(seen <= UNUSED_IDS as u32 + 1, "{seen}");
     }
 
     #[test]
-    fn a_changed_peer_keeps_its_number() {
+    fn a_changed_peer_keeps_its_id() {
         let mut peers = Peers::default();
         let old = peer(1);
         peers.apply(&PeerChange::Added(old), None, zero);
@@ -300,13 +297,13 @@ mod tests {
     }
 
     #[test]
-    fn every_peer_has_its_turn() {
+    fn every_peer_is_checked_in_turn() {
         let mut peers = Peers::default();
         for number in 1..=5 {
             peers.apply(&PeerChange::Added(peer(number)), None, zero);
         }
         let mut turns = |count| -> Vec<u8> {
-            let next = peers.next(count).into_iter();
+            let next = peers.next_to_check(count).into_iter();
             next.map(|peer| peer.public_ip.octets()[3]).collect()
         };
         assert_eq!(turns(2), [1, 2]);

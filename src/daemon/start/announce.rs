@@ -131,7 +131,7 @@ fn probe_setup(inputs: &Inputs<'_>, host: &Discovered, running: &Running) -> pro
         source: host.underlay.current().address,
         mtu: host.mtu,
         interval: inputs.options.probe_interval,
-        routes: running.overlay.routes().clone(),
+        routes: running.overlay.options().routes.clone(),
         leases: running.manager.view.clone(),
         viewer: inputs.captures.taps().viewer(),
     }

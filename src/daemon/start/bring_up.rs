@@ -13,14 +13,16 @@ use super::inputs::Inputs;
 use crate::daemon::failure::Failure;
 use crate::daemon::options::{ReceiveOn, RunOptions};
 use crate::daemon::probes::Post;
-use crate::daemon::serve::overlay::{Overlay, Plan};
+use crate::daemon::serve::overlay::{Overlay, Settings};
 use crate::daemon::state::offline_cache::OfflineCache;
-use crate::dataplane::DeviceGone;
 use crate::dataplane::inbound::header_checks::Vtep;
 use crate::dataplane::ingress_policy::Guard;
+use crate::dataplane::{DeviceGone, Options};
 use crate::host::interface::ExternalInterface;
 use crate::host::link;
 use crate::host::netlink::Netlink;
+use crate::route::publish::Routes;
+use crate::route::table::RouteTable;
 use crate::subnet::lease::Lease;
 use crate::subnet::manager::{self, PeerSet};
 use crate::subnet::validate::Context;
@@ -62,9 +64,11 @@ pub(super) async fn bring_up(
     let lease = acquired.lease.clone();
     let (report_gone, device_gone) = mpsc::unbounded_channel();
     let post = Post::new(options.probe_interval);
-    let plan = plan(inputs, host, vtep, lease.subnet, post.as_ref());
-    let mut overlay = Overlay::start(plan, (*netlink).clone(), report_gone).await?;
-    let protected = protected(options, host.underlay.current(), netlink).await;
+    let settings = settings(options, host, lease.subnet);
+    let packet_loop = packet_loop(inputs, host, vtep, lease.subnet, post.as_ref());
+    let netlink = (*netlink).clone();
+    let mut overlay = Overlay::start(settings, packet_loop, netlink, report_gone).await?;
+    let protected = protected(options, host.underlay.current(), inputs.netlink).await;
     let peers = peer_set(options, host, vtep, lease.subnet).with_protected(protected);
     let manager_stop = CancellationToken::new();
     let settings = manager::Settings {
@@ -75,8 +79,7 @@ pub(super) async fn bring_up(
     let mut manager = manager::spawn(store, acquired, peers, settings, manager_stop.clone());
     // The first set is complete: with it every peer of this moment has its route.
     if let Some(changes) = manager.changes.recv().await {
-        let port = host.network.config.backend.port;
-        overlay.apply(&changes, port).await?;
+        overlay.apply(&changes).await?;
     }
     Ok(Running {
         vtep,
@@ -90,25 +93,36 @@ pub(super) async fn bring_up(
     })
 }
 
-fn plan(
+fn settings(options: &RunOptions, host: &Discovered, subnet: Ipv4Net) -> Settings {
+    let config = &host.network.config;
+    Settings {
+        device: host.device.clone(),
+        network: config.network,
+        subnet,
+        workers: options.workers,
+        keep_device: options.keep_device,
+        blackhole: options.ip_blackhole_route,
+        direct_routing: config.backend.direct_routing,
+    }
+}
+
+/// The packet loop's options.
+fn packet_loop(
     inputs: &Inputs<'_>,
     host: &Discovered,
     vtep: Vtep,
     subnet: Ipv4Net,
     post: Option<&Post>,
-) -> Plan {
+) -> Options {
     let options = inputs.options;
     let config = &host.network.config;
     let external = host.underlay.current();
-    Plan {
-        device: host.device.clone(),
+    Options {
         vtep,
-        network: config.network,
-        subnet,
         mtu: host.mtu,
         source: external.address,
         receive: SocketAddrV4::new(receive_address(options, external), config.backend.port),
-        workers: options.workers,
+        routes: Routes::new(RouteTable::empty(config.network, subnet.prefix_len())),
         guard: Guard {
             forward_extra: options.forward_extra.clone(),
             allow_peers: options.allow_peer.clone(),
@@ -120,9 +134,6 @@ fn plan(
         tuning: options.tuning,
         taps: inputs.captures.taps(),
         probes: post.map(Post::inbox),
-        keep_device: options.keep_device,
-        blackhole: options.ip_blackhole_route,
-        direct_routing: config.backend.direct_routing,
     }
 }
 
