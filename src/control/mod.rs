@@ -10,9 +10,9 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 pub use self::status::{
-    BatchStatus, CounterKind, CounterStatus, DatastoreStatus, LeaseState, NodeStatus,
+    BatchStatus, CounterKind, CounterStatus, DatastoreStatus, Histogram, LeaseState, NodeStatus,
     PacketLoopStatus, PeerCheck, PeerRoute, PeerState, PeerStatus, Phase, ProbeMethod,
-    RefusedRecord, SizeCounts, Status,
+    RefusedRecord, Status,
 };
 
 /// Version of this protocol. Fields may be added without a new version; readers skip those that

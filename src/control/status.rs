@@ -166,7 +166,7 @@ pub struct Status {
     pub counters: Vec<CounterStatus>,
     /// Round trips of answered probes, in seconds; `None` where peers are not probed.
     #[serde(default)]
-    pub round_trips: Option<SizeCounts>,
+    pub round_trips: Option<Histogram>,
     /// Repairs since the start of what others had changed: `device`, `routes`, `rules`.
     #[serde(default, rename = "mended")]
     pub repairs: Vec<(String, u64)>,
@@ -174,7 +174,7 @@ pub struct Status {
 
 /// A histogram.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct SizeCounts {
+pub struct Histogram {
     /// Sum of all values.
     pub sum: f64,
     /// Upper bound of each bucket, ascending, and the number of values in that bucket alone; the
@@ -259,7 +259,7 @@ pub struct BatchStatus {
     /// `send` (to peers), `receive` (from them), `write` (to the device).
     pub call: String,
     /// Calls by number of packets.
-    pub sizes: SizeCounts,
+    pub sizes: Histogram,
 }
 
 /// A peer.

@@ -11,5 +11,6 @@ pub(crate) mod notify;
 pub mod options;
 pub(crate) mod probes;
 pub(crate) mod serve;
+mod sleep;
 pub(crate) mod start;
 pub mod state;

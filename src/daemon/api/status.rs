@@ -3,12 +3,12 @@
 use std::time::Instant;
 
 use crate::control::{
-    BatchStatus, CounterKind, CounterStatus, DatastoreStatus, LeaseState, NodeStatus,
+    BatchStatus, CounterKind, CounterStatus, DatastoreStatus, Histogram, LeaseState, NodeStatus,
     PacketLoopStatus, PeerCheck, PeerRoute, PeerState, PeerStatus, Phase, ProbeMethod,
-    RefusedRecord, Request, Response, SizeCounts, Status,
+    RefusedRecord, Request, Response, Status,
 };
 use crate::daemon::notify;
-use crate::daemon::probes::{Health, Means};
+use crate::daemon::probes::{Health, Method};
 use crate::daemon::serve::{Serving, repairs};
 use crate::dataplane::counters::{Call, Counter, Kind, Totals, largest_of_size};
 use crate::dataplane::ingress_policy::Mode;
@@ -185,9 +185,9 @@ impl Serving {
             vtep_mac: peer.vxlan.vtep_mac.to_string(),
             route,
             state,
-            probe: health.map(|health| match health.means {
-                Means::InBand => ProbeMethod::InBand,
-                Means::Echo => ProbeMethod::Icmp,
+            probe: health.map(|health| match health.method {
+                Method::InBand => ProbeMethod::InBand,
+                Method::Echo => ProbeMethod::Icmp,
             }),
             rtt_us: health
                 .and_then(|health| health.rtt)
@@ -233,7 +233,7 @@ fn batches(totals: &Totals) -> Vec<BatchStatus> {
         let counts = totals.batches(call).iter().enumerate();
         BatchStatus {
             call: call.label().into(),
-            sizes: SizeCounts {
+            sizes: Histogram {
                 sum: totals.get(moved) as f64,
                 counts: counts
                     .map(|(size, count)| (largest_of_size(size).map(|most| most as f64), *count))

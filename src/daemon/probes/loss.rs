@@ -1,4 +1,4 @@
-//! Which of the latest probes were lost, and on which of both ways. Pure.
+//! Which of the latest probes were lost, and in which direction. Pure.
 
 use std::time::{Duration, Instant};
 
@@ -6,40 +6,38 @@ use crate::wire::probe::Seen;
 
 /// Probes that losses are counted over.
 const WINDOW: u32 = 20;
-/// A probe that was on its way for so long when the peer said what it has got would have been
-/// among it.
+/// A probe that was sent this long before the peer's report would be in it.
 const GRACE: Duration = Duration::from_secs(1);
-/// Lost probes of which the way is not known, and the others still tell the ways apart.
-const UNKNOWN: u32 = 2;
+/// With more lost probes than this whose direction is unknown, no direction is reported.
+const MAX_UNKNOWN: u32 = 2;
 
 /// Losses among the latest probes, in percent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Loss {
-    /// Unanswered.
-    pub percent: u8,
-    /// Of those sent, what did not reach the peer, where it says so.
-    pub out_percent: Option<u8>,
-    /// Of those that reached it, what was answered in vain.
-    pub in_percent: Option<u8>,
+pub(crate) struct Loss {
+    /// Probes without a reply.
+    pub(crate) percent: u8,
+    /// Of the probes sent, those that did not reach the peer, if it reports that.
+    pub(crate) out_percent: Option<u8>,
+    /// Of the probes that reached the peer, those whose reply was lost.
+    pub(crate) in_percent: Option<u8>,
 }
 
-/// The latest probes to one peer: bit `i` stands for the one with the number `latest - i`.
-/// They are a second apart at least, so all but the latest were on their way for long enough.
+/// The latest probes to one peer: bit `i` stands for number `latest - i`. They are at least a
+/// second apart, so all but the latest have had their time to arrive.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Losses {
+pub(super) struct Losses {
     latest: u32,
     /// When the latest was sent.
     at: Option<Instant>,
     sent: u32,
     answered: u32,
-    /// Which reached the peer, and which did not, as far as that is known.
+    /// Those known to have reached the peer, and those known not to.
     arrived: u32,
     missing: u32,
 }
 
 impl Losses {
-    /// A probe is on its way.
-    pub fn sent(&mut self, number: u32, at: Instant) {
+    pub(super) fn sent(&mut self, number: u32, at: Instant) {
         let ahead = match self.at {
             Some(_) => number.wrapping_sub(self.latest),
             None => u32::BITS,
@@ -50,15 +48,15 @@ impl Losses {
             &mut self.arrived,
             &mut self.missing,
         ] {
-            // One more than the window: what is on its way does not count yet.
+            // One more than the window: the probe that was just sent does not count yet.
             *bits = bits.checked_shl(ahead).unwrap_or(0) & ((2 << WINDOW) - 1);
         }
         self.sent |= 1;
         (self.latest, self.at) = (number, Some(at));
     }
 
-    /// It was answered in time.
-    pub fn answered(&mut self, number: u32) {
+    /// A reply came in time.
+    pub(super) fn answered(&mut self, number: u32) {
         let behind = self.latest.wrapping_sub(number);
         let bit = 1u32.checked_shl(behind).unwrap_or(0) & self.sent;
         self.answered |= bit;
@@ -66,16 +64,16 @@ impl Losses {
         self.missing &= !bit;
     }
 
-    /// The peer said at `now` what has reached it.
-    pub fn reported(&mut self, seen: Seen, now: Instant) {
+    /// The peer reports at `now` which probes have reached it.
+    pub(super) fn reported(&mut self, seen: Seen, now: Instant) {
         for behind in 0..=WINDOW {
             let bit = 1 << behind;
-            // Of one that it knows to have got, later words of it change nothing.
+            // Later reports do not change that a probe has arrived.
             if self.sent & !self.arrived & bit == 0 {
                 continue;
             }
             let number = self.latest.wrapping_sub(behind);
-            let on_its_way = behind == 0
+            let in_flight = behind == 0
                 && self
                     .at
                     .is_some_and(|at| now.saturating_duration_since(at) < GRACE);
@@ -85,24 +83,23 @@ impl Losses {
                     self.missing &= !bit;
                 }
                 0..32 => self.missing |= bit,
-                _ if !on_its_way => self.missing |= bit,
+                _ if !in_flight => self.missing |= bit,
                 _ => {}
             }
         }
     }
 
-    /// Losses, once a probe has ended.
-    #[must_use]
-    pub fn count(&self) -> Option<Loss> {
+    /// `None` until a probe was answered or lost.
+    pub(super) fn count(&self) -> Option<Loss> {
         let ended = self.sent & (self.answered | !1);
         let count = |bits: u32| (bits & ended).count_ones();
         let all = count(ended);
         let (arrived, missing) = (count(self.arrived), count(self.missing));
-        let told = all - arrived - missing <= UNKNOWN;
+        let is_known = all - arrived - missing <= MAX_UNKNOWN;
         Some(Loss {
             percent: percent(count(!self.answered), all)?,
-            out_percent: percent(missing, arrived + missing).filter(|_| told),
-            in_percent: percent(count(self.arrived & !self.answered), arrived).filter(|_| told),
+            out_percent: percent(missing, arrived + missing).filter(|_| is_known),
+            in_percent: percent(count(self.arrived & !self.answered), arrived).filter(|_| is_known),
         })
     }
 }
@@ -142,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn the_one_on_its_way_is_not_lost() {
+    fn a_probe_in_flight_is_not_lost() {
         let mut losses = Losses::default();
         assert_eq!(losses.count(), None);
         losses.sent(1, Instant::now());
@@ -152,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_peer_has_got_tells_the_ways_apart() {
+    fn the_peers_report_tells_the_direction_of_losses() {
         let (mut losses, now) = twenty();
         // 20 and every fourth before it were answered, the even ones arrived.
         (1..=20)
@@ -163,20 +160,20 @@ mod tests {
     }
 
     #[test]
-    fn requests_of_a_peer_that_gets_none_of_ours_say_so() {
+    fn requests_of_a_peer_report_that_none_of_ours_arrive() {
         let (mut losses, now) = twenty();
         losses.reported(seen(0, 0), now + GRACE);
         assert_eq!(losses.count(), loss(100, Some(100), None));
     }
 
     #[test]
-    fn from_silence_nothing_is_concluded() {
+    fn silence_says_nothing_about_the_direction() {
         let (mut losses, now) = twenty();
         (1..=10).for_each(|number| losses.answered(number));
         assert_eq!(losses.count(), loss(47, None, None));
         losses.reported(seen(10, u32::MAX), now);
         assert_eq!(losses.count(), loss(47, Some(47), Some(0)));
-        // Of the latest it is known only when it was on the way for long enough.
+        // The latest counts only once it has had its time to arrive.
         losses.sent(21, now + GRACE);
         assert_eq!(losses.count(), loss(50, Some(47), Some(0)));
         losses.reported(seen(10, u32::MAX), now + GRACE);
@@ -184,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_were_used_otherwise_are_no_probes() {
+    fn skipped_numbers_are_no_probes() {
         let (mut losses, now) = (Losses::default(), Instant::now());
         for number in [u32::MAX, 2, 5] {
             losses.sent(number, now);

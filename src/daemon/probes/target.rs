@@ -1,4 +1,4 @@
-//! Whom to ask and how, and what is known of it. Pure.
+//! Which peer is probed and how, and what is known of it. Pure.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -9,78 +9,73 @@ use super::loss::Loss;
 use crate::subnet::validate::PeerRecord;
 use crate::wire::MacAddr;
 
-/// So many small probes unanswered in a row, and a peer is silent.
-pub const SILENT_AFTER: u32 = 3;
+/// A peer is silent after this many small probes in a row without a reply.
+pub(super) const SILENT_AFTER: u32 = 3;
 
-/// How a peer is asked.
+/// How a peer is probed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Means {
+pub(crate) enum Method {
     /// By a probe of our own, through the tunnel.
     InBand,
     /// By ICMP echo, to the network address of its subnet.
     Echo,
 }
 
-/// Whom to ask.
+/// A peer to probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Target {
+pub(crate) struct Target {
     /// The leased subnet.
-    pub subnet: Ipv4Net,
+    pub(super) subnet: Ipv4Net,
     /// Where its datagrams go, and come from.
-    pub public_ip: Ipv4Addr,
+    pub(super) public_ip: Ipv4Addr,
     /// Its VTEP's MAC.
-    pub mac: MacAddr,
-    /// Whether its lease promises answers to probes of our own.
-    pub answers: bool,
-    /// Whether it is reached without the tunnel: then a probe in the tunnel tells nothing.
-    pub direct: bool,
+    pub(super) mac: MacAddr,
+    /// Whether its lease promises replies to probes of our own.
+    pub(super) replies: bool,
+    /// Whether it is reached without the tunnel: then a probe in the tunnel says nothing about
+    /// the path of its packets.
+    pub(super) direct: bool,
 }
 
 impl Target {
     /// The peer of a lease.
-    #[must_use]
-    pub const fn new(record: &PeerRecord, direct: bool) -> Self {
+    pub(crate) const fn new(record: &PeerRecord, direct: bool) -> Self {
         Self {
             subnet: record.subnet,
             public_ip: record.public_ip,
             mac: record.vxlan.vtep_mac,
-            answers: record.answers_probes,
+            replies: record.answers_probes,
             direct,
         }
     }
 
-    /// How it is asked.
-    #[must_use]
-    pub const fn means(&self) -> Means {
-        if self.answers && !self.direct {
-            Means::InBand
+    pub(super) const fn method(&self) -> Method {
+        if self.replies && !self.direct {
+            Method::InBand
         } else {
-            Means::Echo
+            Method::Echo
         }
     }
 }
 
 /// What probes found out about a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Health {
-    /// How it is asked.
-    pub means: Means,
+pub(crate) struct Health {
+    pub(crate) method: Method,
     /// Last round trip.
-    pub rtt: Option<Duration>,
-    /// Lost among the latest; none before the first ended.
-    pub loss: Option<Loss>,
+    pub(crate) rtt: Option<Duration>,
+    /// Losses among the latest probes; `None` until one of them is answered or lost.
+    pub(crate) loss: Option<Loss>,
     /// Longest packet that passes, in bytes.
-    pub path_mtu: Option<u16>,
-    /// When it last asked or answered inside of the tunnel.
-    pub heard: Option<Instant>,
-    /// Small probes unanswered since the last answer.
+    pub(crate) path_mtu: Option<u16>,
+    /// When its last message came through the tunnel.
+    pub(crate) heard: Option<Instant>,
+    /// Small probes since the last reply.
     pub(super) unanswered: u32,
 }
 
 impl Health {
-    /// Whether it answered nothing for some time.
-    #[must_use]
-    pub const fn is_silent(&self) -> bool {
+    pub(crate) const fn is_silent(&self) -> bool {
         self.unanswered >= SILENT_AFTER
     }
 }

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::failure::Failure;
 use super::notify::{self, Watchdog};
 use super::probes::{Probes, Target};
+use super::sleep;
 use crate::control::Phase;
 use crate::daemon::api::capture::Captures;
 use crate::daemon::api::control::PendingRequest;
@@ -132,14 +133,6 @@ impl Repair {
     }
 }
 
-/// Waits until then; for ever where there is no time.
-pub(crate) async fn at(due: Option<Instant>) {
-    match due {
-        Some(due) => tokio::time::sleep_until(due.into()).await,
-        None => std::future::pending().await,
-    }
-}
-
 /// Hands over what our lease is to say, as soon as there is room for it.
 async fn publish(to: &mpsc::Sender<LeaseAttrs>, attrs: Option<LeaseAttrs>) {
     match attrs {
@@ -185,8 +178,8 @@ impl Serving {
                 () = something_changed(self.changes.as_ref()) => {
                     self.due.look_soon(Instant::now());
                 }
-                () = at(self.due.look) => self.look().await,
-                () = at(self.offline_cache.due()) => {
+                () = sleep::until(self.due.look) => self.look().await,
+                () = sleep::until(self.offline_cache.due()) => {
                     let (heard, peers) = (self.heard(), self.records());
                     self.offline_cache.write(self.state.public_ip, heard, peers);
                 }
@@ -194,7 +187,7 @@ impl Serving {
                     self.offline_cache.back_online(&self.store);
                     self.due.tell.get_or_insert(Instant::now());
                 }
-                () = at(self.due.tell) => {
+                () = sleep::until(self.due.tell) => {
                     self.due.tell = None;
                     self.tell_probes();
                     notify::status(&self.in_short());
@@ -205,7 +198,7 @@ impl Serving {
                         self.begin_repair(gone.to_string());
                     }
                 }
-                () = at(self.repair.as_ref().map(|repair| repair.due)) => self.restore().await,
+                () = sleep::until(self.repair.as_ref().map(|repair| repair.due)) => self.restore().await,
                 // The manager may be waiting for the store, or for us to take its changes.
                 () = publish(&self.manager.republish, self.unpublished.clone()) => {
                     self.unpublished = None;

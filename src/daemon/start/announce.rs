@@ -48,7 +48,7 @@ pub(super) async fn announce(
         changes: changes.ok(),
         started: inputs.started,
         store: Arc::clone(inputs.store),
-        probes: Probes::start(probe_setup, running.post),
+        probes: Probes::start(probe_setup, running.incoming_probes),
         seen: BTreeMap::new(),
         config: Arc::new(host.network.config),
         netlink: inputs.netlink.clone(),

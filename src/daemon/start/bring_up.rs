@@ -12,7 +12,7 @@ use super::discover::{Discovered, receive_address};
 use super::inputs::Inputs;
 use crate::daemon::failure::Failure;
 use crate::daemon::options::{ReceiveOn, RunOptions};
-use crate::daemon::probes::Post;
+use crate::daemon::probes::Incoming;
 use crate::daemon::serve::overlay::{Overlay, Settings};
 use crate::daemon::state::offline_cache::OfflineCache;
 use crate::dataplane::inbound::header_checks::Vtep;
@@ -35,7 +35,7 @@ pub(super) struct Running {
     pub(super) cache: Option<OfflineCache>,
     pub(super) overlay: Overlay,
     pub(super) device_gone: mpsc::UnboundedReceiver<DeviceGone>,
-    pub(super) post: Option<Post>,
+    pub(super) incoming_probes: Option<Incoming>,
     pub(super) manager: manager::Running,
     pub(super) manager_stop: CancellationToken,
 }
@@ -63,9 +63,9 @@ pub(super) async fn bring_up(
     } = leased;
     let lease = acquired.lease.clone();
     let (report_gone, device_gone) = mpsc::unbounded_channel();
-    let post = Post::new(options.probe_interval);
+    let incoming_probes = Incoming::new(options.probe_interval);
     let settings = settings(options, host, lease.subnet);
-    let packet_loop = packet_loop(inputs, host, vtep, lease.subnet, post.as_ref());
+    let packet_loop = packet_loop(inputs, host, vtep, lease.subnet, incoming_probes.as_ref());
     let netlink = (*netlink).clone();
     let mut overlay = Overlay::start(settings, packet_loop, netlink, report_gone).await?;
     let protected = protected(options, host.underlay.current(), inputs.netlink).await;
@@ -87,7 +87,7 @@ pub(super) async fn bring_up(
         cache,
         overlay,
         device_gone,
-        post,
+        incoming_probes,
         manager,
         manager_stop,
     })
@@ -112,7 +112,7 @@ fn packet_loop(
     host: &Discovered,
     vtep: Vtep,
     subnet: Ipv4Net,
-    post: Option<&Post>,
+    incoming_probes: Option<&Incoming>,
 ) -> Options {
     let options = inputs.options;
     let config = &host.network.config;
@@ -133,7 +133,7 @@ fn packet_loop(
         },
         tuning: options.tuning,
         taps: inputs.captures.taps(),
-        probes: post.map(Post::inbox),
+        probes: incoming_probes.map(Incoming::queue),
     }
 }
 

@@ -16,7 +16,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::peers::{Passed, Places};
 use super::process::Process;
 use crate::control::{
-    CounterKind, DatastoreStatus, LeaseState, PeerState, PeerStatus, Phase, SizeCounts, Status,
+    CounterKind, DatastoreStatus, Histogram, LeaseState, PeerState, PeerStatus, Phase, Status,
 };
 
 type Labels = Vec<(&'static str, String)>;
@@ -70,7 +70,7 @@ struct Histograms {
     name: &'static str,
     help: &'static str,
     unit: Option<Unit>,
-    members: Vec<(Labels, SizeCounts)>,
+    members: Vec<(Labels, Histogram)>,
 }
 
 impl Collector for Histograms {
@@ -432,14 +432,14 @@ mod tests {
             packet_loop: Some(PacketLoopStatus {
                 batches: vec![BatchStatus {
                     call: "send".into(),
-                    sizes: SizeCounts {
+                    sizes: Histogram {
                         sum: 7.0,
                         counts: vec![(Some(1.0), 3), (Some(2.0), 0), (None, 1)],
                     },
                 }],
                 ..PacketLoopStatus::default()
             }),
-            round_trips: Some(SizeCounts {
+            round_trips: Some(Histogram {
                 sum: 0.5,
                 counts: vec![(Some(0.001), 2), (None, 0)],
             }),
