@@ -2,13 +2,16 @@
 //!
 //! Without the test harness, whose threads `unshare_user` would be refused for.
 
+#[path = "support/skip.rs"]
+mod skip;
+
 use uvxlan::sys::netns::unshare_user;
 use uvxlan::testbed::traffic::{PingRequest, ping};
 use uvxlan::testbed::{Topology, available};
 
 fn main() {
     if let Err(error) = unshare_user() {
-        uvxlan::testbed::skipped(format!("no user namespace here: {error}"));
+        skip::skipped(format!("no user namespace here: {error}"));
         return;
     }
     available().expect("a process that is root in its user namespace can make a testbed");

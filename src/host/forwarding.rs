@@ -1,4 +1,4 @@
-//! Whether the host forwards packets, and whether bridged packets pass the rules.
+//! Sysctls for IP forwarding, and for iptables on bridged packets.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -6,20 +6,19 @@ use std::io;
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 const BRIDGE_CALLS: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 
-/// What became of `net.ipv4.ip_forward`.
+/// The result of [`ensure`].
 #[derive(Debug)]
-pub enum Forwarding {
-    /// It was on.
+pub(crate) enum Forwarding {
+    /// It was on already.
     On,
-    /// It was off, and is on now.
     SwitchedOn,
-    /// It is off, and cannot be switched on.
+    /// It cannot be switched on.
     Off(io::Error),
 }
 
-/// Switches forwarding on: without it no packet passes between containers and the overlay.
-#[must_use]
-pub fn ensure() -> Forwarding {
+/// Switches `net.ipv4.ip_forward` on: without it no packet passes between containers and the
+/// overlay.
+pub(crate) fn ensure() -> Forwarding {
     if is_on() {
         return Forwarding::On;
     }
@@ -29,19 +28,13 @@ pub fn ensure() -> Forwarding {
     }
 }
 
-/// Takes back what [`Forwarding::SwitchedOn`] stands for.
-///
-/// # Errors
-/// What the kernel says.
-pub fn switch_off() -> io::Result<()> {
+/// Reverts [`Forwarding::SwitchedOn`].
+pub(crate) fn switch_off() -> io::Result<()> {
     fs::write(IP_FORWARD, "0")
 }
 
-/// Whether [`ensure`] can do what it should; nothing is changed.
-///
-/// # Errors
-/// Why not.
-pub fn can_ensure() -> io::Result<()> {
+/// Whether [`ensure`] would succeed; changes nothing.
+pub(crate) fn can_ensure() -> io::Result<()> {
     if is_on() {
         return Ok(());
     }
@@ -52,10 +45,9 @@ fn is_on() -> bool {
     fs::read_to_string(IP_FORWARD).is_ok_and(|text| text.trim() == "1")
 }
 
-/// Whether packets that a bridge switches pass iptables.
+/// Whether bridged packets pass iptables, as Docker and Kubernetes expect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bridged {
-    /// They do, as Docker and Kubernetes expect.
+pub(crate) enum Bridged {
     Filtered,
     /// `net.bridge.bridge-nf-call-iptables` is off.
     SwitchedOff,
@@ -63,9 +55,7 @@ pub enum Bridged {
     NoModule,
 }
 
-/// Reads it.
-#[must_use]
-pub fn bridged() -> Bridged {
+pub(crate) fn bridged() -> Bridged {
     match fs::read_to_string(BRIDGE_CALLS) {
         Ok(text) if text.trim() == "0" => Bridged::SwitchedOff,
         Ok(_) => Bridged::Filtered,

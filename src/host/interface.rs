@@ -1,5 +1,5 @@
-//! The external interface: over which link and from which address the tunnels go, and what
-//! address the peers are told.
+//! Selects the external interface: the link and the address that the tunnels use, and the
+//! address that is published to the peers.
 //!
 //! The rules are flannel's (`pkg/ipmatch/match.go: LookupExtIface` and `main.go`).
 
@@ -10,42 +10,42 @@ use regex::Regex;
 
 use super::netlink::{AddressInfo, Netlink, NetlinkError};
 
-/// What the operator said about the interface. All empty means the default route.
+/// The options that select the interface; without any, it is that of the default route.
 #[derive(Debug, Clone, Default)]
 pub struct Selection {
-    /// `--iface`, in order: an interface name, or an address one of them has.
+    /// `--iface`, in order: an interface name or address.
     pub interfaces: Vec<String>,
-    /// `--iface-regex`, in order; unanchored, tried on addresses first, then on names.
+    /// `--iface-regex`, in order; unanchored, matched against addresses first, then names.
     pub patterns: Vec<String>,
-    /// `--iface-can-reach`: the interface over which the kernel would send there.
+    /// `--iface-can-reach`: the interface over which the kernel would send to this address.
     pub can_reach: Option<Ipv4Addr>,
-    /// `--public-ip`: what the peers are told. Alone, it also selects the interface that
-    /// has it, as in flannel since v0.12.
+    /// `--public-ip`: the address to publish. Without the other options it also selects the
+    /// interface that has it, as in flannel since v0.12.
     pub public_ip: Option<Ipv4Addr>,
 }
 
 impl Selection {
-    fn names_nothing(&self) -> bool {
+    fn names_no_interface(&self) -> bool {
         self.interfaces.is_empty() && self.patterns.is_empty() && self.can_reach.is_none()
     }
 }
 
-/// The interface chosen.
+/// The selected interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExternalInterface {
     /// Interface name.
     pub name: String,
     /// Interface index.
     pub index: u32,
-    /// Its MTU in bytes.
+    /// MTU in bytes.
     pub mtu: u32,
-    /// The address tunnels are sent from.
+    /// Source address of the tunnels.
     pub address: Ipv4Addr,
     /// The address published in the lease.
     pub public_ip: Ipv4Addr,
 }
 
-/// A link of the host, as the choice sees it.
+/// A link of the host.
 #[derive(Debug, Clone)]
 pub struct HostLink {
     /// Interface index.
@@ -54,11 +54,11 @@ pub struct HostLink {
     pub name: String,
     /// MTU in bytes.
     pub mtu: u32,
-    /// Its addresses in the kernel's order; those of IPv6 are passed over.
+    /// Addresses in the kernel's order; IPv6 ones are ignored.
     pub addresses: Vec<AddressInfo>,
 }
 
-/// What the choice depends on.
+/// The state of the host that the selection depends on.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     /// Links by index.
@@ -72,7 +72,7 @@ pub struct Snapshot {
 /// Why there is no external interface.
 #[derive(Debug, thiserror::Error)]
 pub enum InterfaceError {
-    /// What was asked for is not there.
+    /// No interface matches the options.
     #[error("no interface matches: {}; this host has: {seen}", tried.join("; "))]
     NoMatch {
         /// Each attempt and why it failed.
@@ -80,9 +80,9 @@ pub enum InterfaceError {
         /// Interfaces with their addresses.
         seen: String,
     },
-    /// Nothing was asked for, and there is no default route.
+    /// There are no options, and there is no default route.
     #[error(
-        "there is no IPv4 default route to tell the interface from; name one with --iface, \
+        "there is no IPv4 default route to select the interface by; name one with --iface, \
          this host has: {seen}"
     )]
     NoDefaultRoute {
@@ -92,7 +92,7 @@ pub enum InterfaceError {
     /// The interface of the default route can't be used.
     #[error("the default route's interface can't be used: {reason}; this host has: {seen}")]
     Unusable {
-        /// What it lacks.
+        /// What is missing.
         reason: String,
         /// Interfaces with their addresses.
         seen: String,
@@ -103,7 +103,7 @@ pub enum InterfaceError {
 ///
 /// # Errors
 ///
-/// When a netlink request fails.
+/// If a netlink request fails.
 pub async fn snapshot(netlink: &Netlink, selection: &Selection) -> Result<Snapshot, NetlinkError> {
     let addresses = netlink.addresses(None).await?;
     let links = netlink.links().await?.into_iter().map(|link| HostLink {
@@ -127,18 +127,18 @@ pub async fn snapshot(netlink: &Netlink, selection: &Selection) -> Result<Snapsh
     })
 }
 
-/// Chooses the external interface: `--iface` in order, then `--iface-regex`, then
-/// `--iface-can-reach`; with none of them `--public-ip`, and without that the default
-/// route. The first that can be used wins, those before it are logged.
+/// Selects the external interface by `--iface` in order, then `--iface-regex`, then
+/// `--iface-can-reach`; without any of them by `--public-ip`, and without that by the default
+/// route. The first usable one wins; options that failed before it are logged.
 ///
 /// # Errors
 ///
-/// When none can be used, with the reasons and what the host has.
+/// If none is usable, with the reasons and the interfaces of the host.
 pub fn choose(
     selection: &Selection,
     snapshot: &Snapshot,
 ) -> Result<ExternalInterface, InterfaceError> {
-    if selection.names_nothing() && selection.public_ip.is_none() {
+    if selection.names_no_interface() && selection.public_ip.is_none() {
         return by_default_route(snapshot);
     }
     let mut tried = Vec::new();
@@ -193,7 +193,7 @@ fn attempts(selection: &Selection) -> impl Iterator<Item = Attempt<'_>> {
     let reach = selection.can_reach.map(Attempt::CanReach);
     let public = selection
         .public_ip
-        .filter(|_| selection.names_nothing())
+        .filter(|_| selection.names_no_interface())
         .map(Attempt::Address);
     named.chain(patterns).chain(reach).chain(public)
 }
@@ -261,9 +261,9 @@ impl HostLink {
             })
     }
 
-    /// Addresses tunnels can come from, best first, as newest flannel orders them:
-    /// deprecated ones are left out; global before link-local, then those without a
-    /// lifetime, then those that are not temporary; else the kernel's order.
+    /// Possible source addresses, best first, in the order of newer flannel: without deprecated
+    /// ones; global before link-local, then permanent ones, then those that are not temporary;
+    /// otherwise the kernel's order.
     fn preferred(&self) -> Vec<Ipv4Addr> {
         let mut usable: Vec<_> = self
             .ipv4()
@@ -275,7 +275,7 @@ impl HostLink {
         usable.into_iter().map(|(address, _)| address).collect()
     }
 
-    /// This link with `address`, or with its best one; or what it lacks.
+    /// This link with `address`, or else its best one; or why it is unusable.
     fn usable(&self, address: Option<Ipv4Addr>) -> Result<ExternalInterface, String> {
         let name = &self.name;
         let address = address
@@ -294,8 +294,7 @@ impl HostLink {
     }
 }
 
-/// Go's `IsGlobalUnicast` or `IsLinkLocalUnicast`: private addresses count, those of the
-/// loopback don't.
+/// Go's `IsGlobalUnicast` or `IsLinkLocalUnicast`: includes private addresses, not loopback.
 fn is_unicast(address: Ipv4Addr) -> bool {
     !(address.is_unspecified()
         || address.is_loopback()

@@ -1,5 +1,5 @@
-//! The overlay device `flannel.<VNI>`, which [`crate::sys::tun`] opens: what it takes over
-//! from flannel, and its MTU, address and state.
+//! Configures the overlay device `flannel.<VNI>`, a TUN device, and replaces flannel's device of
+//! that name.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -10,7 +10,7 @@ use ipnet::Ipv4Net;
 use super::netlink::{AddressInfo, LinkInfo, Netlink, NetlinkError};
 use crate::wire::MacAddr;
 
-/// Per-device settings of IPv6, in the namespace of the calling thread.
+/// Per-device IPv6 sysctls, in the namespace of the calling thread.
 const IPV6_SETTINGS: &str = "/proc/sys/net/ipv6/conf";
 
 /// Why the overlay device could not be set up.
@@ -19,7 +19,7 @@ pub enum LinkError {
     /// A netlink request failed.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// Somebody else's device has our name.
+    /// Another program's device has our name.
     #[error(
         "the device {name} exists and is of kind {kind}, neither a TUN device of ours nor \
          flannel's vxlan; remove it (`ip link delete {name}`) or choose another VNI"
@@ -32,25 +32,25 @@ pub enum LinkError {
     },
 }
 
-/// What the overlay device shall look like.
+/// The settings of the overlay device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceSettings {
     /// MTU in bytes: that of the external interface less 50.
     pub mtu: u32,
-    /// The lease's network address; it gets the prefix length 32, as flannel gives it.
+    /// The lease's network address, set with prefix length 32 as in flannel.
     pub address: Ipv4Addr,
-    /// The overlay network. Other addresses inside it are removed from the device, those
-    /// outside are left to whoever put them there.
+    /// The overlay network. Other addresses in it are removed from the device, those outside
+    /// are left alone.
     pub network: Ipv4Net,
-    /// Transmit queue length in packets; `None` leaves the kernel's 500.
+    /// Transmit queue length in packets; `None` keeps the kernel's 500.
     pub tx_queue_len: Option<u32>,
 }
 
-/// Makes way for a TUN device called `name` by deleting a kernel vxlan device of that name,
-/// and returns the MAC address it had, which the peers know.
+/// Deletes a kernel vxlan device called `name`, and returns its MAC address, which the peers
+/// know.
 ///
-/// flannel's device also holds the UDP port, so ours can't be bound while it is there.
-/// Routes over it go with it. A TUN device of that name is left as it is.
+/// flannel's device holds not only the name but also the UDP port. Its routes are deleted with
+/// it. A TUN device of that name is left as it is.
 ///
 /// # Errors
 ///
@@ -62,13 +62,13 @@ pub async fn take_over_kernel_vxlan(
     let Some(link) = netlink.link_by_name(name).await? else {
         return Ok(None);
     };
-    match occupant(&link) {
-        Occupant::Tun => Ok(None),
-        Occupant::KernelVxlan => {
+    match device_kind(&link) {
+        DeviceKind::Tun => Ok(None),
+        DeviceKind::KernelVxlan => {
             netlink.delete_link(link.index).await?;
             Ok(link.mac)
         }
-        Occupant::Other(kind) => Err(LinkError::NameTaken {
+        DeviceKind::Other(kind) => Err(LinkError::NameTaken {
             name: link.name,
             kind,
         }),
@@ -76,33 +76,33 @@ pub async fn take_over_kernel_vxlan(
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Occupant {
+enum DeviceKind {
     Tun,
     KernelVxlan,
     Other(String),
 }
 
-fn occupant(link: &LinkInfo) -> Occupant {
+fn device_kind(link: &LinkInfo) -> DeviceKind {
     match (link.kind.as_deref(), link.mac) {
-        (Some("vxlan"), _) => Occupant::KernelVxlan,
+        (Some("vxlan"), _) => DeviceKind::KernelVxlan,
         // A TAP is of kind `tun` too, but has a link-layer address.
-        (Some("tun"), None) => Occupant::Tun,
-        (Some("tun"), Some(_)) => Occupant::Other("tap".into()),
-        (Some(kind), _) => Occupant::Other(kind.into()),
-        (None, _) => Occupant::Other("hardware".into()),
+        (Some("tun"), None) => DeviceKind::Tun,
+        (Some("tun"), Some(_)) => DeviceKind::Other("tap".into()),
+        (Some(kind), _) => DeviceKind::Other(kind.into()),
+        (None, _) => DeviceKind::Other("hardware".into()),
     }
 }
 
-/// Gives the overlay device its MTU, its one address inside the network, and sets it up.
-/// Returns whether any of that was not so before.
+/// Sets the MTU and the address of the overlay device, and sets it up. Returns whether anything
+/// had to be changed.
 ///
-/// Run it on a thread in the network namespace of the device: besides netlink it writes two
-/// sysctls, without which the kernel sends router solicitations into the overlay.
+/// To be called on a thread in the network namespace of the device: besides netlink it writes
+/// two sysctls, without which the kernel sends router solicitations into the overlay.
 ///
 /// # Errors
 ///
-/// When the device is gone or a request is refused. Sysctls that can't be written are
-/// logged only: a host without IPv6 has none, and some containers mount them read-only.
+/// If the device is gone or a request is refused. Sysctls that cannot be written are only
+/// logged: a host without IPv6 has none, and some containers mount them read-only.
 pub async fn configure(
     netlink: &Netlink,
     ifindex: u32,
@@ -123,7 +123,7 @@ pub async fn configure(
     }
     if !link.up {
         // Before the device comes up: that is when the kernel makes a link-local address.
-        quieten_ipv6(&link.name);
+        disable_ipv6_autoconf(&link.name);
     }
     changed |= ensure_address(netlink, ifindex, settings).await?;
     if !link.up {
@@ -139,17 +139,17 @@ async fn ensure_address(
     settings: DeviceSettings,
 ) -> Result<bool, NetlinkError> {
     let present = netlink.addresses(Some(ifindex)).await?;
-    let (stale, has_it) = sort_addresses(&present, settings);
-    let changed = !stale.is_empty() || !has_it;
+    let (stale, has_wanted) = sort_addresses(&present, settings);
+    let changed = !stale.is_empty() || !has_wanted;
     for (address, prefix_len) in stale {
         match netlink.delete_address(ifindex, address, prefix_len).await {
-            // Gone since, or together with the address it was secondary to.
+            // Deleted since, or together with its primary address.
             Err(error) if error.is_missing() => {}
             other => other?,
         }
         tracing::info!(event = "address_removed", %address, prefix_len, ifindex, "removed an old address from the device");
     }
-    if !has_it {
+    if !has_wanted {
         match netlink.add_address(ifindex, settings.address, 32).await {
             Err(error) if error.is_exists() => {}
             other => other?,
@@ -158,36 +158,36 @@ async fn ensure_address(
     Ok(changed)
 }
 
-/// Addresses to remove, and whether the wanted one is there (flannel's
+/// The addresses to remove, and whether the wanted one is present (flannel's
 /// `EnsureV4AddressOnLink` since v0.14).
 fn sort_addresses(
     present: &[AddressInfo],
     settings: DeviceSettings,
 ) -> (Vec<(Ipv4Addr, u8)>, bool) {
     let mut stale = Vec::new();
-    let mut has_it = false;
+    let mut has_wanted = false;
     for entry in present {
         let IpAddr::V4(address) = entry.address else {
             continue;
         };
         if address == settings.address && entry.prefix_len == 32 {
-            has_it = true;
+            has_wanted = true;
         } else if settings.network.contains(&address) {
             stale.push((address, entry.prefix_len));
         }
     }
-    (stale, has_it)
+    (stale, has_wanted)
 }
 
-/// No router advertisements taken (as flannel) and no link-local address made, whose
-/// solicitations and listener reports would go nowhere.
-fn quieten_ipv6(device: &str) {
+/// Ignores router advertisements, as flannel does, and assigns no link-local address, whose
+/// solicitations and listener reports would reach nobody.
+fn disable_ipv6_autoconf(device: &str) {
     for (setting, value) in [("accept_ra", "0"), ("addr_gen_mode", "1")] {
         let path = Path::new(IPV6_SETTINGS).join(device).join(setting);
-        // A write to /proc doesn't wait for anything, so it may happen in async code.
+        // A write to /proc does not block, so async code may do it.
         match std::fs::write(&path, value) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(event = "sysctl_failed", path = %path.display(), %error, "could not write a sysctl");
+                tracing::warn!(event = "sysctl_failed", path = %path.display(), %error, "cannot write a sysctl");
             }
             _ => {}
         }
@@ -231,19 +231,19 @@ mod tests {
             "fe80::1/64",
         ]
         .map(present);
-        let (stale, has_it) = sort_addresses(&present, settings("10.3.9.0"));
+        let (stale, has_wanted) = sort_addresses(&present, settings("10.3.9.0"));
         let expected = [("10.3.7.0", 32), ("10.3.9.0", 24)];
         assert_eq!(stale, expected.map(|(ip, len)| (ip.parse().unwrap(), len)));
-        assert!(has_it);
+        assert!(has_wanted);
     }
 
     #[test]
-    fn an_empty_device_lacks_the_address() {
+    fn a_new_device_does_not_have_the_address() {
         assert_eq!(sort_addresses(&[], settings("10.3.9.0")), (vec![], false));
     }
 
     #[test]
-    fn kinds_of_devices_are_told_apart() {
+    fn kinds_of_devices_are_distinguished() {
         let link = |kind: Option<&str>, mac| LinkInfo {
             index: 3,
             name: "flannel.1".into(),
@@ -257,14 +257,20 @@ mod tests {
             tx_queue_len: 500,
         };
         let mac = Some(MacAddr([2, 0, 0, 0, 0, 1]));
-        assert_eq!(occupant(&link(Some("vxlan"), mac)), Occupant::KernelVxlan);
-        assert_eq!(occupant(&link(Some("tun"), None)), Occupant::Tun);
+        assert_eq!(
+            device_kind(&link(Some("vxlan"), mac)),
+            DeviceKind::KernelVxlan
+        );
+        assert_eq!(device_kind(&link(Some("tun"), None)), DeviceKind::Tun);
         for (kind, mac, named) in [
             (Some("tun"), mac, "tap"),
             (Some("dummy"), mac, "dummy"),
             (None, mac, "hardware"),
         ] {
-            assert_eq!(occupant(&link(kind, mac)), Occupant::Other(named.into()));
+            assert_eq!(
+                device_kind(&link(kind, mac)),
+                DeviceKind::Other(named.into())
+            );
         }
     }
 }

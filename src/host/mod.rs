@@ -1,11 +1,11 @@
-//! What this program does to the host, and puts back.
+//! Reads and changes the network configuration of the host.
 #![forbid(unsafe_code)]
 
-pub mod echo;
-pub mod forwarding;
+pub(crate) mod echo;
+pub(crate) mod forwarding;
 pub mod interface;
 pub mod link;
 pub mod loop_check;
 pub mod netlink;
-pub mod port;
+pub(crate) mod port;
 pub mod routes;

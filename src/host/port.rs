@@ -1,13 +1,13 @@
-//! Who holds a UDP port, as far as `/proc` tells.
+//! Which processes hold a UDP port or an abstract socket address, as far as `/proc` shows.
 
 use std::fmt;
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 
-/// A socket of `/proc/net/udp` or `udp6`: the IPv4 address it receives on, port and inode. A
-/// socket of IPv6 receives on the wildcard address of IPv4 too, unless it was asked not to,
-/// which is not told there; one that is bound to an address of IPv6 does not.
+/// A socket of `/proc/net/udp` or `udp6`: the IPv4 address it receives on, port and inode. An IPv6
+/// socket on the wildcard address receives IPv4 too, unless `IPV6_V6ONLY` is set, which is not
+/// shown there; one that is bound to an IPv6 address does not.
 fn parse_line(line: &str) -> Option<(Ipv4Addr, u16, u64)> {
     let mut fields = line.split_ascii_whitespace();
     let (address, port) = fields.nth(1)?.split_once(':')?;
@@ -15,8 +15,8 @@ fn parse_line(line: &str) -> Option<(Ipv4Addr, u16, u64)> {
         8 => Ipv4Addr::from(word(address)?),
         32 => {
             let mut bytes = [0; 16];
-            for (place, at) in bytes.chunks_exact_mut(4).zip((0..).step_by(8)) {
-                place.copy_from_slice(&word(address.get(at..at + 8)?)?);
+            for (chunk, at) in bytes.chunks_exact_mut(4).zip((0..).step_by(8)) {
+                chunk.copy_from_slice(&word(address.get(at..at + 8)?)?);
             }
             match Ipv6Addr::from(bytes) {
                 Ipv6Addr::UNSPECIFIED => Ipv4Addr::UNSPECIFIED,
@@ -26,24 +26,21 @@ fn parse_line(line: &str) -> Option<(Ipv4Addr, u16, u64)> {
         _ => return None,
     };
     let port = u16::from_str_radix(port, 16).ok()?;
-    // Behind: remote address, state, queues, timer, retransmits, uid, timeout.
+    // In between: remote address, state, queues, timer, retransmits, uid, timeout.
     let inode = fields.nth(7)?.parse().ok()?;
     Some((address, port, inode))
 }
 
-/// The kernel prints four bytes of the network's order as a number of its own.
+/// The kernel prints four bytes in network order as one number in host order.
 fn word(text: &str) -> Option<[u8; 4]> {
     let number = u32::from_str_radix(text, 16).ok()?;
     Some(number.to_ne_bytes())
 }
 
-/// Whether another socket of this network namespace keeps this address and port from us, be it
-/// the kernel's own, or one of IPv6 that takes IPv4 as well. Tried, which is the only way to
-/// know: a socket of ours is there for that moment.
-///
-/// # Errors
-/// When it cannot be ours for another reason: a port below 1024 without the privilege.
-pub fn is_taken(address: Ipv4Addr, port: u16) -> io::Result<bool> {
+/// Whether another socket of this network namespace occupies this address and port, including
+/// sockets of the kernel and IPv6 sockets that receive IPv4. Binding a socket for a moment is the
+/// only way to know. Fails for other reasons, such as a port below 1024 without the privilege.
+pub(crate) fn is_taken(address: Ipv4Addr, port: u16) -> io::Result<bool> {
     match UdpSocket::bind((address, port)) {
         Ok(_) => Ok(false),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(true),
@@ -51,12 +48,12 @@ pub fn is_taken(address: Ipv4Addr, port: u16) -> io::Result<bool> {
     }
 }
 
-/// A socket's owner.
+/// The owner of a socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
-    /// Process id; none where the process cannot be seen from here, or is the kernel.
+    /// None if the process is not visible from here, or is the kernel.
     pub pid: Option<u32>,
-    /// Program name, as far as it is known.
+    /// Program name, if known.
     pub name: String,
 }
 
@@ -69,10 +66,9 @@ impl fmt::Display for Holder {
     }
 }
 
-/// All who receive in this network namespace on `port` at an address that collides with
-/// `address`, each once.
-#[must_use]
-pub fn udp_holders(address: Ipv4Addr, port: u16) -> Vec<Holder> {
+/// The processes of this network namespace that receive on `port` at an address that conflicts
+/// with `address`.
+pub(crate) fn udp_holders(address: Ipv4Addr, port: u16) -> Vec<Holder> {
     let mut holders = Vec::new();
     for inode in inodes(address, port) {
         let holder = holder_of(inode);
@@ -83,15 +79,13 @@ pub fn udp_holders(address: Ipv4Addr, port: u16) -> Vec<Holder> {
     holders
 }
 
-/// Who holds an abstract unix socket address of this network namespace.
-#[must_use]
-pub fn abstract_holder(name: &str) -> Option<Holder> {
+/// The holder of an abstract unix socket address of this network namespace.
+pub(crate) fn abstract_holder(name: &str) -> Option<Holder> {
     abstract_inodes(|found| found == name).next().map(holder_of)
 }
 
-/// All who hold one that begins with `prefix`.
-#[must_use]
-pub fn abstract_holders(prefix: &str) -> Vec<Holder> {
+/// The holders of those that begin with `prefix`.
+pub(crate) fn abstract_holders(prefix: &str) -> Vec<Holder> {
     abstract_inodes(|found| found.starts_with(prefix))
         .map(holder_of)
         .collect()
@@ -102,7 +96,7 @@ fn abstract_inodes(wanted: impl Fn(&str) -> bool) -> impl Iterator<Item = u64> {
     let inodes: Vec<u64> = table
         .lines()
         .filter_map(|line| {
-            // Behind: number, references, protocol, flags, type, state.
+            // Before it: number, references, protocol, flags, type, state.
             let mut fields = line.split_ascii_whitespace().skip(6);
             let inode = fields.next()?.parse().ok()?;
             let name = fields.next()?.strip_prefix('@')?;
@@ -117,14 +111,14 @@ fn inodes(address: Ipv4Addr, port: u16) -> Vec<u64> {
     let listed = |table: &str| -> Vec<u64> {
         let table = fs::read_to_string(table).unwrap_or_default();
         let sockets = table.lines().skip(1).filter_map(parse_line);
-        let collides = |at: Ipv4Addr| at == address || at == any || address == any;
+        let conflicts = |at: Ipv4Addr| at == address || at == any || address == any;
         sockets
-            .filter(|(at, found, _)| *found == port && collides(*at))
+            .filter(|(at, found, _)| *found == port && conflicts(*at))
             .map(|(_, _, inode)| inode)
             .collect()
     };
     let found = listed("/proc/self/net/udp");
-    // Those of IPv6 matter where one of them takes IPv4 too.
+    // IPv6 sockets matter if one of them receives IPv4 too.
     if found.is_empty() {
         let of_ipv6 = listed("/proc/self/net/udp6");
         if !of_ipv6.is_empty() && is_taken(address, port).unwrap_or(false) {

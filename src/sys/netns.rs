@@ -77,6 +77,15 @@ impl Namespace {
         })
     }
 
+    /// As [`Self::run`], for work that may fail itself.
+    ///
+    /// # Errors
+    ///
+    /// That of the thread, or that of `work`.
+    pub fn try_run<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        self.run(work)?
+    }
+
     /// Moves the calling thread, and no other, into the namespace for good.
     ///
     /// # Errors

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use ipnet::Ipv4Net;
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::host::{Host, UNDERLAY_DEVICE};
 use super::namespace::TestbedError;
-use super::topology::{Host, UNDERLAY_DEVICE};
 
-/// `uvxlan run` in a host's namespace, with all its files in a folder of its own. It is
-/// killed, by its process id, when this value is dropped, and dies with this process.
+/// `uvxlan run` in a host's namespace, with all its files in a folder of its own. It is killed
+/// when this value is dropped, and when this process dies.
 #[derive(Debug)]
 pub struct DaemonProcess {
     child: Child,
@@ -20,7 +20,7 @@ pub struct DaemonProcess {
     folder: PathBuf,
 }
 
-/// What the daemon wrote for docker and others.
+/// The subnet file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SubnetEnv {
     /// The leased subnet.
@@ -30,11 +30,11 @@ pub struct SubnetEnv {
 }
 
 impl DaemonProcess {
-    /// Starts `program run` with the arguments given, the host's underlay device, and
-    /// files below `folder`.
+    /// Starts `program run` with these arguments, the host's underlay device, and files below
+    /// `folder`.
     ///
     /// # Errors
-    /// When the folder cannot be made or the program not be started.
+    /// If the folder cannot be created or the program cannot be started.
     pub fn start<'a>(
         program: &Path,
         host: &Host,
@@ -47,9 +47,9 @@ impl DaemonProcess {
             place: name.clone(),
             source,
         };
-        fs::create_dir_all(folder).map_err(|error| failed("make the daemon's folder", error))?;
+        fs::create_dir_all(folder).map_err(|error| failed("create the daemon's folder", error))?;
         let log = File::create(folder.join("log"))
-            .map_err(|error| failed("make the daemon's log file", error))?;
+            .map_err(|error| failed("create the daemon's log file", error))?;
         let path = |flag: &str, file: &str| format!("--{flag}={}", folder.join(file).display());
         let mut command = Command::new(program);
         command
@@ -75,13 +75,13 @@ impl DaemonProcess {
         })
     }
 
-    /// Its process id.
+    /// Process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// What it logged so far.
+    /// The log so far.
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.join("log")).unwrap_or_default()
@@ -90,44 +90,44 @@ impl DaemonProcess {
     /// Waits until it serves a subnet.
     ///
     /// # Errors
-    /// When it ends, or takes longer; with the end of its log.
-    pub fn ready(&mut self, patience: Duration) -> Result<SubnetEnv, TestbedError> {
-        let deadline = Instant::now() + patience;
+    /// If it ends, or takes longer; with the end of its log.
+    pub fn ready(&mut self, timeout: Duration) -> Result<SubnetEnv, TestbedError> {
+        let deadline = Instant::now() + timeout;
         loop {
             // The subnet file may be an earlier daemon's.
-            if self.says_ready()
+            if self.is_ready()
                 && let Some(found) = self.subnet_env()
             {
                 return Ok(found);
             }
             if let Ok(Some(status)) = self.child.try_wait() {
-                return Err(self.gave_up(&format!("ended with {status}")));
+                return Err(self.failure(&format!("ended with {status}")));
             }
             if Instant::now() >= deadline {
-                return Err(self.gave_up(&format!("served no subnet within {patience:?}")));
+                return Err(self.failure(&format!("served no subnet within {timeout:?}")));
             }
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// Asks it to stop, and waits until it has.
+    /// Terminates it and waits for the end.
     ///
     /// # Errors
-    /// When it does not in time; it is killed then.
-    pub fn terminate(mut self, patience: Duration) -> Result<ExitStatus, TestbedError> {
+    /// If it does not end in time; it is killed then.
+    pub fn terminate(mut self, timeout: Duration) -> Result<ExitStatus, TestbedError> {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
         if let Some(pid) = pid {
             // It may have ended already.
             let _ = kill_process(pid, Signal::TERM);
         }
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + timeout;
         while Instant::now() < deadline {
             if let Ok(Some(status)) = self.child.try_wait() {
                 return Ok(status);
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        Err(self.gave_up(&format!("did not stop within {patience:?}")))
+        Err(self.failure(&format!("did not stop within {timeout:?}")))
     }
 
     /// The folder with its files: `log`, `subnet.env`, `state`.
@@ -136,7 +136,7 @@ impl DaemonProcess {
         &self.folder
     }
 
-    fn says_ready(&self) -> bool {
+    fn is_ready(&self) -> bool {
         let log = self.log();
         log.contains("event=\"ready\"") || log.contains("\"event\":\"ready\"")
     }
@@ -153,7 +153,7 @@ impl DaemonProcess {
         })
     }
 
-    fn gave_up(&self, what: &str) -> TestbedError {
+    fn failure(&self, what: &str) -> TestbedError {
         let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
         let tail = lines[lines.len().saturating_sub(15)..].join("\n");

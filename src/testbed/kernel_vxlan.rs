@@ -1,19 +1,16 @@
-//! The kernel's own vxlan device, set up as flannel does: the peer to interoperate with
-//! and to compare with.
+//! The kernel's own vxlan device, set up as flannel does, to interoperate and compare with.
 
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
+use super::host::{Host, PROTOCOL_BOOT, UNDERLAY_DEVICE};
 use super::namespace::{Node, TestbedError};
-use super::topology::{Host, UNDERLAY_DEVICE};
 use crate::host::netlink::{Netlink, NetlinkError, Route, VxlanSettings};
 use crate::wire::{MacAddr, Vni};
 
 /// Outer IPv4, UDP, VXLAN and inner Ethernet headers, by which flannel lowers the MTU.
 const OVERHEAD: u32 = 50;
-/// `RTPROT_BOOT`, which flannel's routes have.
-const PROTOCOL_BOOT: u8 = 3;
 
 /// A `flannel.<VNI>` of kind vxlan on a host.
 #[derive(Debug, Clone)]
@@ -24,12 +21,12 @@ pub struct KernelVxlan {
 }
 
 impl KernelVxlan {
-    /// Makes the device on `host` for the leased `subnet`, sending from the host's
-    /// underlay address.
+    /// Creates the device on `host` for the leased `subnet`, with the host's underlay address as
+    /// the source of its tunnels.
     ///
     /// # Errors
     ///
-    /// When the kernel has no vxlan (see [`kernel_has_vxlan`]), or the name or port is taken.
+    /// If the kernel has no vxlan (see [`kernel_has_vxlan`]), or the name or port is taken.
     pub fn start(
         host: &Host,
         vni: Vni,
@@ -63,7 +60,7 @@ impl KernelVxlan {
     ///
     /// # Errors
     ///
-    /// When the kernel refuses one of them.
+    /// If the kernel refuses one of them.
     pub fn add_peer(
         &self,
         subnet: Ipv4Net,
@@ -84,7 +81,7 @@ impl KernelVxlan {
         })
     }
 
-    /// The address of the device, to be published as `VtepMAC`.
+    /// The MAC address of the device, to be published as `VtepMAC`.
     #[must_use]
     pub fn mac(&self) -> MacAddr {
         self.mac
@@ -103,16 +100,16 @@ async fn create(
     Ok(index)
 }
 
-/// Whether this kernel has vxlan devices, built in or as a module it can load, or why not.
+/// Whether this kernel has vxlan devices, built in or as a module.
 ///
 /// # Errors
 ///
-/// A sentence for a person.
+/// Why not.
 pub fn kernel_has_vxlan() -> Result<(), String> {
     let probe = || {
         let node = Node::new("vxlan probe")?;
         node.netlink(async |netlink| {
-            // The device below carries nothing here, so the one that is there will do.
+            // No traffic flows here, so any lower device will do.
             let below = netlink.expect_link("lo").await?;
             let settings = VxlanSettings {
                 name: "probe".into(),

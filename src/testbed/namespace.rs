@@ -1,4 +1,4 @@
-//! A network namespace with a name for messages, and ways to change what is in it.
+//! A network namespace with a name for messages, and changes in it.
 
 use std::fs;
 use std::io;
@@ -8,44 +8,44 @@ use std::time::Duration;
 use crate::host::netlink::{Netlink, NetlinkError};
 use crate::sys::netns::Namespace;
 
-/// Why something in the testbed could not be set up or carried out.
+/// Why the testbed could not be set up, or traffic could not be sent.
 #[derive(Debug, thiserror::Error)]
 pub enum TestbedError {
     /// A system call failed.
     #[error("could not {what} in {place}: {source}")]
     Io {
-        /// What was tried.
+        /// The operation.
         what: String,
-        /// Which host or container.
+        /// The host or container.
         place: String,
-        /// What came back.
+        /// The system's error.
         source: io::Error,
     },
     /// A netlink request failed.
     #[error("in {place}: {source}")]
     Netlink {
-        /// Which host or container.
+        /// The host or container.
         place: String,
-        /// What was tried, and what came back.
+        /// The operation and the kernel's error.
         source: NetlinkError,
     },
-    /// The request makes no sense.
+    /// The request cannot be carried out.
     #[error("{0}")]
     Request(String),
     /// Time ran out.
     #[error("{what} was not done after {after:?}")]
     Deadline {
-        /// What took too long.
+        /// The operation.
         what: String,
-        /// The time it was given.
+        /// Its time limit.
         after: Duration,
     },
 }
 
 /// A host, a container or a switch: a network namespace of its own.
 ///
-/// It is gone, with all devices in it, when this value, its clones and everything that
-/// runs in it are gone.
+/// The kernel removes it, with all devices in it, once this value and its clones are dropped
+/// and no process runs in it.
 #[derive(Debug, Clone)]
 pub struct Node {
     name: String,
@@ -53,15 +53,15 @@ pub struct Node {
 }
 
 impl Node {
-    /// Makes a node whose only device is `lo`, which is up.
+    /// Creates a node whose only device is `lo`, which is up.
     ///
     /// # Errors
     ///
-    /// When namespaces can't be made; see [`available`].
+    /// If namespaces cannot be created; see [`available`].
     pub fn new(name: impl Into<String>) -> Result<Self, TestbedError> {
         let name = name.into();
         let namespace = Namespace::new().map_err(|source| TestbedError::Io {
-            what: "make a network namespace".into(),
+            what: "create a network namespace".into(),
             place: name.clone(),
             source,
         })?;
@@ -73,7 +73,7 @@ impl Node {
         Ok(node)
     }
 
-    /// The name, as it appears in messages; the kernel doesn't know it.
+    /// The name in messages; the kernel does not know it.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -89,21 +89,19 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// When the thread or the runtime can't be started. Its own result is handed through.
+    /// If the thread or the runtime cannot be started.
     pub fn block_on<T, F>(&self, work: F) -> Result<T, TestbedError>
     where
         F: AsyncFnOnce() -> T + Send,
         T: Send,
     {
-        let outcome = self.namespace.run(|| {
+        let result = self.namespace.try_run(|| {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
             Ok(runtime.block_on(work()))
         });
-        outcome
-            .and_then(|inner| inner)
-            .map_err(|source| self.io_error("start a thread", source))
+        result.map_err(|source| self.io_error("start a thread", source))
     }
 
     /// Runs `work` with a netlink connection of the namespace.
@@ -116,11 +114,11 @@ impl Node {
         F: AsyncFnOnce(&Netlink) -> Result<T, NetlinkError> + Send,
         T: Send,
     {
-        let outcome = self.block_on(async || {
+        let result = self.block_on(async || {
             let netlink = Netlink::connect()?;
             work(&netlink).await
         })?;
-        outcome.map_err(|source| TestbedError::Netlink {
+        result.map_err(|source| TestbedError::Netlink {
             place: self.name.clone(),
             source,
         })
@@ -131,13 +129,12 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// When there is none of that name, or `/proc/sys` is mounted read-only.
+    /// If it does not exist, or `/proc/sys` is mounted read-only.
     pub fn sysctl(&self, name: &str, value: &str) -> Result<(), TestbedError> {
         let path = Path::new("/proc/sys").join(name);
         // Which namespace's value the file shows depends on the thread that opens it.
-        let outcome = self.namespace.run(|| fs::write(path, value));
-        outcome
-            .and_then(|inner| inner)
+        let result = self.namespace.try_run(|| fs::write(path, value));
+        result
             .map_err(|source| self.io_error(format!("write {value} to the sysctl {name}"), source))
     }
 
@@ -150,11 +147,11 @@ impl Node {
     }
 }
 
-/// Whether namespaces and devices can be made here, or why not and what to do.
+/// Whether namespaces and devices can be created here.
 ///
 /// # Errors
 ///
-/// A sentence for a person.
+/// Why not, and the remedy.
 pub fn available() -> Result<(), String> {
     const REMEDY: &str = "run it as root (it needs CAP_SYS_ADMIN and CAP_NET_ADMIN), or inside \
                           a user namespace: unshare --user --map-root-user --net";

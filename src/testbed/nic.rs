@@ -1,21 +1,21 @@
-//! What the underlay's devices leave to the host, as NICs of several kinds do.
+//! Offloads of the underlay's devices, as NICs of several classes have them.
 
 use std::fmt;
 
 use super::namespace::{Node, TestbedError};
 use crate::sys::ethtool;
 
-/// What a NIC offloads.
+/// The offloads of a NIC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NicClass {
     /// veth as it is: packets of 64 KiB pass whole, tunnelled or not, and no checksum is
-    /// ever computed.
+    /// computed.
     Full,
-    /// Segmentation of TCP and UDP, and not inside of tunnels: most virtual NICs.
+    /// Segmentation of TCP and UDP, but not inside tunnels: most virtual NICs.
     Uso,
-    /// Checksums, and no segmentation; packets are joined on receive.
+    /// Checksums but no segmentation; GRO on receive.
     Plain,
-    /// As [`NicClass::Plain`], and nothing is joined on receive.
+    /// As [`NicClass::Plain`], without GRO.
     None,
 }
 
@@ -23,7 +23,7 @@ impl NicClass {
     /// All of them, best first.
     pub const ALL: [Self; 4] = [Self::Full, Self::Uso, Self::Plain, Self::None];
 
-    /// The name, as it is written on a command line.
+    /// The name on the command line.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -54,11 +54,8 @@ impl NicClass {
         features
     }
 
-    /// Gives a device this kind's features.
-    ///
-    /// # Errors
-    /// When there is no such device, or the kernel refuses.
-    pub fn apply(self, node: &Node, device: &str) -> Result<(), TestbedError> {
+    /// Sets the features of a device to those of this class.
+    pub(super) fn apply(self, node: &Node, device: &str) -> Result<(), TestbedError> {
         node.set_features(device, &self.features())
     }
 }
@@ -73,19 +70,14 @@ impl Node {
     /// Switches features of a device, by the names that `ethtool -k` prints.
     ///
     /// # Errors
-    /// When there is no such device, or the kernel refuses.
+    /// If there is no such device, or the kernel refuses.
     pub fn set_features(
         &self,
         device: &str,
         features: &[(&str, bool)],
     ) -> Result<(), TestbedError> {
         self.namespace()
-            .run(|| ethtool::set_features(device, features))
-            .and_then(|inner| inner)
-            .map_err(|source| TestbedError::Io {
-                what: format!("set features of {device}"),
-                place: self.name().to_owned(),
-                source,
-            })
+            .try_run(|| ethtool::set_features(device, features))
+            .map_err(|source| self.io_error(format!("set features of {device}"), source))
     }
 }

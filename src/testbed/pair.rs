@@ -7,10 +7,11 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 
 use super::daemon::{DaemonProcess, SubnetEnv};
+use super::host::{Container, Host, UNDERLAY_DEVICE};
 use super::kernel_vxlan::KernelVxlan;
 use super::namespace::TestbedError;
 use super::nic::NicClass;
-use super::topology::{Container, Host, Topology, UNDERLAY_DEVICE};
+use super::topology::Topology;
 use super::traffic::{PingRequest, ping};
 use crate::wire::vxlan::DEFAULT_PORT;
 use crate::wire::{MacAddr, Vni};
@@ -18,13 +19,13 @@ use crate::wire::{MacAddr, Vni};
 /// MTU of the kernel's overlay on this underlay, as flannel sets it.
 const KERNEL_MTU: u32 = 1450;
 /// The network config of the daemons.
-pub const CONFIG: &str = r#"{"Network": "10.42.0.0/16", "Backend": {"Type": "vxlan"}}"#;
-/// How long a daemon may take to serve a subnet.
-pub const READY_WITHIN: Duration = Duration::from_secs(20);
+pub(crate) const CONFIG: &str = r#"{"Network": "10.42.0.0/16", "Backend": {"Type": "vxlan"}}"#;
+pub(crate) const READY_TIMEOUT: Duration = Duration::from_secs(20);
 /// Folder of the store.
 const STORE: &str = "store";
-/// How often an answer from the other container is waited for, 200 ms each.
-const TRIES: usize = 50;
+const PING_TIMEOUT: Duration = Duration::from_millis(200);
+/// Pings until the containers must have reached each other.
+const PING_RETRIES: usize = 50;
 
 /// Two hosts, and a container on each that reaches the other.
 #[derive(Debug)]
@@ -33,7 +34,7 @@ pub struct Pair {
     pub topology: Topology,
     /// One container on each.
     pub containers: [Container; 2],
-    /// The daemons on the hosts, where it is they who carry the packets.
+    /// The daemons on the hosts, unless the kernel carries the packets.
     pub daemons: Vec<DaemonProcess>,
 }
 
@@ -41,7 +42,7 @@ impl Pair {
     /// With the kernel's own vxlan, set up as flannel does.
     ///
     /// # Errors
-    /// When the kernel refuses; see [`super::kernel_has_vxlan`].
+    /// If the kernel refuses; see [`super::kernel_has_vxlan`].
     pub fn kernel() -> Result<Self, TestbedError> {
         let topology = Topology::two_hosts()?;
         let (a, b) = topology.pair()?;
@@ -64,26 +65,23 @@ impl Pair {
         })
     }
 
-    /// With `program` as daemon on each host, and a store and all files in `folder`.
+    /// With `program` as the daemon on each host, and a store and all files in `folder`.
     ///
     /// # Errors
-    /// When a daemon is not ready in time, or the containers do not reach each other.
+    /// If a daemon is not ready in time, or the containers do not reach each other.
     pub fn uvxlan(program: &Path, folder: &Path, flags: &[&str]) -> Result<Self, TestbedError> {
         let topology = Topology::two_hosts()?;
         write_config(folder)?;
         let mut daemons = start_daemons(&topology, program, folder, flags)?;
         let served = daemons
             .iter_mut()
-            .map(|daemon| daemon.ready(READY_WITHIN))
+            .map(|daemon| daemon.ready(READY_TIMEOUT))
             .collect::<Result<Vec<_>, _>>()?;
         Self::of_daemons(topology, daemons, &served)
     }
 
-    /// With a daemon on each host, in order of the hosts.
-    ///
-    /// # Errors
-    /// When a daemon is not ready in time, or the containers do not reach each other.
-    pub fn of_daemons(
+    /// With a daemon on each host, in the order of the hosts.
+    pub(crate) fn of_daemons(
         topology: Topology,
         daemons: Vec<DaemonProcess>,
         served: &[SubnetEnv],
@@ -101,17 +99,17 @@ impl Pair {
             containers,
             daemons,
         };
-        pair.wait_until_reached()?;
+        pair.wait_until_reachable()?;
         Ok(pair)
     }
 
     /// The daemon that was ready first does not know the other yet.
-    fn wait_until_reached(&self) -> Result<(), TestbedError> {
+    fn wait_until_reachable(&self) -> Result<(), TestbedError> {
         let [a, b] = &self.containers;
-        for _ in 0..TRIES {
+        for _ in 0..PING_RETRIES {
             let request = PingRequest {
                 count: 1,
-                timeout: Duration::from_millis(200),
+                timeout: PING_TIMEOUT,
                 ..PingRequest::new(b.address())
             };
             if ping(a.namespace(), request)?.is_complete() {
@@ -125,10 +123,10 @@ impl Pair {
         )))
     }
 
-    /// Gives the hosts' devices on the underlay the features of such a NIC.
+    /// Sets the features of the hosts' underlay devices to those of this NIC class.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn set_nic(&self, class: NicClass) -> Result<(), TestbedError> {
         for host in self.topology.hosts() {
             class.apply(host.node(), UNDERLAY_DEVICE)?;
@@ -137,11 +135,8 @@ impl Pair {
     }
 }
 
-/// Makes a store in `folder` with the network config; returns where.
-///
-/// # Errors
-/// When it cannot be written.
-pub fn write_config(folder: &Path) -> Result<PathBuf, TestbedError> {
+/// Creates a store in `folder` with the network config; returns its path.
+pub(crate) fn write_config(folder: &Path) -> Result<PathBuf, TestbedError> {
     let store = folder.join(STORE);
     let written = fs::create_dir_all(&store).and_then(|()| fs::write(store.join("config"), CONFIG));
     written.map_err(|source| TestbedError::Io {
@@ -152,12 +147,9 @@ pub fn write_config(folder: &Path) -> Result<PathBuf, TestbedError> {
     Ok(store)
 }
 
-/// Starts `program` as daemon on each host, over the store in `folder`, where each host has
-/// a folder of its own.
-///
-/// # Errors
-/// When it cannot be started.
-pub fn start_daemons(
+/// Starts `program` as the daemon on each host, with the store in `folder`, where each host
+/// also has a folder of its own.
+pub(crate) fn start_daemons(
     topology: &Topology,
     program: &Path,
     folder: &Path,

@@ -1,6 +1,6 @@
 //! Hosts on one underlay, containers on the hosts.
 //!
-//! Two hosts are joined by one veth pair; more hang on a bridge in a namespace of its own.
+//! Two hosts are joined by a veth pair; more are attached to a bridge in a namespace of its own.
 //! Addresses exist only inside the namespaces.
 //!
 //! ```text
@@ -12,36 +12,25 @@
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 
-use ipnet::Ipv4Net;
-
+use super::host::{
+    DefaultRoute, Host, UNDERLAY_DEVICE, UNDERLAY_MTU, UNDERLAY_PREFIX, bring_up, create_bridge,
+    join_bridge, net,
+};
 use super::namespace::{Node, TestbedError};
-use crate::host::netlink::{Netlink, NetlinkError, Route};
-use crate::sys::netns::Namespace;
-
-/// The external interface of every host.
-pub const UNDERLAY_DEVICE: &str = "eth0";
-/// MTU of the underlay in bytes.
-pub const UNDERLAY_MTU: u32 = 1500;
-/// The bridge on a host to which its containers are joined.
-pub const CONTAINER_BRIDGE: &str = "cni0";
 
 /// TEST-NET-1 of RFC 5737, which no real network uses.
 const UNDERLAY: [u8; 3] = [192, 0, 2];
 /// TEST-NET-2, likewise: the segment behind the router.
 const FAR_SEGMENT: [u8; 3] = [198, 51, 100];
-/// The router's address in each segment ends so.
+/// Host part of the router's address in each segment.
 const ROUTER: u8 = 254;
-const UNDERLAY_PREFIX: u8 = 24;
 const MAX_HOSTS: usize = 250;
-/// `RTPROT_BOOT`: what `ip route add` gives a route.
-const PROTOCOL_BOOT: u8 = 3;
 
 /// Hosts on one underlay network.
 #[derive(Debug)]
 pub struct Topology {
     hosts: Vec<Host>,
-    /// The bridge that joins more than two hosts lives as long as its node, and so does the
-    /// router, which is the last.
+    /// Switches and, as the last, the router; they live as long as their nodes.
     others: Vec<Node>,
 }
 
@@ -50,7 +39,7 @@ impl Topology {
     ///
     /// # Errors
     ///
-    /// See [`super::namespace::available`].
+    /// See [`super::available`].
     pub fn two_hosts() -> Result<Self, TestbedError> {
         Self::with_hosts(2)
     }
@@ -59,11 +48,11 @@ impl Topology {
     ///
     /// # Errors
     ///
-    /// For another count; and see [`super::namespace::available`].
+    /// For any other count; see also [`super::available`].
     pub fn with_hosts(count: usize) -> Result<Self, TestbedError> {
         if !(2..=MAX_HOSTS).contains(&count) {
             return Err(TestbedError::Request(format!(
-                "a topology of {count} hosts can't be made: 2 to {MAX_HOSTS} are possible"
+                "a topology cannot have {count} hosts: 2 to {MAX_HOSTS} are possible"
             )));
         }
         let nodes = named(0..count)?;
@@ -79,12 +68,12 @@ impl Topology {
         })
     }
 
-    /// Hosts in two segments with prefixes of their own, `near` in the first and `far` in the
-    /// second, joined by a router over which each has its default route.
+    /// Hosts in two segments with a prefix each, `near` of them in the first and `far` in the
+    /// second, joined by a router that is the default gateway of each.
     ///
     /// # Errors
     ///
-    /// For more hosts than a segment has addresses; and see [`super::namespace::available`].
+    /// For more hosts than a segment has addresses; see also [`super::available`].
     pub fn two_segments(near: usize, far: usize) -> Result<Self, TestbedError> {
         if near.max(far) > MAX_HOSTS {
             return Err(TestbedError::Request(format!(
@@ -107,7 +96,7 @@ impl Topology {
             let gateway = address(segment, ROUTER);
             let own = net(gateway, UNDERLAY_PREFIX)?;
             router.netlink(async |netlink| {
-                bring_up(netlink, device, own, UNDERLAY_MTU, Elsewhere::Nowhere).await
+                bring_up(netlink, device, own, UNDERLAY_MTU, DefaultRoute::None).await
             })?;
             this.hosts.extend(start_all(nodes, segment, Some(gateway))?);
         }
@@ -116,7 +105,7 @@ impl Topology {
         Ok(this)
     }
 
-    /// The hosts, in order of their addresses.
+    /// The hosts, in the order of their addresses.
     #[must_use]
     pub fn hosts(&self) -> &[Host] {
         &self.hosts
@@ -132,7 +121,7 @@ impl Topology {
     ///
     /// # Errors
     ///
-    /// Never for a topology made here.
+    /// Never for a topology created here.
     pub fn pair(&self) -> Result<(&Host, &Host), TestbedError> {
         match self.hosts.as_slice() {
             [a, b, ..] => Ok((a, b)),
@@ -149,7 +138,7 @@ fn on_underlay(nodes: &[Node]) -> Vec<(&Node, &'static str)> {
     nodes.iter().map(|node| (node, UNDERLAY_DEVICE)).collect()
 }
 
-/// Hosts with the addresses of a segment, and a default route over its router if it has one.
+/// Hosts with the addresses of a segment, and its router, if any, as the default gateway.
 fn start_all(
     nodes: Vec<Node>,
     segment: [u8; 3],
@@ -181,7 +170,7 @@ fn join_pair(a: &Node, b: &Node) -> Result<(), TestbedError> {
     })
 }
 
-/// Joins devices of nodes by a bridge in a namespace of its own.
+/// Attaches devices of nodes to a bridge in a namespace of its own.
 fn join_by_switch(ports: &[(&Node, &str)]) -> Result<Node, TestbedError> {
     let switch = Node::new("switch")?;
     switch.netlink(async |netlink| {
@@ -195,199 +184,4 @@ fn join_by_switch(ports: &[(&Node, &str)]) -> Result<Node, TestbedError> {
         Ok(())
     })?;
     Ok(switch)
-}
-
-/// Makes a bridge that is up, and returns its index.
-async fn create_bridge(netlink: &Netlink, name: &str, mtu: u32) -> Result<u32, NetlinkError> {
-    netlink.create_bridge(name).await?;
-    let bridge = netlink.expect_link(name).await?.index;
-    netlink.set_mtu(bridge, mtu).await?;
-    netlink.set_up(bridge, true).await?;
-    Ok(bridge)
-}
-
-async fn join_bridge(
-    netlink: &Netlink,
-    name: &str,
-    bridge: u32,
-    mtu: u32,
-) -> Result<(), NetlinkError> {
-    let port = netlink.expect_link(name).await?.index;
-    netlink.set_mtu(port, mtu).await?;
-    netlink.set_master(port, bridge).await?;
-    netlink.set_up(port, true).await
-}
-
-/// Where everything else is sent.
-enum Elsewhere {
-    /// Nowhere.
-    Nowhere,
-    /// Over the device, straight.
-    OnLink,
-    /// Over a gateway behind it.
-    Via(Ipv4Addr),
-}
-
-/// Gives a device its address, sets it up, and makes the default route.
-async fn bring_up(
-    netlink: &Netlink,
-    device: &str,
-    address: Ipv4Net,
-    mtu: u32,
-    default: Elsewhere,
-) -> Result<(), NetlinkError> {
-    let gateway = match default {
-        Elsewhere::Nowhere => None,
-        Elsewhere::OnLink => Some(None),
-        Elsewhere::Via(gateway) => Some(Some(gateway)),
-    };
-    let index = netlink.expect_link(device).await?.index;
-    netlink.set_mtu(index, mtu).await?;
-    netlink
-        .add_address(index, address.addr(), address.prefix_len())
-        .await?;
-    netlink.set_up(index, true).await?;
-    let Some(gateway) = gateway else {
-        return Ok(());
-    };
-    let default = Route {
-        protocol: PROTOCOL_BOOT,
-        ..Route::ours(Ipv4Net::default(), gateway, index)
-    };
-    netlink.add_route(&default).await
-}
-
-/// A host of the underlay: it forwards, and its default route is over `eth0`.
-#[derive(Debug, Clone)]
-pub struct Host {
-    node: Node,
-    address: Ipv4Addr,
-}
-
-impl Host {
-    fn start(
-        node: Node,
-        address: Ipv4Addr,
-        gateway: Option<Ipv4Addr>,
-    ) -> Result<Self, TestbedError> {
-        let net = net(address, UNDERLAY_PREFIX)?;
-        let default = gateway.map_or(Elsewhere::OnLink, Elsewhere::Via);
-        node.netlink(async |netlink| {
-            bring_up(netlink, UNDERLAY_DEVICE, net, UNDERLAY_MTU, default).await
-        })?;
-        node.sysctl("net/ipv4/ip_forward", "1")?;
-        Ok(Self { node, address })
-    }
-
-    /// Its namespace and name.
-    #[must_use]
-    pub fn node(&self) -> &Node {
-        &self.node
-    }
-
-    /// Its namespace.
-    #[must_use]
-    pub fn namespace(&self) -> &Namespace {
-        self.node.namespace()
-    }
-
-    /// Its address on the underlay.
-    #[must_use]
-    pub fn address(&self) -> Ipv4Addr {
-        self.address
-    }
-
-    /// Adds a container with the next free address of `subnet`, the leased subnet of this
-    /// host. The first one also makes the bridge, which has the subnet's first address, as
-    /// Docker does with `--bip`.
-    ///
-    /// # Errors
-    ///
-    /// When the subnet has no room, or the kernel refuses.
-    pub fn add_container(&self, subnet: Ipv4Net, mtu: u32) -> Result<Container, TestbedError> {
-        let mut hosts = subnet.hosts();
-        let full = || TestbedError::Request(format!("{subnet} has no room for a container"));
-        let gateway = hosts.next().ok_or_else(full)?;
-        let gateway_net = net(gateway, subnet.prefix_len())?;
-        let (bridge, taken) = self
-            .node
-            .netlink(async |netlink| container_bridge(netlink, gateway_net, mtu).await)?;
-        let address = hosts.nth(taken).ok_or_else(full)?;
-        let node = Node::new(format!("container {address} on {}", self.node.name()))?;
-        let peer = node.namespace().as_fd();
-        self.node.netlink(async |netlink| {
-            let name = format!("veth{taken}");
-            netlink.create_veth(&name, "eth0", peer).await?;
-            join_bridge(netlink, &name, bridge, mtu).await
-        })?;
-        let own = net(address, subnet.prefix_len())?;
-        node.netlink(async |netlink| {
-            bring_up(netlink, "eth0", own, mtu, Elsewhere::Via(gateway)).await
-        })?;
-        Ok(Container {
-            node,
-            address,
-            gateway,
-        })
-    }
-}
-
-/// Index of the bridge, made if need be, and how many containers it has.
-async fn container_bridge(
-    netlink: &Netlink,
-    gateway: Ipv4Net,
-    mtu: u32,
-) -> Result<(u32, usize), NetlinkError> {
-    let Some(bridge) = netlink.link_by_name(CONTAINER_BRIDGE).await? else {
-        let index = create_bridge(netlink, CONTAINER_BRIDGE, mtu).await?;
-        netlink
-            .add_address(index, gateway.addr(), gateway.prefix_len())
-            .await?;
-        return Ok((index, 0));
-    };
-    let links = netlink.links().await?;
-    let ports = links
-        .iter()
-        .filter(|link| link.master == Some(bridge.index));
-    Ok((bridge.index, ports.count()))
-}
-
-fn net(address: Ipv4Addr, prefix_len: u8) -> Result<Ipv4Net, TestbedError> {
-    Ipv4Net::new(address, prefix_len).map_err(|error| {
-        TestbedError::Request(format!("{address}/{prefix_len} is no network: {error}"))
-    })
-}
-
-/// A container: one device `eth0` on the host's bridge, default route over that.
-#[derive(Debug, Clone)]
-pub struct Container {
-    node: Node,
-    address: Ipv4Addr,
-    gateway: Ipv4Addr,
-}
-
-impl Container {
-    /// Its namespace and name.
-    #[must_use]
-    pub fn node(&self) -> &Node {
-        &self.node
-    }
-
-    /// Its namespace.
-    #[must_use]
-    pub fn namespace(&self) -> &Namespace {
-        self.node.namespace()
-    }
-
-    /// Its address.
-    #[must_use]
-    pub fn address(&self) -> Ipv4Addr {
-        self.address
-    }
-
-    /// The host's address on the bridge.
-    #[must_use]
-    pub fn gateway(&self) -> Ipv4Addr {
-        self.gateway
-    }
 }

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 fn possible() -> bool {
     if let Err(reason) = uvxlan::testbed::available() {
-        uvxlan::testbed::skipped(reason);
+        crate::support::skipped(reason);
         return false;
     }
     if !std::path::Path::new("/dev/net/tun").exists() {
-        uvxlan::testbed::skipped("there is no /dev/net/tun");
+        crate::support::skipped("there is no /dev/net/tun");
         return false;
     }
     true
@@ -51,7 +51,7 @@ fn the_story_ends_with_a_table_of_both_contenders() {
     for name in ["uvxlan", "kernel vxlan"] {
         let row = row(name);
         if name == "kernel vxlan" && row.contains("not on this machine") {
-            uvxlan::testbed::skipped(format!("no kernel vxlan: {row}"));
+            crate::support::skipped(format!("no kernel vxlan: {row}"));
             continue;
         }
         assert!(row.contains(" 0/20 ") && row.contains(" 62 "), "{row}");
@@ -98,7 +98,7 @@ fn says(command: &str, words: &str) {
 /// The same in a terminal.
 fn shows(folder: &std::path::Path, command: &str, words: &str) {
     if Command::new("tmux").arg("-V").output().is_err() {
-        uvxlan::testbed::skipped("no program tmux");
+        crate::support::skipped("no program tmux");
         return;
     }
     let tmux = |arguments: &[&str]| {

@@ -223,7 +223,7 @@ fn bridges_that_do_not_ask_the_rules_are_a_warning() {
     assert_eq!(start.status, None, "{}", start.log);
     start.assert_said_first("modprobe br_netfilter");
     if !std::path::Path::new(folder).exists() {
-        return uvxlan::testbed::skipped("no br_netfilter in this kernel");
+        return crate::support::skipped("no br_netfilter in this kernel");
     }
     lab.shell("sysctl -qw net.bridge.bridge-nf-call-iptables=0");
     let start = lab.start(&[], None);
@@ -275,7 +275,7 @@ fn a_port_of_both_families_is_named_and_one_of_ipv6_alone_is_free() {
     let holder = match lab.host().namespace().run(bind).unwrap() {
         Ok(holder) => holder,
         Err(error) if is_without_ipv6(&error) => {
-            return uvxlan::testbed::skipped(format!("no IPv6 here: {error}"));
+            return crate::support::skipped(format!("no IPv6 here: {error}"));
         }
         Err(error) => panic!("{error}"),
     };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 
-use uvxlan::testbed::{DaemonProcess, Topology, topology::UNDERLAY_DEVICE};
+use uvxlan::testbed::{DaemonProcess, Topology, UNDERLAY_DEVICE};
 
 use crate::support::need;
 use crate::support::nodes::{CONFIG, NodeUnderTest, PATIENCE, PROGRAM, eventually, possible};

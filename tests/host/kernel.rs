@@ -131,7 +131,7 @@ fn a_tap_is_not_mistaken_for_our_tun() {
     for (mode, ours) in [("tun", true), ("tap", false)] {
         let node = match node_with_tun(mode) {
             Ok(node) => node,
-            Err(reason) => return uvxlan::testbed::skipped(reason),
+            Err(reason) => return crate::support::skipped(reason),
         };
         in_node(&node, async |netlink| {
             let outcome = take_over_kernel_vxlan(&netlink, DEVICE).await;
@@ -148,7 +148,7 @@ fn a_tap_is_not_mistaken_for_our_tun() {
 fn the_device_gets_mtu_one_address_and_no_ipv6() {
     let node = match node_with_tun("tun") {
         Ok(node) => node,
-        Err(reason) => return uvxlan::testbed::skipped(reason),
+        Err(reason) => return crate::support::skipped(reason),
     };
     in_node(&node, async |netlink| {
         let index = netlink.expect_link(DEVICE).await.unwrap().index;
@@ -191,7 +191,7 @@ fn the_device_gets_mtu_one_address_and_no_ipv6() {
 fn routes_follow_the_peers_and_foreign_ones_stay() {
     let node = match node_with_tun("tun") {
         Ok(node) => node,
-        Err(reason) => return uvxlan::testbed::skipped(reason),
+        Err(reason) => return crate::support::skipped(reason),
     };
     in_node(&node, async |netlink| {
         let device = netlink.expect_link(DEVICE).await.unwrap().index;
@@ -287,7 +287,7 @@ async fn expect_ours(netlink: &Netlink, device: u32, expected: &[&str]) {
 fn a_crooked_route_of_ours_is_put_right() {
     let node = match node_with_tun("tun") {
         Ok(node) => node,
-        Err(reason) => return uvxlan::testbed::skipped(reason),
+        Err(reason) => return crate::support::skipped(reason),
     };
     in_node(&node, async |netlink| {
         let device = netlink.expect_link(DEVICE).await.unwrap().index;

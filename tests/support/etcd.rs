@@ -105,7 +105,7 @@ pub(crate) fn program(name: &str) -> Option<PathBuf> {
         .map(|dir| dir.join(name))
         .find(|file| file.is_file());
     if found.is_none() {
-        uvxlan::testbed::skipped(format!("{name} is not installed"));
+        crate::support::skipped(format!("{name} is not installed"));
     }
     found
 }

@@ -15,13 +15,16 @@ pub(crate) mod nodes;
 pub(crate) mod proxy;
 pub(crate) mod receiving;
 pub(crate) mod scale;
+mod skip;
 pub(crate) mod wire;
+
+pub(crate) use skip::skipped;
 
 /// Leaves the test, saying why, where the host can't do what it needs.
 macro_rules! need {
     ($check:expr) => {
         if let Err(reason) = $check {
-            uvxlan::testbed::skipped(reason);
+            crate::support::skipped(reason);
             return;
         }
     };

@@ -13,8 +13,9 @@ use uvxlan::route::peer::{Peer, PeerId};
 use uvxlan::route::publish::Routes;
 use uvxlan::route::table::RouteTable;
 use uvxlan::sys::tun::{self, TunOffload, TunOptions};
-use uvxlan::testbed::topology::UNDERLAY_DEVICE;
-use uvxlan::testbed::{Container, Host, KernelVxlan, Node, Topology, available, kernel_has_vxlan};
+use uvxlan::testbed::{
+    Container, Host, KernelVxlan, Node, Topology, UNDERLAY_DEVICE, available, kernel_has_vxlan,
+};
 use uvxlan::wire::vxlan::DEFAULT_PORT;
 use uvxlan::wire::{MacAddr, Vni};
 

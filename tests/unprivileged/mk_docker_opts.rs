@@ -213,7 +213,7 @@ fn the_program_is_found_beside_the_script_under_either_name() {
         .output()
         .unwrap();
     if output.status.success() {
-        uvxlan::testbed::skipped("a uvxlan is installed on this machine's PATH");
+        crate::support::skipped("a uvxlan is installed on this machine's PATH");
         return;
     }
     assert_eq!(output.status.code(), Some(127));
@@ -250,15 +250,15 @@ fn the_guides_command_line_overwrites_the_subnet_file_with_flannels_bytes() {
                 && !at("first").exists()
                 && unshare_refused(&output) =>
         {
-            uvxlan::testbed::skipped(format!("no mount namespace here: {output:?}"));
+            crate::support::skipped(format!("no mount namespace here: {output:?}"));
             return;
         }
         Ok(output) if output.status.code() == Some(99) => {
-            uvxlan::testbed::skipped(format!("/run cannot be mounted over: {output:?}"));
+            crate::support::skipped(format!("/run cannot be mounted over: {output:?}"));
             return;
         }
         Err(error) => {
-            uvxlan::testbed::skipped(format!("no unshare program: {error}"));
+            crate::support::skipped(format!("no unshare program: {error}"));
             return;
         }
         Ok(output) => output,
@@ -294,7 +294,7 @@ fn digest(file: &Path) {
             );
         }
         Err(error) => {
-            uvxlan::testbed::skipped(format!("the digest: no md5sum program: {error}"));
+            crate::support::skipped(format!("the digest: no md5sum program: {error}"));
         }
     }
 }

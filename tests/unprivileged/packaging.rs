@@ -26,7 +26,7 @@ fn text(output: &Output) -> String {
 fn exists(program: &str) -> bool {
     let found = Command::new(program).arg("--version").output().is_ok();
     if !found {
-        uvxlan::testbed::skipped(format!("no program {program}"));
+        crate::support::skipped(format!("no program {program}"));
     }
     found
 }

@@ -181,7 +181,7 @@ async fn a_bare_mount_point_is_not_the_store() {
         tempfile::tempdir_in("/var/tmp"),
     );
     let (Ok(mounted), Ok(bare)) = (mounted, bare) else {
-        uvxlan::testbed::skipped("no second file system");
+        crate::support::skipped("no second file system");
         return;
     };
     let dir = tempfile::tempdir().unwrap();

@@ -33,7 +33,7 @@ fn drop_in() -> String {
 macro_rules! need_systemd_analyze {
     () => {
         if let Err(error) = Command::new("systemd-analyze").arg("--version").output() {
-            uvxlan::testbed::skipped(format!("no systemd-analyze program: {error}"));
+            crate::support::skipped(format!("no systemd-analyze program: {error}"));
             return;
         }
     };

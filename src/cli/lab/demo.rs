@@ -124,7 +124,7 @@ impl<'a> Demo<'a> {
         self.say("A daemon on each (`uvxlan run`) leases a subnet and makes the device flannel.1:");
         let mut served = Vec::new();
         for (daemon, host) in daemons.iter_mut().zip(topology.hosts()) {
-            let env = daemon.ready(pair::READY_WITHIN)?;
+            let env = daemon.ready(pair::READY_TIMEOUT)?;
             self.say(&format!(
                 "  {}  {}, device MTU {}  (pid {})",
                 host.node().name(),

@@ -6,7 +6,7 @@ use futures_util::TryStreamExt;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::AddressMessageBuilder;
 
-use super::{Netlink, NetlinkError};
+use super::{Netlink, NetlinkError, request};
 
 /// An address of a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub struct AddressInfo {
 
 impl AddressInfo {
     /// `None` for a message without an address.
-    fn read(message: &AddressMessage) -> Option<Self> {
+    fn parse(message: &AddressMessage) -> Option<Self> {
         let mut local = None;
         let mut peer = None;
         let mut flags = AddressFlags::from_bits_retain(message.header.flags.bits().into());
@@ -44,8 +44,8 @@ impl AddressInfo {
         }
         Some(Self {
             ifindex: message.header.index,
-            // On a point-to-point link IFA_ADDRESS is the far end. IPv6 has no IFA_LOCAL
-            // elsewhere.
+            // On a point-to-point link IFA_ADDRESS is the far end. On others IPv6 has no
+            // IFA_LOCAL.
             address: local.or(peer)?,
             prefix_len: message.header.prefix_len,
             scope: message.header.scope.into(),
@@ -63,15 +63,10 @@ impl Netlink {
     ///
     /// [`NetlinkError::Request`].
     pub async fn addresses(&self, ifindex: Option<u32>) -> Result<Vec<AddressInfo>, NetlinkError> {
-        let messages: Vec<AddressMessage> = self
-            .handle
-            .address()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|error| NetlinkError::request("list addresses".into(), error))?;
-        let all = messages.iter().filter_map(AddressInfo::read);
+        let dump = self.handle.address().get().execute();
+        let messages: Vec<AddressMessage> =
+            request(dump.try_collect(), || "list addresses".into()).await?;
+        let all = messages.iter().filter_map(AddressInfo::parse);
         Ok(all
             .filter(|address| ifindex.is_none_or(|index| address.ifindex == index))
             .collect())
@@ -81,30 +76,23 @@ impl Netlink {
     ///
     /// # Errors
     ///
-    /// [`NetlinkError::Request`]; [`NetlinkError::is_exists`] when the link has it.
+    /// [`NetlinkError::Request`]; [`NetlinkError::is_exists`] if the link has it.
     pub async fn add_address(
         &self,
         ifindex: u32,
         address: Ipv4Addr,
         prefix_len: u8,
     ) -> Result<(), NetlinkError> {
-        let request = self
-            .handle
-            .address()
-            .add(ifindex, address.into(), prefix_len)
-            .execute();
-        request.await.map_err(|error| {
-            let operation = format!("add address {address}/{prefix_len} to link {ifindex}");
-            NetlinkError::request(operation, error)
+        let addresses = self.handle.address();
+        let add = addresses.add(ifindex, address.into(), prefix_len);
+        request(add.execute(), || {
+            format!("add address {address}/{prefix_len} to link {ifindex}")
         })
+        .await
     }
 
-    /// Removes an IPv4 address from a link.
-    ///
-    /// # Errors
-    ///
-    /// [`NetlinkError::Request`]; [`NetlinkError::is_missing`] when the link has it not.
-    pub async fn delete_address(
+    /// Removes an IPv4 address from a link; [`NetlinkError::is_missing`] if it does not have it.
+    pub(crate) async fn delete_address(
         &self,
         ifindex: u32,
         address: Ipv4Addr,
@@ -114,15 +102,15 @@ impl Netlink {
             .index(ifindex)
             .build();
         message.header.prefix_len = prefix_len;
-        // Without IFA_ADDRESS the kernel matches the local address alone, so that this
-        // also finds an address with a peer.
+        // Without IFA_ADDRESS the kernel matches the local address alone, so this also finds
+        // an address with a peer.
         message
             .attributes
             .push(AddressAttribute::Local(address.into()));
-        let request = self.handle.address().del(message).execute();
-        request.await.map_err(|error| {
-            let operation = format!("delete address {address}/{prefix_len} from link {ifindex}");
-            NetlinkError::request(operation, error)
+        let delete = self.handle.address().del(message);
+        request(delete.execute(), || {
+            format!("delete address {address}/{prefix_len} from link {ifindex}")
         })
+        .await
     }
 }

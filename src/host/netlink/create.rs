@@ -1,4 +1,4 @@
-//! New links: what the testbed is made of.
+//! Creates links, for the testbed.
 
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -6,12 +6,12 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use netlink_packet_route::link::{InfoData, InfoVeth, LinkMessage};
 use rtnetlink::{LinkBridge, LinkUnspec, LinkVeth, LinkVxlan};
 
-use super::{Netlink, NetlinkError};
+use super::{Netlink, NetlinkError, request};
 use crate::wire::{MacAddr, Vni};
 
-/// A kernel vxlan device with the attributes flannel gives it (`newVXLANDevice` in its
-/// `pkg/backend/vxlan/device.go`): no group and no remote, so no default entry, learning
-/// off, everything else the kernel's default.
+/// A kernel vxlan device with the attributes that flannel sets (`newVXLANDevice` in its
+/// `pkg/backend/vxlan/device.go`): no group and no remote, so no default entry, and learning
+/// off.
 #[derive(Debug, Clone)]
 pub struct VxlanSettings {
     /// Name, `flannel.<VNI>`.
@@ -22,16 +22,16 @@ pub struct VxlanSettings {
     pub port: u16,
     /// Source address of outer packets.
     pub local: Ipv4Addr,
-    /// Index of the link below.
+    /// Index of the lower link.
     pub device: u32,
-    /// MTU in bytes: that of the link below less 50.
+    /// MTU in bytes: that of the lower link less 50.
     pub mtu: u32,
-    /// Address of the device.
+    /// MAC address of the device.
     pub mac: MacAddr,
 }
 
 impl Netlink {
-    /// Makes a veth pair: `name` here, `peer_name` in the namespace `peer_namespace`.
+    /// Creates a veth pair: `name` here, `peer_name` in the namespace `peer_namespace`.
     ///
     /// # Errors
     ///
@@ -52,7 +52,7 @@ impl Netlink {
             .await
     }
 
-    /// Makes a bridge.
+    /// Creates a bridge.
     ///
     /// # Errors
     ///
@@ -64,11 +64,11 @@ impl Netlink {
         .await
     }
 
-    /// Makes a kernel vxlan device.
+    /// Creates a kernel vxlan device.
     ///
     /// # Errors
     ///
-    /// [`NetlinkError::Request`], with `EOPNOTSUPP` where the kernel has no vxlan.
+    /// [`NetlinkError::Request`], with `EOPNOTSUPP` if the kernel has no vxlan.
     pub async fn create_vxlan(&self, settings: &VxlanSettings) -> Result<(), NetlinkError> {
         let device = LinkVxlan::new(&settings.name, settings.vni.get())
             .dev(settings.device)
@@ -95,9 +95,6 @@ impl Netlink {
         link: LinkMessage,
         operation: impl FnOnce() -> String,
     ) -> Result<(), NetlinkError> {
-        let request = self.handle.link().add(link).execute();
-        request
-            .await
-            .map_err(|error| NetlinkError::request(operation(), error))
+        request(self.handle.link().add(link).execute(), operation).await
     }
 }

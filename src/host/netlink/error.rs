@@ -1,45 +1,43 @@
-//! What netlink requests fail with.
+//! Errors of netlink requests.
 
 use std::io;
 
 /// Why a netlink request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
-    /// No netlink socket.
+    /// The netlink socket could not be opened.
     #[error("opening a netlink socket failed: {0}")]
     Open(#[source] io::Error),
     /// The kernel refused, or the connection broke.
     #[error("could not {operation}: {source}{}", remedy(.source))]
     Request {
-        /// What was tried, on which device: `set the MTU of link 5 to 1450`.
+        /// The operation and its object: `set the MTU of link 5 to 1450`.
         operation: String,
-        /// What came back.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// What should be there is not.
+    /// An object that must exist does not.
     #[error("there is no {0}")]
     Missing(String),
 }
 
 impl NetlinkError {
-    /// The kernel's error number, where it gave one.
-    #[must_use]
-    pub fn errno(&self) -> Option<i32> {
+    /// The kernel's error number, if it sent one.
+    pub(crate) fn errno(&self) -> Option<i32> {
         match self {
             Self::Open(source) | Self::Request { source, .. } => source.raw_os_error(),
             Self::Missing(_) => None,
         }
     }
 
-    /// Whether the thing to be made was there already (`EEXIST`).
+    /// Whether the object to be created exists already (`EEXIST`).
     #[must_use]
     pub fn is_exists(&self) -> bool {
         self.errno() == Some(libc::EEXIST)
     }
 
-    /// Whether what was named is not there: no such device, address, route or neighbour.
-    #[must_use]
-    pub fn is_missing(&self) -> bool {
+    /// Whether there is no such device, address, route or neighbour.
+    pub(crate) fn is_missing(&self) -> bool {
         matches!(self, Self::Missing(_))
             || matches!(
                 self.errno(),
@@ -82,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn text_says_what_was_tried_and_what_helps() {
+    fn text_names_the_operation_and_the_remedy() {
         let text = refused(libc::EPERM).to_string();
         assert!(text.starts_with("could not set the MTU of link 5 to 1450: Operation not"));
         assert!(text.contains("CAP_NET_ADMIN"), "{text}");
@@ -90,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_are_told_apart() {
+    fn exists_and_missing_are_distinguished() {
         assert!(refused(libc::EEXIST).is_exists());
         assert!(!refused(libc::EEXIST).is_missing());
         assert!(refused(libc::ENODEV).is_missing());

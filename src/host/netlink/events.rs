@@ -1,6 +1,6 @@
-//! When something about links, addresses or routes changes: not what, only that. Of what
-//! this program changes itself, nothing is told: five hundred leases a second would be as
-//! many reasons to look at everything.
+//! Notifies that links, addresses or routes have changed, but not how. Changes of this program
+//! itself are left out: at five hundred leases a second they would cause as many checks of the
+//! whole host.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use tokio::task::JoinHandle;
 
 use super::{Netlink, NetlinkError};
 
-/// Tells of changes until it is dropped.
+/// A subscription to changes; ends on drop.
 #[derive(Debug)]
 pub struct Changes {
-    happened: Arc<Notify>,
+    changed: Arc<Notify>,
     tasks: [JoinHandle<()>; 2],
     /// Keeps the connection open.
     _handle: rtnetlink::Handle,
@@ -29,17 +29,9 @@ impl Drop for Changes {
 }
 
 impl Changes {
-    /// Listens to the kernel, in the network namespace of the calling thread; what comes of
-    /// requests of `ours` is left out.
-    ///
-    /// # Errors
-    ///
-    /// [`NetlinkError::Open`] when the socket can't be made.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a tokio runtime, as [`tokio::spawn`] does.
-    pub fn listen(ours: &Netlink) -> Result<Self, NetlinkError> {
+    /// Subscribes in the network namespace of the calling thread, but not to changes that `ours`
+    /// requests.
+    pub(crate) fn listen(ours: &Netlink) -> Result<Self, NetlinkError> {
         let groups = [
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
@@ -47,12 +39,12 @@ impl Changes {
         ];
         let (connection, handle, mut messages) =
             rtnetlink::new_multicast_connection(&groups).map_err(NetlinkError::Open)?;
-        let happened = Arc::new(Notify::new());
-        let notify = Arc::clone(&happened);
+        let changed = Arc::new(Notify::new());
+        let notify = Arc::clone(&changed);
         let own_port = ours.port;
         let reading = tokio::spawn(async move {
-            // Whatever it is: who listens compares everything anyway. The kernel's own
-            // doings, and lost messages, have port 0.
+            // The subscriber compares everything, whatever the message says. Changes by the
+            // kernel itself, and overruns, have port 0.
             while let Some((message, _)) = messages.next().await {
                 let port = message.header.port_number;
                 if port == 0 || port != own_port {
@@ -61,14 +53,14 @@ impl Changes {
             }
         });
         Ok(Self {
-            happened,
+            changed,
             tasks: [tokio::spawn(connection), reading],
             _handle: handle,
         })
     }
 
-    /// Waits for the next change; several before it is called again count as one.
-    pub async fn next(&self) {
-        self.happened.notified().await;
+    /// Waits for a change; several between two calls count as one.
+    pub(crate) async fn next(&self) {
+        self.changed.notified().await;
     }
 }

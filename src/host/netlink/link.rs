@@ -1,10 +1,10 @@
-//! Links: find, change, delete.
+//! Finds, changes and deletes links.
 
 use futures_util::TryStreamExt;
 use netlink_packet_route::link::{InfoVxlan, LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 
-use super::{Netlink, NetlinkError};
+use super::{Netlink, NetlinkError, request};
 use crate::wire::MacAddr;
 
 /// A network device as the kernel describes it.
@@ -18,22 +18,22 @@ pub struct LinkInfo {
     pub mtu: u32,
     /// Driver kind (`vxlan`, `tun`, `veth`, `bridge`, ...); none for hardware and `lo`.
     pub kind: Option<String>,
-    /// UDP port on which the kernel's vxlan receives for this device, over IPv4.
+    /// UDP port of a kernel vxlan device that receives over IPv4.
     pub vxlan_port: Option<u16>,
-    /// Link-layer address; none where the device has none of six bytes, as a TUN.
+    /// MAC address; a TUN has none.
     pub mac: Option<MacAddr>,
-    /// Whether the device is set up (`IFF_UP`), which says nothing of its carrier.
+    /// Administratively up (`IFF_UP`), with or without carrier.
     pub up: bool,
     /// `IFF_*` of `netdevice(7)`.
     pub flags: u32,
-    /// Index of the bridge or bond the device belongs to.
+    /// Index of the bridge or bond that the device is a port of.
     pub master: Option<u32>,
     /// Length of the transmit queue in packets.
     pub tx_queue_len: u32,
 }
 
 impl LinkInfo {
-    fn read(message: LinkMessage) -> Self {
+    fn parse(message: LinkMessage) -> Self {
         use netlink_packet_route::link::{InfoData, LinkInfo as Info};
 
         let flags = message.header.flags;
@@ -74,7 +74,7 @@ impl LinkInfo {
     }
 }
 
-/// The port, unless the device's tunnels go over IPv6: its socket takes no IPv4 then.
+/// The port, unless the device tunnels over IPv6: then its socket receives no IPv4.
 fn vxlan_port(parts: &[InfoVxlan]) -> Option<u16> {
     let is_ipv6 = |part: &InfoVxlan| matches!(part, InfoVxlan::Local6(_) | InfoVxlan::Group6(_));
     if parts.iter().any(is_ipv6) {
@@ -93,17 +93,14 @@ impl Netlink {
     ///
     /// [`NetlinkError::Request`].
     pub async fn links(&self) -> Result<Vec<LinkInfo>, NetlinkError> {
-        let answer = self.handle.link().get().execute();
-        let mut links: Vec<LinkInfo> = answer
-            .map_ok(LinkInfo::read)
-            .try_collect()
-            .await
-            .map_err(|error| NetlinkError::request("list links".into(), error))?;
+        let dump = self.handle.link().get().execute();
+        let links = dump.map_ok(LinkInfo::parse).try_collect();
+        let mut links: Vec<LinkInfo> = request(links, || "list links".into()).await?;
         links.sort_by_key(|link| link.index);
         Ok(links)
     }
 
-    /// The link of that name, if there is one.
+    /// The link of this name, if there is one.
     ///
     /// # Errors
     ///
@@ -115,7 +112,7 @@ impl Netlink {
         Ok(found.filter(|link| link.name == name))
     }
 
-    /// The link of that index, if there is one.
+    /// The link with this index, if there is one.
     ///
     /// # Errors
     ///
@@ -125,26 +122,19 @@ impl Netlink {
         one_link(request, format!("find link {index}")).await
     }
 
-    /// The link of that name.
+    /// The link of this name.
     ///
     /// # Errors
     ///
-    /// [`NetlinkError::Missing`] when there is none, else as [`Self::link_by_name`].
+    /// [`NetlinkError::Missing`] if there is none, else as [`Self::link_by_name`].
     pub async fn expect_link(&self, name: &str) -> Result<LinkInfo, NetlinkError> {
         let found = self.link_by_name(name).await?;
         found.ok_or_else(|| NetlinkError::Missing(format!("network device {name}")))
     }
 
-    /// Deletes a link.
-    ///
-    /// # Errors
-    ///
-    /// [`NetlinkError::Request`], also when there is no such link.
-    pub async fn delete_link(&self, index: u32) -> Result<(), NetlinkError> {
-        let request = self.handle.link().del(index).execute();
-        request
-            .await
-            .map_err(|error| NetlinkError::request(format!("delete link {index}"), error))
+    pub(crate) async fn delete_link(&self, index: u32) -> Result<(), NetlinkError> {
+        let delete = self.handle.link().del(index);
+        request(delete.execute(), || format!("delete link {index}")).await
     }
 
     /// Sets a link up or down.
@@ -176,11 +166,11 @@ impl Netlink {
     }
 
     /// Sets the length of a link's transmit queue, in packets.
-    ///
-    /// # Errors
-    ///
-    /// [`NetlinkError::Request`].
-    pub async fn set_tx_queue_len(&self, index: u32, length: u32) -> Result<(), NetlinkError> {
+    pub(crate) async fn set_tx_queue_len(
+        &self,
+        index: u32,
+        length: u32,
+    ) -> Result<(), NetlinkError> {
         self.change(LinkUnspec::new_with_index(index).txqueuelen(length), || {
             format!("set the transmit queue of link {index} to {length} packets")
         })
@@ -188,11 +178,7 @@ impl Netlink {
     }
 
     /// Makes a link a port of a bridge.
-    ///
-    /// # Errors
-    ///
-    /// [`NetlinkError::Request`].
-    pub async fn set_master(&self, index: u32, bridge: u32) -> Result<(), NetlinkError> {
+    pub(crate) async fn set_master(&self, index: u32, bridge: u32) -> Result<(), NetlinkError> {
         self.change(LinkUnspec::new_with_index(index).controller(bridge), || {
             format!("make link {index} a port of link {bridge}")
         })
@@ -204,10 +190,8 @@ impl Netlink {
         link: LinkMessageBuilder<LinkUnspec>,
         operation: impl FnOnce() -> String,
     ) -> Result<(), NetlinkError> {
-        let request = self.handle.link().set(link.build()).execute();
-        request
-            .await
-            .map_err(|error| NetlinkError::request(operation(), error))
+        let set = self.handle.link().set(link.build());
+        request(set.execute(), operation).await
     }
 }
 
@@ -216,10 +200,10 @@ async fn one_link(
     operation: String,
 ) -> Result<Option<LinkInfo>, NetlinkError> {
     match request.execute().try_next().await {
-        Ok(found) => Ok(found.map(LinkInfo::read)),
+        Ok(found) => Ok(found.map(LinkInfo::parse)),
         Err(error) => {
             let error = NetlinkError::request(operation, error);
-            // A name longer than the kernel allows (15 bytes) names no device either.
+            // Nor does a device have a name that is longer than the kernel allows (15 bytes).
             if error.is_missing() || error.errno() == Some(libc::ERANGE) {
                 Ok(None)
             } else {

@@ -1,8 +1,8 @@
 //! Links, addresses, routes and neighbours of one network namespace, over rtnetlink.
 //!
-//! A thin layer: one method is one request of `rtnetlink(7)`, its answer in types that
-//! hold what this program needs, its failure with what was tried on what. Decisions live
-//! in the callers: [`super::link`], [`super::routes`], [`super::interface`].
+//! A thin layer: one method is one request of `rtnetlink(7)`. Replies are reduced to what this
+//! program needs, errors name the operation and the object. The callers make the decisions:
+//! [`super::link`], [`super::routes`], [`super::interface`].
 
 mod address;
 mod create;
@@ -24,11 +24,11 @@ pub use events::Changes;
 pub use link::LinkInfo;
 pub use route::{Route, RouteLookup};
 
-/// Protocol number of the routes this program installs, by which it knows them again.
+/// Protocol number of the routes that this program installs, by which it recognizes them.
 ///
 /// 158 is assigned neither in the kernel's `include/uapi/linux/rtnetlink.h` nor in
-/// iproute2's `rt_protos`. flannel uses `boot` (3), which every `ip route add` typed by a
-/// person gets too, so it can't tell its own routes from theirs.
+/// iproute2's `rt_protos`. flannel uses `boot` (3), as does every `ip route add`, so it cannot
+/// distinguish its own routes from an administrator's.
 pub const ROUTE_PROTOCOL: u8 = 158;
 
 /// Requests in flight at a time.
@@ -45,25 +45,32 @@ pub(crate) async fn concurrently<T>(
         .await
 }
 
+/// Awaits the reply to a request; `operation` describes it in the error.
+async fn request<T>(
+    reply: impl Future<Output = Result<T, rtnetlink::Error>>,
+    operation: impl FnOnce() -> String,
+) -> Result<T, NetlinkError> {
+    let result = reply.await;
+    result.map_err(|error| NetlinkError::request(operation(), error))
+}
+
 /// A connection to rtnetlink. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Netlink {
     handle: rtnetlink::Handle,
-    /// Our address as the kernel knows it: what we changed ourselves is told to everybody
-    /// with it. 0 where it could not be learned.
+    /// Our netlink address. The kernel puts it into notifications of our own changes.
     port: u32,
 }
 
 impl Netlink {
-    /// Opens a netlink socket and starts the task that serves it on the current tokio
-    /// runtime.
+    /// Opens a netlink socket and spawns the task that serves it on the current tokio runtime.
     ///
-    /// The socket belongs for good to the network namespace of the calling thread. On a
-    /// runtime with several threads all of them must be in that namespace.
+    /// The socket stays in the network namespace of the calling thread. On a runtime with
+    /// several threads all of them must be in that namespace.
     ///
     /// # Errors
     ///
-    /// [`NetlinkError::Open`] when the socket can't be made.
+    /// [`NetlinkError::Open`].
     ///
     /// # Panics
     ///
@@ -73,7 +80,7 @@ impl Netlink {
             rtnetlink::new_connection().map_err(NetlinkError::Open)?;
         let socket = connection.socket_mut().socket_mut();
         let address = socket.bind_auto().map_err(NetlinkError::Open)?;
-        // The task ends when the last clone of the handle is gone.
+        // The task ends when the last clone of the handle is dropped.
         tokio::spawn(connection);
         let port = address.port_number();
         Ok(Self { handle, port })

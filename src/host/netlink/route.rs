@@ -11,32 +11,32 @@ use netlink_packet_route::route::{
 };
 use rtnetlink::RouteMessageBuilder;
 
-use super::{Netlink, NetlinkError};
+use super::{Netlink, NetlinkError, request};
 
 /// An IPv4 route of the main table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
-    /// Where packets must go to match.
+    /// Destination prefix.
     pub destination: Ipv4Net,
     /// Next hop; none for a directly connected prefix.
     pub gateway: Option<Ipv4Addr>,
-    /// Index of the output link; that of the first next hop where there are several; none
-    /// for routes that discard.
+    /// Index of the output link, of the first one in a multipath route; none for routes that
+    /// discard.
     pub ifindex: Option<u32>,
-    /// The gateway counts as reachable on the link whatever its address.
+    /// The gateway is taken to be reachable on the link, whatever its address.
     pub onlink: bool,
-    /// `RTPROT_*`: who installed it.
+    /// `RTPROT_*`: which program installed it.
     pub protocol: u8,
-    /// Metric; the lowest wins, 0 is what a route without one has.
+    /// Metric; the lowest wins, the default is 0.
     pub metric: u32,
-    /// Type of service bits the packet must have, 0 for any.
+    /// Type of service that the packet must have; 0 for any.
     pub tos: u8,
-    /// Whether it forwards (`RTN_UNICAST`), not blackhole, unreachable and the like.
+    /// Whether it forwards (`RTN_UNICAST`); blackhole, unreachable and the like do not.
     pub unicast: bool,
 }
 
 impl Route {
-    /// A plain route by this program, with [`super::ROUTE_PROTOCOL`] and metric 0.
+    /// A unicast route of this program, with [`super::ROUTE_PROTOCOL`] and metric 0.
     #[must_use]
     pub fn ours(destination: Ipv4Net, gateway: Option<Ipv4Addr>, ifindex: u32) -> Self {
         Self {
@@ -51,8 +51,8 @@ impl Route {
         }
     }
 
-    /// `None` for routes outside the main table and for what is no IPv4 route.
-    fn read(message: &RouteMessage) -> Option<Self> {
+    /// `None` for routes outside the main table, and for other families.
+    fn parse(message: &RouteMessage) -> Option<Self> {
         let header = &message.header;
         let mut route = Self {
             destination: Ipv4Net::default(),
@@ -114,7 +114,7 @@ impl Route {
     }
 }
 
-/// As `ip route` prints it, but for the device, which is an index here.
+/// As `ip route` prints it, but with the index of the device for its name.
 impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.destination)?;
@@ -135,82 +135,68 @@ impl fmt::Display for Route {
     }
 }
 
-/// How the kernel would send a packet.
+/// How the kernel would route a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RouteLookup {
     /// Index of the output link.
     pub ifindex: u32,
-    /// Source address the kernel would choose.
+    /// Source address that the kernel would choose.
     pub prefsrc: Option<Ipv4Addr>,
-    /// Next hop; none when the destination is directly connected or local.
+    /// Next hop; none if the destination is directly connected or local.
     pub gateway: Option<Ipv4Addr>,
     /// The destination is an address of this host (`RTN_LOCAL`).
     pub local: bool,
 }
 
 impl Netlink {
-    /// IPv4 routes of the main table in the kernel's order: for one prefix, the one that
-    /// wins comes first.
+    /// IPv4 routes of the main table in the kernel's order: the preferred route of a prefix
+    /// comes first.
     ///
     /// # Errors
     ///
     /// [`NetlinkError::Request`].
     pub async fn routes(&self) -> Result<Vec<Route>, NetlinkError> {
         let filter = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let messages: Vec<RouteMessage> = self
-            .handle
-            .route()
-            .get(filter)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|error| NetlinkError::request("list IPv4 routes".into(), error))?;
-        Ok(messages.iter().filter_map(Route::read).collect())
+        let dump = self.handle.route().get(filter).execute();
+        let messages: Vec<RouteMessage> =
+            request(dump.try_collect(), || "list IPv4 routes".into()).await?;
+        Ok(messages.iter().filter_map(Route::parse).collect())
     }
 
     /// Adds a route to the main table.
     ///
     /// # Errors
     ///
-    /// [`NetlinkError::Request`]; [`NetlinkError::is_exists`] when there is one with the
-    /// same destination, metric and type of service, whoever made it.
+    /// [`NetlinkError::Request`]; [`NetlinkError::is_exists`] if there is one with the same
+    /// destination, metric and type of service, of any protocol.
     pub async fn add_route(&self, route: &Route) -> Result<(), NetlinkError> {
-        let request = self.handle.route().add(route.message()).execute();
-        request
-            .await
-            .map_err(|error| NetlinkError::request(format!("add route {route}"), error))
+        let add = self.handle.route().add(route.message());
+        request(add.execute(), || format!("add route {route}")).await
     }
 
-    /// Adds a route to the main table, in place of the first one with the same
-    /// destination, metric and type of service, **whoever made that**.
+    /// Adds a route to the main table in place of the first one with the same destination,
+    /// metric and type of service, **of any protocol**.
     ///
     /// # Errors
     ///
     /// [`NetlinkError::Request`].
     pub async fn replace_route(&self, route: &Route) -> Result<(), NetlinkError> {
-        let request = self.handle.route().add(route.message()).replace().execute();
-        request
-            .await
-            .map_err(|error| NetlinkError::request(format!("replace route {route}"), error))
+        let replace = self.handle.route().add(route.message()).replace();
+        request(replace.execute(), || format!("replace route {route}")).await
     }
 
-    /// Deletes the route that agrees in destination, next hop, link, protocol and metric.
-    ///
-    /// # Errors
-    ///
-    /// [`NetlinkError::Request`]; [`NetlinkError::is_missing`] when there is none.
-    pub async fn delete_route(&self, route: &Route) -> Result<(), NetlinkError> {
+    /// Deletes the route with the same destination, next hop, link, protocol and metric;
+    /// [`NetlinkError::is_missing`] if there is none.
+    pub(crate) async fn delete_route(&self, route: &Route) -> Result<(), NetlinkError> {
         let mut message = route.message();
-        // Any scope and any kind: the rest says enough.
+        // Match any scope and any kind: the other attributes are specific enough.
         message.header.scope = RouteScope::NoWhere;
         message.header.kind = RouteType::Unspec;
-        let request = self.handle.route().del(message).execute();
-        request
-            .await
-            .map_err(|error| NetlinkError::request(format!("delete route {route}"), error))
+        let delete = self.handle.route().del(message);
+        request(delete.execute(), || format!("delete route {route}")).await
     }
 
-    /// Index of the link of the IPv4 default route that wins, if there is one.
+    /// Index of the link of the preferred IPv4 default route, if there is one.
     ///
     /// # Errors
     ///
@@ -223,44 +209,40 @@ impl Netlink {
             .find_map(|route| route.ifindex))
     }
 
-    /// Asks the kernel how it would send to `destination` (`ip route get`); `None` when
-    /// there is no way.
+    /// Looks up how the kernel would send to `destination` (`ip route get`); `None` if there is
+    /// no route.
     ///
     /// # Errors
     ///
-    /// [`NetlinkError::Request`] for other failures than the lack of a route.
+    /// [`NetlinkError::Request`] for other failures.
     pub async fn route_get(
         &self,
         destination: Ipv4Addr,
     ) -> Result<Option<RouteLookup>, NetlinkError> {
-        let question = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(destination, 32);
-        self.lookup(destination, question.build()).await
+        let query = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(destination, 32);
+        self.lookup(destination, query.build()).await
     }
 
-    /// As [`Netlink::route_get`], for packets from `source`, an address of this host: rules
-    /// may send them another way (`ip rule add from`).
-    ///
-    /// # Errors
-    ///
-    /// As [`Netlink::route_get`].
-    pub async fn route_get_from(
+    /// As [`Netlink::route_get`], for packets from `source`, an address of this host, which a
+    /// rule may route differently (`ip rule add from`).
+    pub(crate) async fn route_get_from(
         &self,
         source: Ipv4Addr,
         destination: Ipv4Addr,
     ) -> Result<Option<RouteLookup>, NetlinkError> {
-        let question = RouteMessageBuilder::<Ipv4Addr>::new()
+        let query = RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(destination, 32)
             .source_prefix(source, 32);
-        self.lookup(destination, question.build()).await
+        self.lookup(destination, query.build()).await
     }
 
     async fn lookup(
         &self,
         destination: Ipv4Addr,
-        question: RouteMessage,
+        query: RouteMessage,
     ) -> Result<Option<RouteLookup>, NetlinkError> {
-        let mut answer = std::pin::pin!(self.handle.route().get(question).execute());
-        match answer.try_next().await {
+        let mut reply = std::pin::pin!(self.handle.route().get(query).execute());
+        match reply.try_next().await {
             Ok(found) => Ok(found.as_ref().and_then(read_lookup)),
             Err(error) => {
                 let operation = format!("look up the route to {destination}");

@@ -1,4 +1,4 @@
-//! As many datagrams as a sender can make, to measure packets per second.
+//! UDP datagrams at the sender's full rate, to measure packets per second.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -14,10 +14,10 @@ use crate::sys::poll;
 use crate::sys::udp::{MessageHead, ReceiveBatch, SendBatch, UdpSocket};
 use crate::testbed::namespace::TestbedError;
 
-/// Datagrams of one system call, at both ends.
+/// Datagrams per system call, at both ends.
 const BATCH: usize = 64;
-/// How soon both ends notice that it is over.
-const POLL: Duration = Duration::from_millis(20);
+/// Time until both ends notice the end of the measurement.
+const POLL_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// What to send.
 #[derive(Debug, Clone, Copy)]
@@ -30,29 +30,29 @@ pub struct BlastRequest {
     pub duration: Duration,
 }
 
-/// What happened while it was measured.
+/// Result of a [`udp_blast`].
 #[derive(Debug, Clone, Copy)]
 pub struct BlastReport {
-    /// Datagrams that the sending socket took.
+    /// Datagrams that the sending socket accepted.
     pub sent: u64,
     /// Datagrams that arrived.
     pub delivered: u64,
-    /// How long it was measured.
+    /// Time of the measurement.
     pub elapsed: Duration,
 }
 
 impl BlastReport {
-    /// Datagrams delivered in a second.
+    /// Datagrams delivered per second.
     #[must_use]
     pub fn delivered_per_second(&self) -> f64 {
         self.delivered as f64 / self.elapsed.as_secs_f64()
     }
 }
 
-/// Sends datagrams of one flow without limit, and counts both ends after a warm-up.
+/// Sends datagrams of one flow at full rate, and counts them at both ends after a warm-up.
 ///
 /// # Errors
-/// When a socket cannot be made.
+/// If a socket cannot be created.
 pub fn udp_blast(
     from: &Namespace,
     to: &Namespace,
@@ -60,13 +60,11 @@ pub fn udp_blast(
 ) -> Result<BlastReport, TestbedError> {
     let explain = |error| failed(format!("send UDP to {}", request.address), error);
     let receiver = to
-        .run(|| UdpSocket::receiver(SocketAddrV4::new(request.address, 0)))
-        .and_then(|inner| inner)
+        .try_run(|| UdpSocket::receiver(SocketAddrV4::new(request.address, 0)))
         .map_err(explain)?;
     let destination = receiver.local_address().map_err(explain)?;
     let sender = from
-        .run(|| UdpSocket::sender(Ipv4Addr::UNSPECIFIED))
-        .and_then(|inner| inner)
+        .try_run(|| UdpSocket::sender(Ipv4Addr::UNSPECIFIED))
         .map_err(explain)?;
     let (sent, delivered) = (AtomicU64::new(0), AtomicU64::new(0));
     let over = AtomicBool::new(false);
@@ -118,9 +116,9 @@ fn send(
                 sent.fetch_add(count as u64, Ordering::Relaxed);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let _ = poll::wait_writable(socket.as_fd(), POLL);
+                let _ = poll::wait_writable(socket.as_fd(), POLL_TIMEOUT);
             }
-            // The echo of an earlier datagram, or no buffer: the next may leave.
+            // An ICMP error for an earlier datagram, or no buffer: the next may leave.
             Err(_) => {}
         }
     }
@@ -134,7 +132,7 @@ fn receive(socket: &UdpSocket, delivered: &AtomicU64, over: &AtomicBool) {
                 delivered.fetch_add(count as u64, Ordering::Relaxed);
             }
             Err(_) => {
-                let _ = poll::wait_readable([socket.as_fd()], Some(POLL));
+                let _ = poll::wait_readable([socket.as_fd()], Some(POLL_TIMEOUT));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Pseudo-random bytes: payloads in which a lost, repeated or moved piece shows.
+//! Pseudo-random payloads, which reveal a lost, repeated or reordered piece.
 
 /// An endless stream of bytes that depends on the seed alone (xorshift64*, Vigna 2016).
 #[derive(Debug, Clone)]
@@ -13,7 +13,7 @@ impl Content {
         Self { state }
     }
 
-    /// Fills `buffer` with what comes next.
+    /// Fills `buffer` with the next bytes.
     pub(super) fn fill(&mut self, buffer: &mut [u8]) {
         for chunk in buffer.chunks_mut(8) {
             let word = self.next().to_le_bytes();

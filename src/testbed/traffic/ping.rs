@@ -18,9 +18,9 @@ const MAX_PAYLOAD: usize = 65_535 - 20 - echo::HEADER_LEN;
 /// What to send.
 #[derive(Debug, Clone, Copy)]
 pub struct PingRequest {
-    /// Where to.
+    /// Destination address.
     pub destination: Ipv4Addr,
-    /// Bytes after the ICMP header; up to 65507, more than the MTU is sent in fragments.
+    /// Bytes after the ICMP header, up to 65507; fragmented if larger than the MTU.
     pub payload_len: usize,
     /// Number of echo requests.
     pub count: u16,
@@ -44,28 +44,28 @@ impl PingRequest {
     }
 }
 
-/// What came back.
+/// Result of a [`ping`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PingReport {
-    /// Requests sent, or tried to.
+    /// Requests sent, including those that the kernel refused.
     pub sent: u16,
-    /// Replies with the payload that was sent, each in time.
+    /// Replies in time with the payload that was sent.
     pub received: u16,
     /// Replies with another payload.
     pub corrupted: u16,
     /// Round trip times of the replies counted in `received`.
     pub rtts: Vec<Duration>,
-    /// TTL of those replies on arrival: 64 less the routers on the way.
+    /// TTL of those replies on arrival: 64 less the number of hops.
     pub ttls: Vec<u8>,
-    /// Type and code of other ICMP messages that came for our requests, such as (3, 1)
-    /// host unreachable or (3, 4) fragmentation needed.
+    /// Type and code of ICMP errors about our requests, such as (3, 1) host unreachable or
+    /// (3, 4) fragmentation needed.
     pub icmp_errors: Vec<(u8, u8)>,
-    /// Last reason for which a request could not be sent.
+    /// Why the last request that could not be sent was refused.
     pub send_error: Option<String>,
 }
 
 impl PingReport {
-    /// Whether each request got its reply, unchanged.
+    /// Whether every request got its reply, unchanged.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.sent > 0 && self.received == self.sent && self.corrupted == 0
@@ -76,8 +76,8 @@ impl PingReport {
 ///
 /// # Errors
 ///
-/// When there can't be a raw socket (`CAP_NET_RAW`), or the payload is too long. Lost
-/// requests are no error.
+/// If a raw socket cannot be opened (`CAP_NET_RAW`), or the payload is too long. Lost requests
+/// are not an error.
 pub fn ping(namespace: &Namespace, request: PingRequest) -> Result<PingReport, TestbedError> {
     if request.payload_len > MAX_PAYLOAD {
         return Err(TestbedError::Request(format!(
@@ -85,9 +85,8 @@ pub fn ping(namespace: &Namespace, request: PingRequest) -> Result<PingReport, T
             request.payload_len
         )));
     }
-    let outcome = namespace.run(|| -> io::Result<PingReport> { Pinger::open(request)?.send_all() });
-    outcome
-        .and_then(|inner| inner)
+    namespace
+        .try_run(|| Pinger::open(request)?.send_all())
         .map_err(|source| failed(format!("ping {}", request.destination), source))
 }
 

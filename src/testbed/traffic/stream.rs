@@ -1,4 +1,4 @@
-//! TCP streams for a while, to measure throughput.
+//! TCP streams of a given duration, to measure throughput.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
@@ -12,49 +12,48 @@ use crate::sys::netns::Namespace;
 use crate::testbed::namespace::TestbedError;
 
 const CHUNK: usize = 128 * 1024;
-/// How long a connection may take.
-const CONNECT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What to send.
 #[derive(Debug, Clone, Copy)]
 pub struct StreamRequest {
     /// An address of the receiving namespace.
     pub address: Ipv4Addr,
-    /// Number of streams, each with a thread at both ends.
+    /// Number of streams, each with one thread at either end.
     pub streams: usize,
     /// How long to measure.
     pub duration: Duration,
 }
 
-/// What arrived while it was measured.
+/// Result of [`tcp_streams`].
 #[derive(Debug, Clone, Copy)]
 pub struct StreamReport {
-    /// Payload bytes of all streams.
+    /// Payload bytes that arrived.
     pub bytes: u64,
-    /// How long it was measured.
+    /// Time of the measurement.
     pub elapsed: Duration,
-    /// Processor time that the whole machine spent meanwhile.
+    /// Processor time of the whole machine during the measurement.
     pub cpu: Duration,
 }
 
 impl StreamReport {
-    /// Payload bits in a second.
+    /// Payload bits per second.
     #[must_use]
     pub fn bits_per_second(&self) -> f64 {
         self.bytes as f64 * 8.0 / self.elapsed.as_secs_f64()
     }
 
-    /// Processor seconds for each gigabit.
+    /// Processor seconds per gigabit.
     #[must_use]
     pub fn cpu_per_gigabit(&self) -> f64 {
         self.cpu.as_secs_f64() / (self.bytes as f64 * 8.0 / 1e9)
     }
 }
 
-/// Sends as much as goes through, and counts what arrives after a warm-up.
+/// Sends at full rate, and counts the bytes that arrive after a warm-up.
 ///
 /// # Errors
-/// When there is no connection.
+/// If a connection cannot be established.
 pub fn tcp_streams(
     from: &Namespace,
     to: &Namespace,
@@ -80,7 +79,7 @@ pub fn tcp_streams(
             elapsed: start.elapsed(),
             cpu: cpu.elapsed(),
         };
-        // Ends every thread: writes fail, reads see the end.
+        // Ends every thread: writes fail, reads return the end of the stream.
         for (sender, receiver) in &pairs {
             let _ = sender.shutdown(Shutdown::Both);
             let _ = receiver.shutdown(Shutdown::Both);
@@ -95,13 +94,14 @@ fn connect(
     to: &Namespace,
     request: StreamRequest,
 ) -> io::Result<Vec<(TcpStream, TcpStream)>> {
-    let listener = to.run(|| TcpListener::bind(SocketAddrV4::new(request.address, 0)))??;
+    let listener = to.try_run(|| TcpListener::bind(SocketAddrV4::new(request.address, 0)))?;
     let destination = listener.local_addr()?;
     let listener = socket2::Socket::from(listener);
-    listener.set_read_timeout(Some(CONNECT))?;
+    listener.set_read_timeout(Some(CONNECT_TIMEOUT))?;
     (0..request.streams)
         .map(|_| {
-            let sender = from.run(|| TcpStream::connect_timeout(&destination, CONNECT))??;
+            let sender =
+                from.try_run(|| TcpStream::connect_timeout(&destination, CONNECT_TIMEOUT))?;
             let (receiver, _) = listener.accept()?;
             Ok((sender, receiver.into()))
         })

@@ -12,8 +12,8 @@ use super::{failed, is_timeout};
 use crate::sys::netns::Namespace;
 use crate::testbed::namespace::TestbedError;
 
-/// SHA-256 of what went in at one end, or came out at the other.
-pub type Digest = [u8; 32];
+/// SHA-256 of the bytes sent or received.
+type Sha256Digest = [u8; 32];
 
 const CHUNK: usize = 256 * 1024;
 
@@ -26,15 +26,15 @@ pub struct TransferRequest {
     pub bytes: u64,
     /// Seed of the pseudo-random content.
     pub seed: u64,
-    /// Whether both ends compute a digest. It costs as much as the transfer does, so leave
-    /// it out where throughput is measured; the content repeats then.
+    /// Whether both ends compute a digest. That costs as much as the transfer itself, so it is
+    /// not for throughput measurements. Without it the content repeats.
     pub verify: bool,
-    /// When to give up.
+    /// Time limit.
     pub deadline: Duration,
 }
 
 impl TransferRequest {
-    /// A verified transfer with half a minute to finish.
+    /// A verified transfer with a time limit of 30 seconds.
     #[must_use]
     pub fn new(address: Ipv4Addr, bytes: u64) -> Self {
         Self {
@@ -47,27 +47,25 @@ impl TransferRequest {
     }
 }
 
-/// What was transferred.
+/// Result of a [`tcp_transfer`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct TransferReport {
     /// Bytes that arrived.
     pub bytes: u64,
-    /// Seconds from before the connection until the last byte was there.
+    /// Seconds from before the connection until the last byte arrived.
     pub seconds: f64,
-    /// Digest at the sender, if asked for.
-    pub digest_sent: Option<Digest>,
-    /// Digest at the receiver, if asked for.
-    pub digest_received: Option<Digest>,
+    digest_sent: Option<Sha256Digest>,
+    digest_received: Option<Sha256Digest>,
 }
 
 impl TransferReport {
-    /// Whether the digests were computed and agree.
+    /// Whether the digests were computed and match.
     #[must_use]
     pub fn is_intact(&self) -> bool {
         self.digest_sent.is_some() && self.digest_sent == self.digest_received
     }
 
-    /// Payload bits in a second.
+    /// Payload bits per second.
     #[must_use]
     #[expect(
         clippy::cast_precision_loss,
@@ -79,12 +77,12 @@ impl TransferReport {
 }
 
 /// Sends pseudo-random bytes over TCP from one namespace to another, and calls `progress`
-/// with the number of bytes that have arrived, now and then.
+/// from time to time with the number of bytes that have arrived.
 ///
 /// # Errors
 ///
-/// When there is no connection or it breaks, and [`TestbedError::Deadline`] when the
-/// transfer is not finished in time.
+/// If the connection fails, and [`TestbedError::Deadline`] if the transfer is not finished in
+/// time.
 pub fn tcp_transfer(
     from: &Namespace,
     to: &Namespace,
@@ -94,7 +92,7 @@ pub fn tcp_transfer(
     let clock = Clock::start(request.deadline);
     let explain = |error: io::Error| {
         if is_timeout(&error) {
-            clock.ran_out(request)
+            clock.timed_out(request)
         } else {
             failed(format!("send TCP to {}", request.address), error)
         }
@@ -108,7 +106,7 @@ pub fn tcp_transfer(
             .unwrap_or_else(|_| Err(io::Error::other("the receiving thread died")));
         (sent, received)
     });
-    // The receiver's error first: when it stops, the sender only sees a reset.
+    // The receiver's error first: once it stops, the sender only sees a reset.
     let received = received.map_err(explain)?;
     Ok(TransferReport {
         bytes: received.bytes,
@@ -130,7 +128,7 @@ impl Clock {
         Self { start, limit }
     }
 
-    /// The time that is left, never zero, as sockets want it.
+    /// The remaining time, never zero, which sockets reject.
     fn left(self) -> io::Result<Duration> {
         self.limit
             .checked_sub(self.start.elapsed())
@@ -138,7 +136,7 @@ impl Clock {
             .ok_or_else(|| io::ErrorKind::TimedOut.into())
     }
 
-    fn ran_out(self, request: TransferRequest) -> TestbedError {
+    fn timed_out(self, request: TransferRequest) -> TestbedError {
         TestbedError::Deadline {
             what: format!(
                 "a transfer of {} bytes to {}",
@@ -155,11 +153,11 @@ fn connect(
     address: Ipv4Addr,
     clock: Clock,
 ) -> io::Result<(TcpStream, TcpStream)> {
-    let listener = to.run(|| TcpListener::bind(SocketAddrV4::new(address, 0)))??;
+    let listener = to.try_run(|| TcpListener::bind(SocketAddrV4::new(address, 0)))?;
     let destination = listener.local_addr()?;
     let left = clock.left()?;
-    let sender = from.run(|| TcpStream::connect_timeout(&destination, left))??;
-    // The kernel has finished the handshake, but the last segment of it may be on its way.
+    let sender = from.try_run(|| TcpStream::connect_timeout(&destination, left))?;
+    // The sender's side of the handshake is complete, but its last segment may be in flight.
     let listener = socket2::Socket::from(listener);
     listener.set_read_timeout(Some(clock.left()?))?;
     let (receiver, _) = listener.accept()?;
@@ -170,7 +168,7 @@ fn send(
     mut stream: TcpStream,
     request: TransferRequest,
     clock: Clock,
-) -> io::Result<Option<Digest>> {
+) -> io::Result<Option<Sha256Digest>> {
     let mut content = Content::new(request.seed);
     let mut chunk = vec![0; CHUNK];
     content.fill(&mut chunk);
@@ -193,7 +191,7 @@ fn send(
 struct Received {
     bytes: u64,
     at: Instant,
-    digest: Option<Digest>,
+    digest: Option<Sha256Digest>,
 }
 
 fn receive(

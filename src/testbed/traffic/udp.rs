@@ -1,4 +1,4 @@
-//! Datagrams sent to and fro, for the latency of the way.
+//! UDP round trips, to measure latency.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
@@ -11,10 +11,10 @@ use super::{content, failed, is_timeout};
 use crate::sys::netns::Namespace;
 use crate::testbed::namespace::TestbedError;
 
-/// How soon an echo server notices that it shall stop.
-const POLL: Duration = Duration::from_millis(50);
+/// Time until an echo server notices that it should stop.
+const POLL_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// A server that sends back each datagram it gets. It ends when dropped.
+/// A server that returns each datagram to its sender; stops on drop.
 #[derive(Debug)]
 pub struct UdpEcho {
     address: SocketAddr,
@@ -23,7 +23,7 @@ pub struct UdpEcho {
 }
 
 impl UdpEcho {
-    /// Where it listens.
+    /// The address it listens on.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -34,7 +34,7 @@ impl Drop for UdpEcho {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(worker) = self.worker.take() {
-            // A worker that died has nothing left to stop.
+            // A worker that panicked has stopped as well.
             let _ = worker.join();
         }
     }
@@ -44,11 +44,11 @@ impl Drop for UdpEcho {
 ///
 /// # Errors
 ///
-/// When the address can't be bound.
+/// If the address cannot be bound.
 pub fn udp_echo(namespace: &Namespace, address: Ipv4Addr) -> Result<UdpEcho, TestbedError> {
     let start = || -> io::Result<UdpEcho> {
-        let socket = namespace.run(|| UdpSocket::bind(SocketAddrV4::new(address, 0)))??;
-        socket.set_read_timeout(Some(POLL))?;
+        let socket = namespace.try_run(|| UdpSocket::bind(SocketAddrV4::new(address, 0)))?;
+        socket.set_read_timeout(Some(POLL_TIMEOUT))?;
         let stop = Arc::new(AtomicBool::new(false));
         let address = socket.local_addr()?;
         let worker = {
@@ -69,7 +69,7 @@ pub fn udp_echo(namespace: &Namespace, address: Ipv4Addr) -> Result<UdpEcho, Tes
 fn echo(socket: &UdpSocket, stop: &AtomicBool) {
     let mut buffer = vec![0; usize::from(u16::MAX)];
     while !stop.load(Ordering::Relaxed) {
-        // Errors are timeouts, and ICMP messages about earlier answers: nothing to do.
+        // Errors are timeouts, and ICMP errors about earlier replies.
         if let Ok((length, from)) = socket.recv_from(&mut buffer) {
             let _ = socket.send_to(&buffer[..length], from);
         }
@@ -79,36 +79,36 @@ fn echo(socket: &UdpSocket, stop: &AtomicBool) {
 /// What to send to an echo server.
 #[derive(Debug, Clone, Copy)]
 pub struct PingPongRequest {
-    /// The server.
+    /// Address of the server.
     pub destination: SocketAddr,
     /// Bytes in a datagram.
     pub payload_len: usize,
-    /// Number of datagrams, one after the other.
+    /// Number of datagrams, sent one after the other.
     pub count: usize,
-    /// How long to wait for each.
+    /// How long to wait for each reply.
     pub timeout: Duration,
 }
 
-/// What came back.
+/// Result of a [`udp_ping_pong`].
 #[derive(Debug, Clone, Default)]
 pub struct PingPongReport {
     /// Datagrams sent.
     pub sent: usize,
-    /// Datagrams that came back in time and unchanged.
+    /// Datagrams that returned in time and unchanged.
     pub received: usize,
     /// Their round trip times, shortest first.
     pub round_trips: Vec<Duration>,
 }
 
 impl PingPongReport {
-    /// The round trip time that `share` of the datagrams (0.0 to 1.0) did not exceed; none
-    /// when nothing came back.
+    /// The round trip time that `share` of the datagrams (0.0 to 1.0) did not exceed, if any
+    /// returned.
     #[must_use]
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         clippy::cast_precision_loss,
-        reason = "an index into a list that fits into memory"
+        reason = "an index into a list that fits in memory"
     )]
     pub fn percentile(&self, share: f64) -> Option<Duration> {
         let last = self.round_trips.len().checked_sub(1)?;
@@ -117,17 +117,17 @@ impl PingPongReport {
     }
 }
 
-/// Sends datagrams from `namespace` to an echo server, each after the answer to the one
-/// before, and measures the round trips.
+/// Sends datagrams from `namespace` to an echo server, each after the reply to the one before,
+/// and measures the round trips.
 ///
 /// # Errors
 ///
-/// When there can't be a socket. Lost datagrams are no error.
+/// If a socket cannot be created. Lost datagrams are not an error.
 pub fn udp_ping_pong(
     namespace: &Namespace,
     request: PingPongRequest,
 ) -> Result<PingPongReport, TestbedError> {
-    let outcome = namespace.run(|| -> io::Result<PingPongReport> {
+    let result = namespace.try_run(|| {
         let socket = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))?;
         socket.connect(request.destination)?;
         let mut report = PingPongReport::default();
@@ -141,9 +141,7 @@ pub fn udp_ping_pong(
         report.round_trips.sort_unstable();
         Ok(report)
     });
-    outcome
-        .and_then(|inner| inner)
-        .map_err(|source| failed(format!("send UDP to {}", request.destination), source))
+    result.map_err(|source| failed(format!("send UDP to {}", request.destination), source))
 }
 
 fn round_trip(
@@ -152,11 +150,11 @@ fn round_trip(
     request: PingPongRequest,
 ) -> io::Result<Option<Duration>> {
     let payload = content::bytes(sequence, request.payload_len);
-    let mut answer = vec![0; request.payload_len + 1];
+    let mut reply = vec![0; request.payload_len + 1];
     let start = Instant::now();
     match socket.send(&payload) {
         Ok(_) => {}
-        // An ICMP message about an earlier datagram, or no buffer: this one is lost.
+        // An ICMP error about an earlier datagram, or no buffer: this one is lost.
         Err(error) if is_loss(&error) => return Ok(None),
         Err(error) => return Err(error),
     }
@@ -166,9 +164,9 @@ fn round_trip(
             return Ok(None);
         }
         socket.set_read_timeout(Some(left))?;
-        match socket.recv(&mut answer) {
-            Ok(length) if answer[..length] == payload => return Ok(Some(start.elapsed())),
-            // A late answer to an earlier datagram.
+        match socket.recv(&mut reply) {
+            Ok(length) if reply[..length] == payload => return Ok(Some(start.elapsed())),
+            // A late reply to an earlier datagram.
             Ok(_) => {}
             Err(error) if is_timeout(&error) || is_loss(&error) => {}
             Err(error) => return Err(error),

@@ -1,14 +1,14 @@
-//! What a measurement begins and ends with.
+//! Warm-up and processor time of a measurement.
 
 use std::fs;
 use std::time::Duration;
 
-/// How long traffic flows before it is measured: windows open, buffers grow.
+/// How long traffic flows before it is measured, so that windows open and buffers grow.
 pub(super) const WARM_UP: Duration = Duration::from_millis(400);
-/// `USER_HZ`: what `/proc/stat` counts in, on every architecture of Linux but Alpha.
+/// `USER_HZ`, the unit of `/proc/stat`, on every architecture of Linux but Alpha.
 const TICKS_PER_SECOND: u64 = 100;
 
-/// A moment in the machine's processor time.
+/// Processor time that the machine has spent so far.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CpuTime(Option<u64>);
 
@@ -21,7 +21,7 @@ impl CpuTime {
         )
     }
 
-    /// What all processors spent since then; zero where `/proc/stat` cannot be read.
+    /// Time that all processors have spent since then; zero if `/proc/stat` cannot be read.
     pub(super) fn elapsed(self) -> Duration {
         let ticks = match (self.0, Self::now().0) {
             (Some(before), Some(after)) => after.saturating_sub(before),

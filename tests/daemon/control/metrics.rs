@@ -52,7 +52,7 @@ fn within(mut check: impl FnMut() -> bool) -> bool {
 /// Runs promtool where it is installed.
 fn promtool(arguments: &[&str], stdin: &str) {
     if let Err(reason) = possible(&["promtool"]) {
-        uvxlan::testbed::skipped(reason);
+        crate::support::skipped(reason);
         return;
     }
     let mut check = Command::new("promtool")

@@ -45,7 +45,7 @@ impl Drop for Tmux {
 /// Whether tmux is there; a terminal of its own for a command.
 fn terminal(lab: &Lab, command: &str) -> Option<Tmux> {
     if Command::new("tmux").arg("-V").output().is_err() {
-        uvxlan::testbed::skipped("no program tmux");
+        crate::support::skipped("no program tmux");
         return None;
     }
     let tmux = Tmux {

@@ -4,3 +4,4 @@
 mod bad_underlay;
 mod nics;
 mod path_mtu;
+mod tcp_counters;

@@ -6,11 +6,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use uvxlan::sys::netns::Namespace;
-use uvxlan::testbed::traffic::{
-    StreamRequest, TcpCounters, TransferRequest, tcp_streams, tcp_transfer,
-};
+use uvxlan::testbed::traffic::{StreamRequest, TransferRequest, tcp_streams, tcp_transfer};
 use uvxlan::testbed::{NicClass, Pair, available};
 
+use super::tcp_counters::TcpCounters;
 use crate::support::need;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_uvxlan");
@@ -32,7 +31,7 @@ fn pair(folder: &Path, flags: &[&str]) -> Pair {
 
 fn assert_no_bad_checksum(pair: &Pair) {
     for container in &pair.containers {
-        let counters = TcpCounters::read(container.namespace()).unwrap();
+        let counters = TcpCounters::read(container.namespace());
         assert_eq!(counters.checksum_errors, 0, "{counters:?}");
         assert!(counters.segments_out > 0, "it was TCP that was sent");
     }
@@ -146,7 +145,7 @@ fn four_streams_are_not_reordered() {
     };
     let report = tcp_streams(a.namespace(), b.namespace(), request).unwrap();
     assert!(report.bytes > 0);
-    let sender = TcpCounters::read(a.namespace()).unwrap();
+    let sender = TcpCounters::read(a.namespace());
     let segments = report.bytes / MSS as u64;
     // Queues that overflow lose some, and that is no disorder.
     println!("{segments} segments, {sender:?}");

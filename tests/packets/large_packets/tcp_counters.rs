@@ -1,43 +1,32 @@
-//! What a namespace's TCP counted: retransmissions and disorder.
+//! A namespace's TCP counters: retransmissions and reordering.
 
 use std::fs;
 
-use super::failed;
-use crate::sys::netns::Namespace;
-use crate::testbed::namespace::TestbedError;
+use uvxlan::sys::netns::Namespace;
 
-/// Counters since the namespace was made.
+/// Counters since the namespace was created.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct TcpCounters {
-    /// Segments sent, retransmissions left out.
-    pub segments_out: u64,
-    /// Segments sent again (`RetransSegs`).
-    pub retransmitted: u64,
-    /// Segments that came before their turn (`TCPOFOQueue`).
-    pub out_of_order: u64,
-    /// Times that a sender noticed that segments had overtaken each other, which is told
-    /// apart from loss (`TCPSACKReorder`, `TCPTSReorder`, `TCPRenoReorder`).
-    pub reordered: u64,
-    /// Segments dropped for a wrong checksum (`InCsumErrors`).
-    pub checksum_errors: u64,
+pub(crate) struct TcpCounters {
+    /// Segments sent, without retransmissions.
+    pub(crate) segments_out: u64,
+    /// `RetransSegs`
+    pub(crate) retransmitted: u64,
+    /// Segments that arrived out of order (`TCPOFOQueue`).
+    pub(crate) out_of_order: u64,
+    /// Times that a sender detected reordering as opposed to loss (`TCPSACKReorder`,
+    /// `TCPTSReorder`, `TCPRenoReorder`).
+    pub(crate) reordered: u64,
+    /// `InCsumErrors`
+    pub(crate) checksum_errors: u64,
 }
 
 impl TcpCounters {
-    /// Reads them.
-    ///
-    /// # Errors
-    /// When `/proc` cannot be read.
-    pub fn read(namespace: &Namespace) -> Result<Self, TestbedError> {
-        let read = || -> std::io::Result<String> {
-            let mut text = fs::read_to_string("/proc/thread-self/net/snmp")?;
-            text.push_str(&fs::read_to_string("/proc/thread-self/net/netstat")?);
-            Ok(text)
-        };
-        namespace
-            .run(read)
-            .and_then(|inner| inner)
-            .map(|text| Self::parse(&text))
-            .map_err(|source| failed("read /proc/net/snmp and netstat", source))
+    pub(crate) fn read(namespace: &Namespace) -> Self {
+        let text = namespace.try_run(|| {
+            let snmp = fs::read_to_string("/proc/thread-self/net/snmp")?;
+            Ok(snmp + &fs::read_to_string("/proc/thread-self/net/netstat")?)
+        });
+        Self::parse(&text.unwrap())
     }
 
     fn parse(text: &str) -> Self {
@@ -55,7 +44,7 @@ impl TcpCounters {
     }
 }
 
-/// Two lines a group: names, then values.
+/// Each group has two lines: names, then values.
 fn value(text: &str, group: &str, name: &str) -> Option<u64> {
     let mut lines = text.lines().filter(|line| line.starts_with(group));
     let position = lines.next()?.split(' ').position(|word| word == name)?;
