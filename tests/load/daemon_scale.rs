@@ -2,7 +2,7 @@
 //! followed, at no cost to etcd, and a ping beside it loses nothing. How fast it is,
 //! `cargo bench --bench lease` tells.
 
-use crate::support::alone::beside_others;
+use crate::support::alone::alone;
 use crate::support::need;
 use crate::support::nodes::{self, losing_nothing, possible};
 use crate::support::scale::{Scale, memory};
@@ -14,7 +14,7 @@ const SECONDS: u32 = 6;
 #[test]
 fn thousands_of_leases_that_come_go_and_change_are_followed_and_no_packet_is_lost() {
     need!(possible(&["etcd", "etcdctl"]));
-    let _machine = beside_others();
+    let _machine = alone();
     let scale = Scale::new(LEASES);
     let nodes = [scale.start(0), scale.start(1)];
     scale.routes_are_the_stores(&nodes[0]);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use uvxlan::subnet::manager::PeerChange;
 
-use crate::support::alone::beside_others;
+use crate::support::alone::alone;
 use crate::support::etcd::Etcd;
 use crate::support::fleet::{follow, key, put_all, value};
 
@@ -15,7 +15,7 @@ const WAIT: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_thousand_leases_and_their_changes_are_followed() {
-    let _machine = beside_others();
+    let _machine = alone();
     let Some(etcd) = Etcd::start(None).await else {
         return;
     };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use uvxlan::testbed::Topology;
 use uvxlan::testbed::traffic::{StreamRequest, tcp_streams};
 
-use crate::support::alone::beside_others;
+use crate::support::alone::alone;
 use crate::support::need;
 use crate::support::nodes::{NodeUnderTest, eventually, possible};
 
@@ -43,7 +43,7 @@ fn write_leases(store: &Path) {
 #[test]
 fn a_thousand_peers_and_full_load_fit() {
     need!(possible(&["ip"]));
-    let _machine = beside_others();
+    let _machine = alone();
     let topology = Topology::two_hosts().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let store = folder.path().join("store");

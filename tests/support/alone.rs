@@ -1,23 +1,13 @@
-//! Who has the machine: tests run at the same time, but not beside one that measures.
+//! The machine for one test: others of the same program wait, other programs do not run.
 
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-
-static MACHINE: RwLock<()> = RwLock::new(());
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The machine is one test's alone until this is dropped.
 #[must_use]
-pub(crate) struct Alone(RwLockWriteGuard<'static, ()>);
+pub(crate) struct Alone(MutexGuard<'static, ()>);
 
-/// No other test is alone until this is dropped.
-#[must_use]
-pub(crate) struct Beside(RwLockReadGuard<'static, ()>);
-
-/// For a test that floods the machine, or measures what a flood costs.
+/// For a test that loads the machine, or measures: what others do beside it would count.
 pub(crate) fn alone() -> Alone {
-    Alone(MACHINE.write().unwrap_or_else(PoisonError::into_inner))
-}
-
-/// For the other tests of the same program.
-pub(crate) fn beside_others() -> Beside {
-    Beside(MACHINE.read().unwrap_or_else(PoisonError::into_inner))
+    static MACHINE: Mutex<()> = Mutex::new(());
+    Alone(MACHINE.lock().unwrap_or_else(PoisonError::into_inner))
 }
