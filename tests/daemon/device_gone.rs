@@ -4,7 +4,6 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::Command;
@@ -13,7 +12,7 @@ use std::time::{Duration, Instant};
 use uvxlan::testbed::Topology;
 
 use crate::support::need;
-use crate::support::nodes::{CONFIG, NodeUnderTest, PROGRAM, eventually, possible};
+use crate::support::nodes::{CONFIG, NodeUnderTest, PROGRAM, eventually, executable, possible};
 
 /// A question must be answered within this time, on a busy machine too.
 const PROMPTLY: Duration = Duration::from_secs(3);
@@ -46,8 +45,7 @@ impl Lab {
             "#!/bin/sh\nNOTIFY_SOCKET={} WATCHDOG_USEC=10000000 exec {PROGRAM} \"$@\"\n",
             self.folder.path().join("notify").display()
         );
-        fs::write(&path, text).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        executable(&path, &text);
         path
     }
 

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use uvxlan::testbed::{DaemonProcess, Topology, UNDERLAY_DEVICE};
 
 use crate::support::need;
-use crate::support::nodes::{CONFIG, NodeUnderTest, PATIENCE, PROGRAM, eventually, possible};
+use crate::support::nodes::{
+    CONFIG, NodeUnderTest, PATIENCE, PROGRAM, eventually, executable, possible,
+};
 
 /// Bits of `CAP_DAC_OVERRIDE`, `CAP_NET_BIND_SERVICE`, `CAP_NET_ADMIN` and `CAP_NET_RAW`
 /// (`include/uapi/linux/capability.h`).
@@ -75,9 +77,7 @@ fn as_the_unit_starts_it(folder: &Path) -> PathBuf {
     let text = format!(
         "#!/bin/sh\nexec setpriv --bounding-set=-all{set} --inh-caps=-all {PROGRAM} \"$@\"\n"
     );
-    std::fs::write(&program, text).unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(&program, mode).unwrap();
+    executable(&program, &text);
     program
 }
 

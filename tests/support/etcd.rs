@@ -1,6 +1,6 @@
 //! A real etcd on loopback, in a directory of its own, killed when dropped.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -118,7 +118,9 @@ pub(crate) fn free_port() -> u16 {
     let first = 20_000 + (std::process::id() % 1000) as u16 * 10;
     loop {
         let port = first + NEXT.fetch_add(1, Ordering::Relaxed) % 2000;
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+        // Not by binding it: a program that another test is starting would have a copy of the
+        // socket for a moment, and with it the port.
+        if TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
             return port;
         }
     }

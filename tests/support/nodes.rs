@@ -1,5 +1,6 @@
 //! Daemons on hosts in namespaces, and a real etcd on one of them.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,6 +37,20 @@ pub(crate) fn eventually(what: &str, mut check: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// Makes a script, in place of what has its name. Another process writes it: a program that
+/// another test is starting has a copy of this process's files for a moment, and a file that
+/// is open for writing cannot be executed.
+pub(crate) fn executable(path: &Path, text: &str) {
+    let _ = std::fs::remove_file(path);
+    let mut install = Command::new("install");
+    install.args(["-m", "755", "/dev/stdin"]).arg(path);
+    let mut install = install.stdin(Stdio::piped()).spawn().unwrap();
+    let mut input = install.stdin.take().unwrap();
+    input.write_all(text.as_bytes()).unwrap();
+    drop(input);
+    assert!(install.wait().unwrap().success(), "{}", path.display());
 }
 
 /// A lease as flannel would have written it: without what names its writer.

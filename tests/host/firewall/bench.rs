@@ -4,14 +4,14 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use ipnet::Ipv4Net;
 use uvxlan::testbed::{DaemonProcess, Host, Topology};
 
-use crate::support::nodes::{NodeUnderTest, PATIENCE, PROGRAM};
+use crate::support::nodes::{NodeUnderTest, PATIENCE, PROGRAM, executable};
 
 pub(crate) const CONFIG: &str = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#;
 pub(crate) const NETWORK: &str = "10.5.0.0/16";
@@ -232,14 +232,6 @@ impl Bench {
     pub(crate) fn is_ready(&self) -> bool {
         self.readiness() == (200, "flanneld is ready".into())
     }
-}
-
-/// Makes a script; what has its name is removed before, lest a link be written through.
-pub(crate) fn executable(path: &Path, text: &str) {
-    let _ = fs::remove_file(path);
-    let mut file = fs::File::create_new(path).unwrap();
-    file.write_all(text.as_bytes()).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 /// What `iptables-save` shows of newest flannel's rules, chains before rules.

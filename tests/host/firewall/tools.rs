@@ -1,9 +1,9 @@
 //! Which tool is used: one that works, as soon as there is one.
 
-use super::bench::{Bench, HEALTH, NETWORK, Tool, executable, find, of_iptables, of_nftables};
+use super::bench::{Bench, HEALTH, NETWORK, Tool, find, of_iptables, of_nftables};
 
 use crate::support::need;
-use crate::support::nodes::{NodeUnderTest, PROGRAM, eventually, possible};
+use crate::support::nodes::{NodeUnderTest, PROGRAM, eventually, executable, possible};
 
 #[test]
 fn without_a_tool_it_goes_on_says_what_is_missing_and_takes_one_that_comes() {
