@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::daemon::notify;
+use crate::daemon::notify::Notifier;
 
 /// flannel's pause of a second at first, then longer.
 const PAUSE_SECONDS: [u64; 5] = [1, 1, 2, 5, 10];
@@ -24,12 +24,12 @@ impl Backoff {
 
     /// Waits until the next attempt of a start, and keeps the service manager from ending it
     /// meanwhile.
-    pub(crate) async fn wait(&mut self, log: impl FnOnce()) {
+    pub(crate) async fn wait(&mut self, notifier: &Notifier, log: impl FnOnce()) {
         let (should_log, pause) = self.next();
         if should_log {
             log();
         }
-        notify::extend_start(pause + ATTEMPT_TIMEOUT);
+        notifier.extend_start(pause + ATTEMPT_TIMEOUT);
         tokio::time::sleep(pause).await;
     }
 

@@ -1,71 +1,91 @@
-//! What systemd is told (`sd_notify(3)`); nothing happens where nobody listens.
+//! Notifies the service manager (`sd_notify(3)`); does nothing without one.
 
-use std::ffi::OsStr;
+use std::env;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 
-static LAST_STATUS: Mutex<String> = Mutex::new(String::new());
-/// READY could not be said, and is to be said with whatever comes next.
-static READY_IS_OWED: AtomicBool = AtomicBool::new(false);
+/// The service manager that this process was started by, if any; clones share their state.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Notifier(Arc<Inner>);
 
-/// Everything is in place: lease, device, routes and subnet file.
-pub fn ready(status: &str) {
-    send(&[NotifyState::Ready, NotifyState::Status(status)]);
+#[derive(Debug, Default)]
+struct Inner {
+    socket: Option<OsString>,
+    last_status: Mutex<Option<String>>,
+    /// READY could not be sent, and goes with the next message.
+    owes_ready: AtomicBool,
 }
 
-/// One line for `systemctl status`, and for `uvxlan status` while starting.
-pub fn status(text: &str) {
-    let mut last = LAST_STATUS.lock().unwrap_or_else(PoisonError::into_inner);
-    text.clone_into(&mut last);
-    send(&[NotifyState::Status(text)]);
-}
-
-/// What was said last.
-#[must_use]
-pub fn last_status() -> String {
-    let last = LAST_STATUS.lock().unwrap_or_else(PoisonError::into_inner);
-    last.clone()
-}
-
-/// The start takes this much longer: the datastore is away. Means nothing once READY.
-pub fn extend_start(by: Duration) {
-    let microseconds = u32::try_from(by.as_micros()).unwrap_or(u32::MAX);
-    send(&[NotifyState::ExtendTimeoutUsec(microseconds)]);
-}
-
-/// The daemon is on its way out.
-pub fn stopping() {
-    send(&[NotifyState::Stopping]);
-}
-
-/// Says so, without waiting: a service manager that does not read must not stop who feeds the
-/// routes. What is left out is said anew by the next status or sign of life; READY goes with it.
-fn send(state: &[NotifyState<'_>]) {
-    let Some(to) = std::env::var_os("NOTIFY_SOCKET") else {
-        return;
-    };
-    let mut text: Vec<_> = state.iter().map(ToString::to_string).collect();
-    let mut is_ready = matches!(state, [NotifyState::Ready, ..]);
-    if READY_IS_OWED.swap(false, Ordering::Relaxed) && !is_ready {
-        is_ready = true;
-        text.push(NotifyState::Ready.to_string());
+impl Notifier {
+    pub(crate) fn of_environment() -> Self {
+        Self(Arc::new(Inner {
+            socket: env::var_os("NOTIFY_SOCKET"),
+            ..Inner::default()
+        }))
     }
-    match send_to(&to, &text.join("\n")) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            READY_IS_OWED.store(is_ready, Ordering::Relaxed);
-            tracing::warn!(event = "notify_failed", "the service manager does not read");
+
+    /// Everything is in place: lease, device, routes and subnet file.
+    pub(crate) fn ready(&self, status: &str) {
+        self.send(&[NotifyState::Ready, NotifyState::Status(status)]);
+    }
+
+    /// One line for `systemctl status`, and for `uvxlan status` during a start.
+    pub(crate) fn status(&self, text: &str) {
+        *self.lock_status() = Some(text.to_owned());
+        self.send(&[NotifyState::Status(text)]);
+    }
+
+    pub(crate) fn last_status(&self) -> Option<String> {
+        self.lock_status().clone()
+    }
+
+    fn lock_status(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        let status = self.0.last_status.lock();
+        status.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The start takes this much longer. Has no effect after READY.
+    pub(crate) fn extend_start(&self, by: Duration) {
+        let microseconds = u32::try_from(by.as_micros()).unwrap_or(u32::MAX);
+        self.send(&[NotifyState::ExtendTimeoutUsec(microseconds)]);
+    }
+
+    pub(crate) fn stopping(&self) {
+        self.send(&[NotifyState::Stopping]);
+    }
+
+    /// Sends without waiting: a service manager that does not read must not stop the control
+    /// side. The next status or watchdog message makes up for one that was lost, and READY is
+    /// sent again with it.
+    fn send(&self, state: &[NotifyState<'_>]) {
+        let Some(to) = &self.0.socket else {
+            return;
+        };
+        let owes_ready = &self.0.owes_ready;
+        let mut text: Vec<_> = state.iter().map(ToString::to_string).collect();
+        let mut is_ready = matches!(state, [NotifyState::Ready, ..]);
+        if owes_ready.swap(false, Ordering::Relaxed) && !is_ready {
+            is_ready = true;
+            text.push(NotifyState::Ready.to_string());
         }
-        Err(error) => {
-            tracing::warn!(event = "notify_failed", %error, "cannot tell the service manager");
+        match send_to(to, &text.join("\n")) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                owes_ready.store(is_ready, Ordering::Relaxed);
+                tracing::warn!(event = "notify_failed", "the service manager does not read");
+            }
+            Err(error) => {
+                tracing::warn!(event = "notify_failed", %error, "cannot notify the service manager");
+            }
+            Ok(_) => {}
         }
-        Ok(_) => {}
     }
 }
 
@@ -79,56 +99,48 @@ fn send_to(to: &OsStr, text: &str) -> io::Result<usize> {
     socket.send_to_addr(text.as_bytes(), &address)
 }
 
-/// Tells the service manager's watchdog that packets are still being moved: by the workers'
-/// own progress, not by a timer.
+/// Feeds the service manager's watchdog as long as all packet threads make progress.
 #[derive(Debug)]
-pub struct Watchdog {
-    /// What `WatchdogSec=` says.
-    limit: Option<Duration>,
+pub(crate) struct Watchdog {
+    notifier: Notifier,
+    /// `WatchdogSec=` of the unit.
+    timeout: Option<Duration>,
     progress: Vec<u64>,
-    /// When that was.
-    taken: Option<Instant>,
-    complained: Option<Instant>,
+    /// When that was compared.
+    compared: Option<Instant>,
+    stuck: bool,
 }
 
-/// Least time between two looks that can be compared: longer than the second in which an
-/// idle worker makes a turn, shorter than the pause between regular looks.
-const SPAN: Duration = Duration::from_millis(1500);
+/// Least time between two comparisons: longer than the second in which an idle worker makes a
+/// turn, shorter than the pause between regular checks.
+const MIN_INTERVAL: Duration = Duration::from_millis(1500);
 
 impl Watchdog {
-    /// The watchdog that this process was started under, if any.
-    #[must_use]
-    pub fn of_environment() -> Self {
+    pub(crate) fn of_environment(notifier: Notifier) -> Self {
         Self {
-            limit: sd_notify::watchdog_enabled(),
+            notifier,
+            timeout: sd_notify::watchdog_enabled(),
             progress: Vec::new(),
-            taken: None,
-            complained: None,
+            compared: None,
+            stuck: false,
         }
     }
 
-    /// Takes the number of turns that each worker has made. An idle worker makes one a
-    /// second, so that one that made none since the last look hangs; of looks that follow
-    /// each other closer than that, the later ones say nothing.
-    pub fn feed(&mut self, progress: &[u64], now: Instant) {
-        if self.taken.is_some_and(|taken| now - taken < SPAN) {
+    /// Takes the number of turns of each worker. An idle worker makes one a second, so one that
+    /// made none since the last comparison hangs. Calls that follow too closely are ignored.
+    pub(crate) fn feed(&mut self, progress: &[u64], now: Instant) {
+        if self.compared.is_some_and(|at| now - at < MIN_INTERVAL) {
             return;
         }
-        self.taken = Some(now);
+        self.compared = Some(now);
         let moved = self.has_moved(progress);
         self.progress = progress.to_vec();
-        if moved {
-            self.complained = None;
-            if self.limit.is_some() {
-                send(&[NotifyState::Watchdog]);
-            }
-        } else if self.complained.is_none() {
-            self.complained = Some(now);
-            tracing::error!(
-                event = "worker_stuck",
-                "a packet thread made no progress since the last look"
-            );
+        if moved && self.timeout.is_some() {
+            self.notifier.send(&[NotifyState::Watchdog]);
+        } else if !moved && !self.stuck {
+            tracing::error!(event = "worker_stuck", "a packet thread makes no progress");
         }
+        self.stuck = !moved;
     }
 
     fn has_moved(&self, progress: &[u64]) -> bool {
@@ -146,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_does_not_read_is_not_waited_for() {
+    fn a_service_manager_that_does_not_read_is_not_waited_for() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
@@ -167,23 +179,24 @@ mod tests {
     #[test]
     fn one_stuck_worker_is_enough() {
         let mut watchdog = Watchdog {
-            limit: None,
+            notifier: Notifier::default(),
+            timeout: None,
             progress: Vec::new(),
-            taken: None,
-            complained: None,
+            compared: None,
+            stuck: false,
         };
         let start = Instant::now();
         watchdog.feed(&[1, 1], start);
-        // After a change on the host, it is looked at soon: an idle worker had no turn yet.
-        watchdog.feed(&[1, 1], start + SPAN / 5);
-        assert!(watchdog.complained.is_none());
+        // After a change on the host the next call is soon: an idle worker had no turn yet.
+        watchdog.feed(&[1, 1], start + MIN_INTERVAL / 5);
+        assert!(!watchdog.stuck);
         assert!(watchdog.has_moved(&[2, 2]));
         assert!(!watchdog.has_moved(&[2, 1]));
-        watchdog.feed(&[2, 1], start + SPAN);
-        assert!(watchdog.complained.is_some());
-        watchdog.feed(&[3, 2], start + 2 * SPAN);
-        assert!(watchdog.complained.is_none());
-        // The device was made anew, with other workers.
+        watchdog.feed(&[2, 1], start + MIN_INTERVAL);
+        assert!(watchdog.stuck);
+        watchdog.feed(&[3, 2], start + 2 * MIN_INTERVAL);
+        assert!(!watchdog.stuck);
+        // The device was rebuilt, with other workers.
         assert!(watchdog.has_moved(&[0]));
     }
 }

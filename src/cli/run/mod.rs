@@ -19,10 +19,10 @@ use crate::daemon::start;
 /// Runs the daemon until it is told to stop.
 #[must_use]
 pub fn run(options: RunOptions) -> ExitCode {
-    log::start(options.log_format, options.log_level());
+    let limit = log::start(options.log_format, options.log_level());
     log::announce(&options);
     privileges::starting();
-    match serve(&options) {
+    match serve(&options, limit) {
         Ok(()) => ExitCode::from(super::OK),
         Err(failure) => {
             tracing::error!(event = "failed", "{failure}");
@@ -31,7 +31,7 @@ pub fn run(options: RunOptions) -> ExitCode {
     }
 }
 
-fn serve(options: &RunOptions) -> Result<(), Failure> {
+fn serve(options: &RunOptions, limit: log::Limit) -> Result<(), Failure> {
     // One thread: the control side must never compete with the packet workers.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -41,7 +41,7 @@ fn serve(options: &RunOptions) -> Result<(), Failure> {
     let outcome = runtime.block_on(async {
         let stop = CancellationToken::new();
         stop_on_signals(stop.clone()).map_err(Failure::Runtime)?;
-        tokio::spawn(log::tell_what_is_left_out());
+        tokio::spawn(log::report_suppressed(limit));
         start::run(options, stop).await
     });
     // A store that does not answer must not hold up the end.

@@ -7,27 +7,24 @@ use crate::control::{
     PacketLoopStatus, PeerCheck, PeerRoute, PeerState, PeerStatus, Phase, ProbeMethod,
     RefusedRecord, Request, Response, Status,
 };
-use crate::daemon::notify;
+use crate::daemon::notify::Notifier;
 use crate::daemon::probes::{Health, Method};
-use crate::daemon::serve::{Serving, repairs};
+use crate::daemon::serve::Serving;
 use crate::dataplane::counters::{Call, Counter, Kind, Totals, largest_of_size};
 use crate::dataplane::ingress_policy::Mode;
 use crate::dataplane::peer_counters::PeerTotals;
 use crate::host::routes::NextHop;
 use crate::subnet::manager::OwnState;
+use crate::subnet::store::Store;
 use crate::subnet::validate::PeerRecord;
 
 /// The status of a daemon that does not serve yet.
-pub(crate) fn starting(started: Instant, place: &str) -> Status {
-    let waiting = notify::last_status();
+pub(crate) fn starting(started: Instant, store: &dyn Store, notifier: &Notifier) -> Status {
+    let waiting = notifier.last_status();
     Status {
-        phase: if waiting.is_empty() {
-            Phase::Starting
-        } else {
-            Phase::Other(waiting)
-        },
+        phase: waiting.map_or(Phase::Starting, Phase::Other),
         datastore: DatastoreStatus {
-            place: place.to_owned(),
+            place: store.describe(),
             ..DatastoreStatus::default()
         },
         ..process(started)
@@ -82,7 +79,7 @@ impl Serving {
             refused_total,
             counters: self.counters(),
             round_trips: self.probes.round_trips(),
-            repairs: repairs::counts(),
+            repairs: self.repairs.by_name(),
             ..process(self.started)
         }
     }

@@ -1,10 +1,9 @@
-//! Logs: one line an event, to stderr, bounded by event and peer.
+//! Logs: one line an event, to stderr, limited by event and peer.
 
 mod journal;
 mod limit;
 
 use std::io::IsTerminal;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use tracing::Level;
@@ -15,16 +14,14 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use self::journal::JournalFormat;
-use self::limit::Limit;
+pub(crate) use self::limit::Limit;
 use super::options::{LogFormat, NoticeLevel, RunOptions};
 
-/// How often it is told what was left out.
-const TELL_EVERY: Duration = Duration::from_secs(60);
+const REPORT_EVERY: Duration = Duration::from_secs(60);
 
-static LIMIT: OnceLock<Limit> = OnceLock::new();
-
-/// Starts logging. Later calls in the same process change nothing.
-pub fn start(format: LogFormat, level: Level) {
+/// Starts logging. Returns the limit that the lines are subject to. Later calls in the same
+/// process change nothing.
+pub(crate) fn start(format: LogFormat, level: Level) -> Limit {
     let with_target = level >= Level::DEBUG;
     let lines = layer()
         .with_writer(std::io::stderr)
@@ -40,33 +37,33 @@ pub fn start(format: LogFormat, level: Level) {
             lines.with_ansi(colours).boxed()
         }
     };
-    let limit = LIMIT.get_or_init(Limit::default).clone();
+    let limit = Limit::default();
     let started = tracing_subscriber::registry()
         .with(LevelFilter::from_level(level))
-        .with(lines.with_filter(limit))
+        .with(lines.with_filter(limit.clone()))
         .try_init();
-    // Somebody (a test) has set up logging before: theirs stays.
+    // If a test has set up logging before, that stays.
     drop(started);
+    limit
 }
 
-/// Tells once a minute which lines were left out. Ends with the runtime.
-pub async fn tell_what_is_left_out() {
+/// Logs once a minute how many lines were suppressed. Ends with the runtime.
+pub(crate) async fn report_suppressed(limit: Limit) {
     loop {
-        tokio::time::sleep(TELL_EVERY).await;
-        let left_out = LIMIT.get().map(Limit::take_left_out);
-        for (of, lines) in left_out.unwrap_or_default() {
+        tokio::time::sleep(REPORT_EVERY).await;
+        for (of, lines) in limit.take_left_out() {
             tracing::warn!(
                 event = "log_left_out",
                 of,
                 lines,
-                "too many lines of this event within a minute; uvxlan status tells what is now"
+                "suppressed further lines of this event in the last minute; uvxlan status shows the current state"
             );
         }
     }
 }
 
-/// Logs what was noticed while arguments were read, and every setting that is not a default.
-pub fn announce(options: &RunOptions) {
+/// Logs notices about the arguments, and every setting that is not a default.
+pub(crate) fn announce(options: &RunOptions) {
     tracing::info!(
         event = "start",
         version = env!("CARGO_PKG_VERSION"),

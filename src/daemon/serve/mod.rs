@@ -20,7 +20,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::failure::Failure;
-use super::notify::{self, Watchdog};
+use super::notify::{Notifier, Watchdog};
 use super::probes::{Probes, Target};
 use super::sleep;
 use crate::control::Phase;
@@ -31,7 +31,7 @@ use crate::daemon::backoff::Backoff;
 use crate::daemon::instance::InstanceLock;
 use crate::daemon::serve::mtu::{BridgeMtus, device_mtu};
 use crate::daemon::serve::overlay::Overlay;
-use crate::daemon::serve::repairs::Mended;
+use crate::daemon::serve::repairs::{Repaired, Repairs};
 use crate::daemon::serve::rules::InstalledRules;
 use crate::daemon::serve::suspend::Suspended;
 use crate::daemon::serve::underlay::Underlay;
@@ -84,7 +84,9 @@ pub struct Serving {
     pub(crate) probes: Probes,
     /// What came from each peer, and when.
     pub(crate) seen: BTreeMap<Ipv4Net, Seen>,
+    pub(crate) notifier: Notifier,
     pub(crate) watchdog: Watchdog,
+    pub(crate) repairs: Repairs,
     pub(crate) bridge_mtus: BridgeMtus,
     pub(crate) readiness: Readiness,
     pub(crate) captures: Captures,
@@ -190,7 +192,7 @@ impl Serving {
                 () = sleep::until(self.due.tell) => {
                     self.due.tell = None;
                     self.tell_probes();
-                    notify::status(&self.in_short());
+                    self.notifier.status(&self.in_short());
                 }
                 Some(gone) = self.device_gone.recv() => {
                     if self.repair.is_none() {
@@ -299,7 +301,7 @@ impl Serving {
         self.watchdog.feed(&self.overlay.progress(), now);
         if self.manager.own.has_changed().unwrap_or(false) {
             self.manager.own.mark_unchanged();
-            notify::status(&self.in_short());
+            self.notifier.status(&self.in_short());
         }
     }
 
@@ -436,9 +438,9 @@ impl Serving {
             return;
         }
         self.readiness.set_device(true);
-        Mended::Device.note();
+        self.repairs.count(Repaired::Device);
         tracing::info!(event = "device_restored", "device and packet loop are back");
-        notify::status(&self.in_short());
+        self.notifier.status(&self.in_short());
     }
 
     fn failed_to_restore(&mut self, error: &Failure) {
@@ -451,11 +453,11 @@ impl Serving {
         if should_log {
             tracing::error!(event = "restore_failed", %error, "trying again");
         }
-        notify::status(&self.in_short());
+        self.notifier.status(&self.in_short());
     }
 
     async fn stop(self) {
-        notify::stopping();
+        self.notifier.stopping();
         self.manager_stop.cancel();
         if let Some(totals) = self.overlay.totals() {
             tracing::info!(event = "stop", counters = %totals, "stopping; the lease stays ours until it expires");

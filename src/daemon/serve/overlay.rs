@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use super::peers::{Peers, TableEntry};
 use crate::daemon::failure::Failure;
 use crate::daemon::serve::peer_routes::PeerRoutes;
-use crate::daemon::serve::repairs::Mended;
+use crate::daemon::serve::repairs::{Repaired, Repairs};
 use crate::dataplane::counters::Totals;
 use crate::dataplane::ingress_policy::Guard;
 use crate::dataplane::peer_counters::PeerTotals;
@@ -65,6 +65,7 @@ pub(crate) struct Overlay {
     ifindex: u32,
     dataplane: Option<Dataplane>,
     report_gone: mpsc::UnboundedSender<DeviceGone>,
+    repairs: Repairs,
 }
 
 impl Overlay {
@@ -75,6 +76,7 @@ impl Overlay {
         options: Options,
         netlink: Netlink,
         report_gone: mpsc::UnboundedSender<DeviceGone>,
+        repairs: Repairs,
     ) -> Result<Self, Failure> {
         let mut this = Self {
             peer_routes: PeerRoutes::new(settings.direct_routing),
@@ -86,6 +88,7 @@ impl Overlay {
             ifindex: 0,
             dataplane: None,
             report_gone,
+            repairs,
         };
         this.open().await?;
         Ok(this)
@@ -189,7 +192,7 @@ impl Overlay {
                     device = self.settings.device,
                     "the device's settings had been changed; restored them"
                 );
-                Mended::Device.note();
+                self.repairs.count(Repaired::Device);
                 Ok(())
             }
             other => other.map(|_| ()),
@@ -210,7 +213,7 @@ impl Overlay {
                 removed = report.removed,
                 "routes to peers had been changed; restored them"
             );
-            Mended::Routes.note();
+            self.repairs.count(Repaired::Routes);
         }
         Ok(device?)
     }

@@ -1,12 +1,11 @@
-//! How often something on the host that others had changed was put back: one process, one set
-//! of figures.
+//! Counts repairs of what others had changed on this host.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What was put back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mended {
-    /// The device: made anew, or set up again.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Repaired {
+    /// The device: rebuilt, or its settings restored.
     Device,
     /// Routes to peers.
     Routes,
@@ -14,32 +13,18 @@ pub enum Mended {
     Rules,
 }
 
-impl Mended {
-    const ALL: [Self; 3] = [Self::Device, Self::Routes, Self::Rules];
+/// The repairs since the start; clones share the counts.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Repairs(Arc<[AtomicU64; 3]>);
 
-    const fn label(self) -> &'static str {
-        match self {
-            Self::Device => "device",
-            Self::Routes => "routes",
-            Self::Rules => "rules",
-        }
+impl Repairs {
+    pub(crate) fn count(&self, what: Repaired) {
+        self.0[what as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts it once.
-    pub fn note(self) {
-        COUNTS[self as usize].fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn by_name(&self) -> Vec<(String, u64)> {
+        let counts = self.0.iter().map(|count| count.load(Ordering::Relaxed));
+        let names = ["device", "routes", "rules"].map(str::to_owned);
+        names.into_iter().zip(counts).collect()
     }
-}
-
-static COUNTS: [AtomicU64; Mended::ALL.len()] = [const { AtomicU64::new(0) }; Mended::ALL.len()];
-
-/// All of them since the start.
-#[must_use]
-pub fn counts() -> Vec<(String, u64)> {
-    let all = Mended::ALL.into_iter();
-    all.map(|kind| {
-        let count = COUNTS[kind as usize].load(Ordering::Relaxed);
-        (kind.label().to_owned(), count)
-    })
-    .collect()
 }

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 
 use crate::daemon::api::health::Readiness;
 use crate::daemon::options::{FirewallChoice, RunOptions};
-use crate::daemon::serve::repairs::Mended;
+use crate::daemon::serve::repairs::{Repaired, Repairs};
 use crate::daemon::state::state_file::State;
 use crate::daemon::state::subnet_env;
 use crate::firewall::command::ToolError;
@@ -115,7 +115,12 @@ impl FirewallSetup {
 
     /// Installs the rules. A failure is logged and retried: containers that reach only each
     /// other are worth more than none.
-    pub(crate) async fn install(self, subnet: Ipv4Net, readiness: Readiness) -> InstalledRules {
+    pub(crate) async fn install(
+        self,
+        subnet: Ipv4Net,
+        readiness: Readiness,
+        repairs: Repairs,
+    ) -> InstalledRules {
         let mut rules = InstalledRules::default();
         rules.switched_on_forwarding = enable_forwarding();
         let prefixes = Prefixes {
@@ -145,7 +150,7 @@ impl FirewallSetup {
                 if installed {
                     firewall.remove_ipv6_rules().await;
                 }
-                keep_installed(&firewall, resync, installed, &readiness).await;
+                keep_installed(&firewall, resync, installed, &readiness, &repairs).await;
             };
             rules.task = Some(tokio::spawn(task));
             return rules;
@@ -156,7 +161,8 @@ impl FirewallSetup {
         rules.installed = installed;
         let firewall = Arc::new(firewall);
         rules.before = Some((Arc::clone(&firewall), before));
-        let task = async move { keep_installed(&firewall, resync, installed, &readiness).await };
+        let task =
+            async move { keep_installed(&firewall, resync, installed, &readiness, &repairs).await };
         rules.task = Some(tokio::spawn(task));
         rules
     }
@@ -207,6 +213,7 @@ async fn keep_installed(
     resync: Duration,
     mut installed: bool,
     readiness: &Readiness,
+    repairs: &Repairs,
 ) {
     if resync.is_zero() {
         while !installed {
@@ -217,7 +224,9 @@ async fn keep_installed(
     } else {
         let on_state = |installed| readiness.set_rules(installed);
         firewall
-            .resync(resync, installed, on_state, || Mended::Rules.note())
+            .resync(resync, installed, on_state, || {
+                repairs.count(Repaired::Rules)
+            })
             .await;
     }
 }

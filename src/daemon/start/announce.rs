@@ -7,7 +7,7 @@ use super::bring_up::Running;
 use super::discover::Discovered;
 use super::inputs::Inputs;
 use crate::daemon::failure::Failure;
-use crate::daemon::notify::{self, Watchdog};
+use crate::daemon::notify::Watchdog;
 use crate::daemon::probes::{self, Probes};
 use crate::daemon::serve::mtu::BridgeMtus;
 use crate::daemon::serve::suspend::Suspended;
@@ -27,7 +27,10 @@ pub(super) async fn announce(
     let probe_setup = probe_setup(&inputs, &host, &running);
     let own = state.subnet;
     // Before the subnet file: it tells docker that we masquerade.
-    let mut rules = host.rules.install(own, inputs.readiness.clone()).await;
+    let mut rules = host
+        .rules
+        .install(own, inputs.readiness.clone(), inputs.repairs.clone())
+        .await;
     if let Err(failure) = host.files.write(&state, host.mtu) {
         rules.roll_back().await;
         remove_overlay(&inputs, running, &host.links).await;
@@ -36,7 +39,9 @@ pub(super) async fn announce(
     rules.commit().await;
     let cache_writer = cache_writer(&inputs, &host.network.text, &mut running, &state);
     let peers = running.overlay.peers();
-    notify::ready(&format!("serving {own}, {peers} peers"));
+    inputs
+        .notifier
+        .ready(&format!("serving {own}, {peers} peers"));
     tracing::info!(event = "ready", subnet = %own, peers, "Running backend.");
     let changes = Changes::listen(inputs.netlink).inspect_err(|error| {
         tracing::warn!(
@@ -61,10 +66,12 @@ pub(super) async fn announce(
         files: host.files,
         state,
         mtu: host.mtu,
-        watchdog: Watchdog::of_environment(),
+        notifier: inputs.notifier.clone(),
+        watchdog: Watchdog::of_environment(inputs.notifier.clone()),
         bridge_mtus: BridgeMtus::default(),
         readiness: inputs.readiness.clone(),
         captures: inputs.captures,
+        repairs: inputs.repairs,
         offline_cache: cache_writer,
         suspended: Suspended::default(),
         due: Due::default(),

@@ -67,7 +67,14 @@ pub(super) async fn bring_up(
     let settings = settings(options, host, lease.subnet);
     let packet_loop = packet_loop(inputs, host, vtep, lease.subnet, incoming_probes.as_ref());
     let netlink = (*netlink).clone();
-    let mut overlay = Overlay::start(settings, packet_loop, netlink, report_gone).await?;
+    let mut overlay = Overlay::start(
+        settings,
+        packet_loop,
+        netlink,
+        report_gone,
+        inputs.repairs.clone(),
+    )
+    .await?;
     let protected = protected(options, host.underlay.current(), inputs.netlink).await;
     let peers = peer_set(options, host, vtep, lease.subnet).with_protected(protected);
     let manager_stop = CancellationToken::new();

@@ -8,7 +8,7 @@ use super::identity::KnownIdentity;
 use super::node::Node;
 use crate::daemon::backoff::Backoff;
 use crate::daemon::failure::Failure;
-use crate::daemon::notify;
+use crate::daemon::notify::Notifier;
 use crate::daemon::options::RunOptions;
 use crate::daemon::state::offline_cache::OfflineCache;
 use crate::daemon::state::subnet_env;
@@ -47,6 +47,7 @@ pub(super) struct Leased {
 pub(super) struct Datastore<'a> {
     pub(super) options: &'a RunOptions,
     pub(super) store: &'a dyn Store,
+    pub(super) notifier: &'a Notifier,
 }
 
 impl Datastore<'_> {
@@ -86,8 +87,8 @@ impl Datastore<'_> {
         };
         let hint = reason.unwrap_or("was it written under the prefix used here?");
         backoff
-            .wait(|| {
-                notify::status("waiting for the network config");
+            .wait(self.notifier, || {
+                self.notifier.status("waiting for the network config");
                 tracing::warn!(
                     event = "no_config",
                     store = self.store.describe(),
@@ -109,12 +110,12 @@ impl Datastore<'_> {
             return Err(Failure::Unreachable(error));
         }
         backoff
-            .wait(|| {
+            .wait(self.notifier, || {
                 let what = match refused_login {
                     true => "the datastore refuses our login; trying again, at most twice a minute",
                     false => "the datastore does not answer; trying again",
                 };
-                notify::status("waiting for the datastore");
+                self.notifier.status("waiting for the datastore");
                 tracing::error!(event = "store_unreachable", %error, "{what}");
             })
             .await;

@@ -35,16 +35,17 @@ use self::inputs::Inputs;
 use self::source::Source;
 use super::failure::Failure;
 use super::options::RunOptions;
-use crate::control::{Request, Response};
+use crate::control::{Request, Response, Status};
 use crate::daemon::api::capture::Captures;
 use crate::daemon::api::control::{self, PendingRequest};
 use crate::daemon::api::health::{self, Readiness};
 use crate::daemon::api::metrics;
 use crate::daemon::api::status;
+use crate::daemon::notify::Notifier;
+use crate::daemon::serve::repairs::Repairs;
 use crate::daemon::serve::{Serving, privileges};
 use crate::daemon::state::state_file;
 use crate::host::netlink::Netlink;
-use crate::subnet::store::Store;
 
 /// Runs until `stop` is cancelled or the start fails.
 pub(crate) async fn run(options: &RunOptions, stop: CancellationToken) -> Result<(), Failure> {
@@ -53,6 +54,7 @@ pub(crate) async fn run(options: &RunOptions, stop: CancellationToken) -> Result
     let readiness = Readiness::default();
     health::serve(&options.healthz_ip, options.healthz_port, readiness.clone()).await?;
     let started = Instant::now();
+    let notifier = Notifier::of_environment();
     let (requests, mut pending) = mpsc::channel(16);
     let captures = Captures::default();
     let _socket = control::serve(&options.control_socket, requests.clone(), captures.clone());
@@ -63,12 +65,15 @@ pub(crate) async fn run(options: &RunOptions, stop: CancellationToken) -> Result
         netlink: &netlink,
         captures,
         readiness: &readiness,
+        notifier: &notifier,
+        repairs: Repairs::default(),
         started,
     };
+    let status = || status::starting(started, store.as_ref(), &notifier);
     let serving = tokio::select! {
         () = stop.cancelled() => return Ok(()),
         serving = start(inputs) => serving?,
-        never = answer_while_starting(&mut pending, started, store.as_ref()) => match never {},
+        never = answer_while_starting(&mut pending, status) => match never {},
     };
     privileges::serving();
     readiness.set(true);
@@ -77,14 +82,13 @@ pub(crate) async fn run(options: &RunOptions, stop: CancellationToken) -> Result
     Ok(())
 }
 
-/// Answers questions during the start. Never returns.
+/// Answers requests during the start. Never returns.
 async fn answer_while_starting(
     requests: &mut mpsc::Receiver<PendingRequest>,
-    started: Instant,
-    store: &dyn Store,
+    status: impl Fn() -> Status,
 ) -> std::convert::Infallible {
     while let Some(pending) = requests.recv().await {
-        let status = status::starting(started, &store.describe());
+        let status = status();
         let response = match pending.request {
             Request::Status => Response::Status(Box::new(status)),
             _ => Response::Error(format!("not serving yet: {}", status.phase)),
@@ -101,7 +105,7 @@ async fn start(inputs: Inputs<'_>) -> Result<Serving, Failure> {
         tracing::warn!(event = "state_file", %error);
         None
     });
-    let mut source = Source::new(inputs.options, inputs.store.as_ref(), state.as_ref());
+    let mut source = Source::new(&inputs, state.as_ref());
     let host = discover(&inputs, &mut source, state).await?;
     let leased = acquire(&inputs, &host, source).await?;
     let running = bring_up(&inputs, &host, leased).await?;

@@ -12,9 +12,9 @@ use rand::rngs::StdRng;
 
 use super::datastore::{Datastore, Leased, Network};
 use super::identity::MacOrigin;
+use super::inputs::Inputs;
 use super::node::Node;
 use crate::daemon::failure::Failure;
-use crate::daemon::options::RunOptions;
 use crate::daemon::state::offline_cache::{self, OfflineCache};
 use crate::daemon::state::state_file::State;
 use crate::host::interface::ExternalInterface;
@@ -22,7 +22,6 @@ use crate::subnet::allocate::compatible;
 use crate::subnet::config::NetworkConfig;
 use crate::subnet::lease::Lease;
 use crate::subnet::manager::{AcquireError, Acquired};
-use crate::subnet::store::Store;
 
 /// How long a start waits for the datastore if it has a cache.
 const DATASTORE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,17 +35,18 @@ pub(super) struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    pub(super) fn new(
-        options: &'a RunOptions,
-        store: &'a dyn Store,
-        state: Option<&State>,
-    ) -> Self {
+    pub(super) fn new(inputs: &Inputs<'a>, state: Option<&State>) -> Self {
+        let options = inputs.options;
         let fallback = offline_cache::load(options, state).and_then(|cache| {
             let network = Network::parse(options, cache.config.as_bytes()).ok()?;
             Some(CachedNetwork { cache, network })
         });
         Self {
-            datastore: Datastore { options, store },
+            datastore: Datastore {
+                options,
+                store: inputs.store.as_ref(),
+                notifier: inputs.notifier,
+            },
             fallback,
             offline: false,
         }
