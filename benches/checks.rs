@@ -4,7 +4,7 @@
 //! `cargo bench --bench checks` shows nanoseconds a packet. Instructions do not depend on what
 //! else the machine does; with the path of the program, which the above prints:
 //!
-//! `valgrind --tool=callgrind --callgrind-out-file=/dev/null PROGRAM guard 2000`
+//! `valgrind --tool=callgrind --callgrind-out-file=/dev/null PROGRAM policy 2000`
 //!
 //! and the same with `vxlan` (the frame is taken apart, nobody judges) and with 0 rounds.
 
@@ -14,14 +14,14 @@ use std::time::Instant;
 
 use etherparse::PacketBuilder;
 use ipnet::Ipv4Net;
-use uvxlan::dataplane::inbound::header_checks::{self, Vtep};
-use uvxlan::dataplane::ingress_policy::{Guard, Mode};
-use uvxlan::dataplane::outbound::batch::{self, Key, Span};
+use uvxlan::dataplane::checksum;
+use uvxlan::dataplane::inbound::header_checks::{self, LocalVtep};
+use uvxlan::dataplane::ingress_policy::{Enforcement, IngressPolicy};
+use uvxlan::dataplane::outbound::batch::{self, MessageKey, Span};
 use uvxlan::offload::coalesce::{Coalescer, PacketRef, Policy};
-use uvxlan::route::peer::{Peer, PeerId};
-use uvxlan::route::publish::{Reader, Routes};
+use uvxlan::route::peer::{PeerId, RemoteVtep};
+use uvxlan::route::publish::{RouteReader, Routes};
 use uvxlan::route::table::RouteTable;
-use uvxlan::sys::simd;
 use uvxlan::wire::ipv4::Packet;
 use uvxlan::wire::vxlan::{ENCAP_LEN, EncapTemplate};
 use uvxlan::wire::{MacAddr, Vni, flow};
@@ -42,16 +42,16 @@ enum Checks {
     /// As the kernel's vxlan does, with the inner header's lengths and checksum.
     Vxlan,
     /// And the peer check: who sends, from where inside, to where.
-    Guard,
+    Policy,
 }
 
 struct Bench {
     arena: Vec<u8>,
     places: Vec<PacketRef>,
-    guard: Guard,
-    reader: Reader,
+    policy: IngressPolicy,
+    reader: RouteReader,
     coalescer: Coalescer,
-    plan: batch::Plan,
+    plan: batch::SendPlan,
     template: EncapTemplate,
 }
 
@@ -67,7 +67,7 @@ impl Bench {
             let endpoint = SocketAddrV4::new(address, 8472);
             (
                 subnet(number + 1),
-                Peer::new(endpoint, PEER, PeerId(number)),
+                RemoteVtep::new(endpoint, PEER, PeerId(number)),
             )
         });
         let table = RouteTable::empty(network, 24).with(peers);
@@ -88,10 +88,10 @@ impl Bench {
         Self {
             arena,
             places,
-            guard: Guard::new(Mode::Enforce, network, subnet(0)),
+            policy: IngressPolicy::new(Enforcement::Enforce, network, subnet(0)),
             reader: Routes::new(table).reader(),
-            coalescer: Coalescer::new(Policy::new(MTU, simd::checksummer())),
-            plan: batch::Plan::new(64),
+            coalescer: Coalescer::new(Policy::new(MTU, checksum::checksummer())),
+            plan: batch::SendPlan::new(64),
             template,
         }
     }
@@ -105,7 +105,7 @@ impl Bench {
             let Ok(packet) = packet else { return };
             let peer = self.reader.current().lookup(Ipv4Addr::new(10, 0, 1, 2));
             let Some(peer) = peer else { return };
-            let key = Key {
+            let key = MessageKey {
                 destination: peer.endpoint(),
                 bucket: flow::bucket(flow::hash(&packet), 16) as u16,
                 ecn: 0,
@@ -118,7 +118,7 @@ impl Bench {
             self.plan.push(key, Span::default(), frame);
         }
         black_box(self.plan.messages().len());
-        let vtep = Vtep {
+        let vtep = LocalVtep {
             vni: Vni::DEFAULT,
             mac: OWN,
         };
@@ -128,16 +128,17 @@ impl Bench {
             if checks != Checks::None {
                 let routes = self.reader.current();
                 let known = match checks {
-                    Checks::Guard => self.guard.sender(routes, black_box(PEER_ADDRESS)),
+                    Checks::Policy => self.policy.check_sender(routes, black_box(PEER_ADDRESS)),
                     _ => Ok(None),
                 };
-                let (Ok(packet), Ok(known)) = (header_checks::incoming(&vtep, frame), known) else {
+                let (Ok(packet), Ok(known)) = (header_checks::check_frame(&vtep, frame), known)
+                else {
                     return;
                 };
-                if checks == Checks::Guard {
-                    let judged = self
-                        .guard
-                        .packet(routes, PEER_ADDRESS, known.is_none(), &packet);
+                if checks == Checks::Policy {
+                    let judged =
+                        self.policy
+                            .check_packet(routes, PEER_ADDRESS, known.is_none(), &packet);
                     if judged.is_err() {
                         return;
                     }
@@ -167,7 +168,7 @@ fn main() {
     let all = [
         ("none", Checks::None),
         ("vxlan", Checks::Vxlan),
-        ("guard", Checks::Guard),
+        ("policy", Checks::Policy),
     ];
     if let [name, rounds, ..] = arguments.as_slice()
         && let Some((_, checks)) = all.iter().find(|(known, _)| known == name)

@@ -5,7 +5,7 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use uvxlan::sys::simd;
+use uvxlan::dataplane::checksum;
 use uvxlan::wire::checksum::Checksummer;
 
 fn checksum(c: &mut Criterion) {
@@ -17,7 +17,7 @@ fn checksum(c: &mut Criterion) {
         group.throughput(Throughput::Bytes(len as u64));
         for (name, sum) in [
             ("portable", Checksummer::PORTABLE),
-            ("best", simd::checksummer()),
+            ("best", checksum::checksummer()),
         ] {
             group.bench_with_input(BenchmarkId::new(name, len), &bytes, |b, bytes| {
                 b.iter(|| sum.sum(black_box(bytes)).fold());

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
-use uvxlan::route::peer::{Peer, PeerId};
+use uvxlan::route::peer::{PeerId, RemoteVtep};
 use uvxlan::route::publish::Routes;
 use uvxlan::route::table::RouteTable;
 use uvxlan::subnet::key::SubnetKey;
@@ -271,7 +271,7 @@ fn simulate(leases: u32) {
         let [_, _, a, b] = number.to_be_bytes();
         let address = scattered(number);
         let mac = MacAddr([2, mac, 0, 0, a, b]);
-        Peer::new(SocketAddrV4::new(address, 8472), mac, PeerId(number))
+        RemoteVtep::new(SocketAddrV4::new(address, 8472), mac, PeerId(number))
     };
     let network = "10.0.0.0/8".parse().expect("a network");
     let before = resident();

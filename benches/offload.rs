@@ -8,11 +8,11 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use etherparse::PacketBuilder;
-use uvxlan::dataplane::inbound::header_checks::{self, Vtep};
-use uvxlan::dataplane::outbound::batch::{self, Key, Span};
+use uvxlan::dataplane::checksum;
+use uvxlan::dataplane::inbound::header_checks::{self, LocalVtep};
+use uvxlan::dataplane::outbound::batch::{self, MessageKey, Span};
 use uvxlan::offload::coalesce::{Coalescer, PacketRef, Policy};
-use uvxlan::offload::segment::Plan;
-use uvxlan::sys::simd;
+use uvxlan::offload::segment::SegmentPlan;
 use uvxlan::wire::vnet_hdr::{self, VnetHdr};
 use uvxlan::wire::vxlan::{ENCAP_LEN, EncapTemplate};
 use uvxlan::wire::{MacAddr, Vni};
@@ -80,13 +80,13 @@ fn supers() -> [Super; 3] {
 
 /// The segments, each behind its encapsulation, one after the other.
 fn frames(of: &Super) -> (Vec<u8>, Vec<PacketRef>) {
-    let plan = Plan::new(&of.vnet, &of.packet).expect("a sound super-packet");
+    let plan = SegmentPlan::new(&of.vnet, &of.packet).expect("a sound super-packet");
     let encapsulation = EncapTemplate::ipv4(Vni::DEFAULT, OWN).towards(PEER);
     let (mut arena, mut places) = (Vec::new(), Vec::new());
     for number in 0..plan.count() {
         let mut header = [0; 120];
         let payload = plan
-            .write_header(number, &mut header, simd::checksummer())
+            .write_header(number, &mut header, checksum::checksummer())
             .expect("room for the header");
         arena.extend_from_slice(&encapsulation);
         let offset = arena.len() as u32;
@@ -107,12 +107,12 @@ fn segment(c: &mut Criterion) {
         let mut header = [0; 120];
         group.bench_function("segment", |b| {
             b.iter(|| {
-                let Ok(plan) = Plan::new(&of.vnet, black_box(&of.packet)) else {
+                let Ok(plan) = SegmentPlan::new(&of.vnet, black_box(&of.packet)) else {
                     return;
                 };
                 for number in 0..plan.count() {
                     black_box(
-                        plan.write_header(number, &mut header, simd::checksummer())
+                        plan.write_header(number, &mut header, checksum::checksummer())
                             .ok(),
                     );
                 }
@@ -128,7 +128,7 @@ fn coalesce(c: &mut Criterion) {
         let (arena, places) = frames(&of);
         let mut group = c.benchmark_group(format!("offload/coalesce/{}", of.name));
         group.throughput(Throughput::Bytes(of.packet.len() as u64));
-        let mut coalescer = Coalescer::new(Policy::new(MTU, simd::checksummer()));
+        let mut coalescer = Coalescer::new(Policy::new(MTU, checksum::checksummer()));
         group.bench_function("coalesce", |b| {
             b.iter(|| {
                 coalescer.clear();
@@ -147,11 +147,11 @@ fn coalesce(c: &mut Criterion) {
 
 /// Out and in again: what a worker does itself for a large packet, without system calls.
 fn tick(c: &mut Criterion) {
-    let vtep = Vtep {
+    let vtep = LocalVtep {
         vni: Vni::DEFAULT,
         mac: PEER,
     };
-    let key = Key {
+    let key = MessageKey {
         destination: SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 8472),
         bucket: 0,
         ecn: 0,
@@ -160,14 +160,14 @@ fn tick(c: &mut Criterion) {
         let (arena, places) = frames(&of);
         let mut group = c.benchmark_group(format!("offload/tick/{}", of.name));
         group.throughput(Throughput::Elements(places.len() as u64));
-        let mut coalescer = Coalescer::new(Policy::new(MTU, simd::checksummer()));
-        let mut plan = batch::Plan::new(64);
+        let mut coalescer = Coalescer::new(Policy::new(MTU, checksum::checksummer()));
+        let mut plan = batch::SendPlan::new(64);
         let mut heads = vec![0; 16 * 1024];
         let template = EncapTemplate::ipv4(Vni::DEFAULT, OWN);
         group.bench_function("tick", |b| {
             b.iter(|| {
                 plan.clear();
-                let Ok(cut) = Plan::new(&of.vnet, black_box(&of.packet)) else {
+                let Ok(cut) = SegmentPlan::new(&of.vnet, black_box(&of.packet)) else {
                     return;
                 };
                 let block = ENCAP_LEN + cut.header_len();
@@ -176,7 +176,8 @@ fn tick(c: &mut Criterion) {
                     let start = number * block;
                     let (encap, header) = heads[start..start + block].split_at_mut(ENCAP_LEN);
                     encap.copy_from_slice(&encapsulation);
-                    let Ok(payload) = cut.write_header(number, header, simd::checksummer()) else {
+                    let Ok(payload) = cut.write_header(number, header, checksum::checksummer())
+                    else {
                         return;
                     };
                     let head = Span {
@@ -194,7 +195,7 @@ fn tick(c: &mut Criterion) {
                 for place in &places {
                     let range = place.range();
                     let frame = &arena[range.start - ENCAP_LEN..range.end];
-                    if black_box(header_checks::incoming(&vtep, frame)).is_ok() {
+                    if black_box(header_checks::check_frame(&vtep, frame)).is_ok() {
                         let _ = coalescer.push(&arena, *place);
                     }
                 }

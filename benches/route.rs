@@ -7,7 +7,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use ipnet::Ipv4Net;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use uvxlan::route::peer::{Peer, PeerId};
+use uvxlan::route::peer::{PeerId, RemoteVtep};
 use uvxlan::route::table::RouteTable;
 use uvxlan::wire::MacAddr;
 
@@ -23,11 +23,11 @@ fn subnet(number: u32) -> Ipv4Net {
     Ipv4Net::new(Ipv4Addr::from_bits(address), 24).expect("a valid prefix")
 }
 
-fn peer(number: u32) -> Option<Peer> {
+fn peer(number: u32) -> Option<RemoteVtep> {
     let address = Ipv4Addr::from_bits(0xac10_0000 + number);
     let [_, _, a, b] = number.to_be_bytes();
     let mac = MacAddr([2, 0, 0, 0, a, b]);
-    Peer::new(SocketAddrV4::new(address, 8472), mac, PeerId(number))
+    RemoteVtep::new(SocketAddrV4::new(address, 8472), mac, PeerId(number))
 }
 
 fn table(leases: u32) -> RouteTable {

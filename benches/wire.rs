@@ -6,9 +6,9 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use etherparse::PacketBuilder;
-use uvxlan::dataplane::inbound::header_checks::{self, Vtep};
-use uvxlan::dataplane::outbound::batch::{Key, Plan, Span};
-use uvxlan::route::peer::{Peer, PeerId};
+use uvxlan::dataplane::inbound::header_checks::{self, LocalVtep};
+use uvxlan::dataplane::outbound::batch::{MessageKey, SendPlan, Span};
+use uvxlan::route::peer::{PeerId, RemoteVtep};
 use uvxlan::route::table::RouteTable;
 use uvxlan::wire::MacAddr;
 use uvxlan::wire::Vni;
@@ -36,7 +36,7 @@ fn frame(len: usize) -> Vec<u8> {
 
 fn encap(c: &mut Criterion) {
     let mut group = c.benchmark_group("wire/encap");
-    let peer = Peer::new(
+    let peer = RemoteVtep::new(
         SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 8472),
         PEER,
         PeerId(0),
@@ -49,7 +49,7 @@ fn encap(c: &mut Criterion) {
         group.throughput(Throughput::Elements(PACKETS as u64));
         group.bench_with_input(BenchmarkId::from_parameter(len), &len, |b, len| {
             let mut buffer = frame(*len);
-            let mut plan = Plan::new(64);
+            let mut plan = SendPlan::new(64);
             b.iter(|| {
                 for _ in 0..PACKETS {
                     let Ok(packet) = Packet::new_checked(black_box(&buffer[ENCAP_LEN..])) else {
@@ -58,7 +58,7 @@ fn encap(c: &mut Criterion) {
                     let Some(peer) = routes.lookup(packet.destination()) else {
                         return;
                     };
-                    let key = Key {
+                    let key = MessageKey {
                         destination: peer.endpoint(),
                         bucket: flow::bucket(flow::hash(&packet), 8) as u16,
                         ecn: ecn::encapsulate(packet.tos()),
@@ -81,7 +81,7 @@ fn encap(c: &mut Criterion) {
 
 fn decap(c: &mut Criterion) {
     let mut group = c.benchmark_group("wire/decap");
-    let vtep = Vtep {
+    let vtep = LocalVtep {
         vni: Vni::DEFAULT,
         mac: OWN,
     };
@@ -91,7 +91,7 @@ fn decap(c: &mut Criterion) {
         group.bench_with_input(BenchmarkId::from_parameter(len), &bytes, |b, bytes| {
             b.iter(|| {
                 for _ in 0..PACKETS {
-                    let packet = header_checks::incoming(&vtep, black_box(bytes));
+                    let packet = header_checks::check_frame(&vtep, black_box(bytes));
                     black_box(
                         packet
                             .map(|packet| ecn::decapsulate(0, packet.tos()))

@@ -16,11 +16,11 @@ use std::time::Duration;
 use anyhow::Context;
 use ipnet::Ipv4Net;
 use uvxlan::dataplane::counters::Counter;
-use uvxlan::dataplane::inbound::header_checks::Vtep;
-use uvxlan::dataplane::ingress_policy::Guard;
+use uvxlan::dataplane::inbound::header_checks::LocalVtep;
+use uvxlan::dataplane::ingress_policy::IngressPolicy;
 use uvxlan::dataplane::tap::Taps;
 use uvxlan::dataplane::{Dataplane, Options, Tuning};
-use uvxlan::route::peer::{Peer, PeerId};
+use uvxlan::route::peer::{PeerId, RemoteVtep};
 use uvxlan::route::publish::Routes;
 use uvxlan::route::table::RouteTable;
 use uvxlan::sys::tun::{self, TunOffload, TunOptions};
@@ -48,7 +48,7 @@ fn main() -> anyhow::Result<()> {
         offload: TunOffload::TcpUdp,
     };
     let options_loop = Options {
-        vtep: Vtep {
+        vtep: LocalVtep {
             vni: Vni::DEFAULT,
             mac: mac.parse::<MacAddr>()?,
         },
@@ -56,7 +56,7 @@ fn main() -> anyhow::Result<()> {
         source: local.parse::<Ipv4Addr>()?,
         receive: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, DEFAULT_PORT),
         routes: Routes::new(table.with(changes)),
-        guard: Guard::off(),
+        ingress_policy: IngressPolicy::off(),
         tuning: Tuning {
             spin: Duration::ZERO,
             ..Tuning::default()
@@ -82,10 +82,10 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn peer(number: usize, text: &str) -> anyhow::Result<(Ipv4Net, Option<Peer>)> {
+fn peer(number: usize, text: &str) -> anyhow::Result<(Ipv4Net, Option<RemoteVtep>)> {
     let (subnet, rest) = text.split_once('=').context(USAGE)?;
     let (address, mac) = rest.split_once('/').context(USAGE)?;
     let endpoint = SocketAddrV4::new(address.parse()?, DEFAULT_PORT);
     let id = PeerId(u32::try_from(number)?);
-    Ok((subnet.parse()?, Peer::new(endpoint, mac.parse()?, id)))
+    Ok((subnet.parse()?, RemoteVtep::new(endpoint, mac.parse()?, id)))
 }

@@ -14,18 +14,18 @@ use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 
 use anyhow::Context;
-use uvxlan::dataplane::inbound::header_checks::{self, Vtep};
+use uvxlan::dataplane::inbound::header_checks::{self, LocalVtep};
 use uvxlan::sys::poll;
 use uvxlan::sys::tun::{self, Tun, TunOffload, TunOptions, TunQueue, VNET_HDR_LEN};
 use uvxlan::wire::ipv4::Packet;
 use uvxlan::wire::vxlan::{ENCAP_LEN, EncapTemplate};
 use uvxlan::wire::{MacAddr, Vni};
 
-const LEFT: Vtep = Vtep {
+const LEFT: LocalVtep = LocalVtep {
     vni: Vni::DEFAULT,
     mac: MacAddr([2, 0, 0, 0, 0, 1]),
 };
-const RIGHT: Vtep = Vtep {
+const RIGHT: LocalVtep = LocalVtep {
     vni: Vni::DEFAULT,
     mac: MacAddr([2, 0, 0, 0, 0, 2]),
 };
@@ -54,7 +54,12 @@ fn device(name: String) -> anyhow::Result<Tun> {
 }
 
 /// Moves one packet; returns false if there is none.
-fn forward(from: &Tun, source: Vtep, to: &Tun, destination: Vtep) -> anyhow::Result<bool> {
+fn forward(
+    from: &Tun,
+    source: LocalVtep,
+    to: &Tun,
+    destination: LocalVtep,
+) -> anyhow::Result<bool> {
     // The encapsulation overwrites the virtio-net header and the bytes before it.
     let mut frame = [0; ENCAP_LEN + LONGEST];
     let header = if from.vnet_hdr { VNET_HDR_LEN } else { 0 };
@@ -65,7 +70,7 @@ fn forward(from: &Tun, source: Vtep, to: &Tun, destination: Vtep) -> anyhow::Res
     };
     let template = EncapTemplate::ipv4(source.vni, source.mac);
     frame[..ENCAP_LEN].copy_from_slice(&template.towards(destination.mac));
-    match header_checks::incoming(&destination, &frame[..ENCAP_LEN + len]) {
+    match header_checks::check_frame(&destination, &frame[..ENCAP_LEN + len]) {
         Ok(packet) => {
             println!(
                 "{} -> {} ({} bytes)",

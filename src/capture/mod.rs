@@ -7,7 +7,7 @@ pub mod pcapng;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use self::pcapng::{Interface, PacketBlock};
-use crate::dataplane::tap::{Captured, Direction, View};
+use crate::dataplane::tap::{CapturedPacket, Direction, ObservationPoint};
 use crate::wire::checksum::Sum;
 use crate::wire::ipv4::PROTOCOL_UDP;
 
@@ -84,10 +84,10 @@ impl Encoder {
     }
 
     /// A packet; nothing where its view is not part of the stream.
-    pub fn packet(&mut self, out: &mut Vec<u8>, captured: &Captured) {
-        let (interface, headers) = match captured.view {
-            View::Inner => (self.inner, None),
-            View::Outer { remote, port, tos } => {
+    pub fn packet(&mut self, out: &mut Vec<u8>, captured: &CapturedPacket) {
+        let (interface, headers) = match captured.point {
+            ObservationPoint::Inner => (self.inner, None),
+            ObservationPoint::Outer { remote, port, tos } => {
                 let own = SocketAddrV4::new(self.names.address, port);
                 let (from, to) = match captured.direction {
                     Direction::In => (remote, own),
@@ -194,16 +194,16 @@ mod tests {
         let mut encoder = Encoder::new(names(), true, false);
         let mut stream = Vec::new();
         encoder.begin(&mut stream);
-        let mut captured = Captured {
+        let mut captured = CapturedPacket {
             nanoseconds: 1,
-            view: View::Inner,
+            point: ObservationPoint::Inner,
             direction: Direction::Out,
             bytes: vec![1, 2, 3],
             len: 9,
             dropped: Some(Counter::OutNoRoute),
         };
         encoder.packet(&mut stream, &captured);
-        captured.view = View::Outer {
+        captured.point = ObservationPoint::Outer {
             remote: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1),
             port: 1,
             tos: 0,

@@ -8,20 +8,20 @@ use super::sync::atomic::{AtomicU64, Ordering};
 
 /// The value, and how often it has changed.
 #[derive(Debug)]
-pub struct Announced<T> {
+pub struct GenerationCell<T> {
     generation: AtomicU64,
     value: Mutex<T>,
 }
 
 /// What a packet thread holds.
 #[derive(Debug, Clone)]
-pub struct Copy<T> {
+pub struct Cached<T> {
     generation: u64,
     /// The value as of the last look.
     pub value: T,
 }
 
-impl<T: Clone> Announced<T> {
+impl<T: Clone> GenerationCell<T> {
     /// Begins with this value.
     #[must_use]
     pub fn new(value: T) -> Self {
@@ -46,9 +46,9 @@ impl<T: Clone> Announced<T> {
 
     /// A copy of now.
     #[must_use]
-    pub fn copy(&self) -> Copy<T> {
+    pub fn copy(&self) -> Cached<T> {
         let value = self.value.lock().unwrap_or_else(PoisonError::into_inner);
-        Copy {
+        Cached {
             generation: self.generation.load(Ordering::Relaxed),
             value: value.clone(),
         }
@@ -56,7 +56,7 @@ impl<T: Clone> Announced<T> {
 
     /// Brings a copy up to date.
     #[inline]
-    pub fn refresh(&self, copy: &mut Copy<T>) {
+    pub fn refresh(&self, copy: &mut Cached<T>) {
         if self.generation.load(Ordering::Relaxed) != copy.generation {
             *copy = self.copy();
         }

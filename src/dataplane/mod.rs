@@ -6,6 +6,7 @@
 //! No packet changes threads, none waits for another, and a steady state allocates nothing.
 #![forbid(unsafe_code)]
 
+pub mod checksum;
 pub mod counters;
 pub mod generation;
 pub mod inbound;
@@ -29,11 +30,11 @@ use std::time::Duration;
 use counters::{Counter, Counters, Totals};
 use inbound::decap::Decap;
 use inbound::deliver::Deliverer;
-use inbound::header_checks::Vtep;
-use inbound::probes::{Inbox, Intake};
-use ingress_policy::Guard;
-use ingress_policy::socket_filter::Gate;
-use offloads::{Lacking, Offloads};
+use inbound::header_checks::LocalVtep;
+use inbound::probes::{ProbeQueue, ProbeReceiver};
+use ingress_policy::IngressPolicy;
+use ingress_policy::socket_filter::SocketFilter;
+use offloads::{MissingOffload, Offloads};
 use outbound::encap::Encap;
 use outbound::transmit::{Segmentation, Transmitter};
 use peer_counters::{PeerCounters, PeerTotals};
@@ -46,12 +47,11 @@ use crate::route::peer::PeerId;
 use crate::route::publish::Routes;
 use crate::route::table::RouteTable;
 use crate::sys::poll::StopFlag;
-use crate::sys::privileges::{self, PacketCalls, PrivilegeError};
+use crate::sys::privileges::{self, PacketSyscalls, PrivilegeError};
 use crate::sys::signals;
-use crate::sys::simd;
-use crate::sys::statistics::{KernelCounts, Missed};
+use crate::sys::statistics::{KernelDropCounters, Missed};
 use crate::sys::tun::{Tun, TunOffload};
-use crate::sys::udp::{PathProbe, UdpSocket};
+use crate::sys::udp::{PathMtuSocket, UdpSocket};
 use crate::wire::flow;
 use crate::wire::vxlan::EncapTemplate;
 
@@ -111,7 +111,7 @@ impl Default for Tuning {
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Our network and MAC.
-    pub vtep: Vtep,
+    pub vtep: LocalVtep,
     /// MTU of the TUN device in bytes: what is longer must be cut before it fits.
     pub mtu: u16,
     /// Address from which datagrams are sent: the published one, or the interface's.
@@ -121,13 +121,13 @@ pub struct Options {
     /// Where packets go.
     pub routes: Routes,
     /// Who may send what.
-    pub guard: Guard,
+    pub ingress_policy: IngressPolicy,
     /// How the work is done.
     pub tuning: Tuning,
     /// Who captures.
     pub taps: Taps,
     /// Where probes of peers go; without, they are frames like others that are not IPv4.
-    pub probes: Option<Arc<Inbox>>,
+    pub probes: Option<Arc<ProbeQueue>>,
 }
 
 impl Wake for StopFlag {
@@ -141,18 +141,18 @@ impl Wake for StopFlag {
 pub struct Dataplane {
     stop: Arc<Stop<StopFlag>>,
     threads: Vec<JoinHandle<()>>,
-    gate: Gate,
-    kernel: KernelCounts,
+    gate: SocketFilter,
+    kernel: KernelDropCounters,
     /// What it had counted when the packet loop started.
     missed_before: Missed,
     counters: Vec<Arc<Counters>>,
     peers: Vec<Arc<PeerCounters>>,
     progress: Vec<Arc<AtomicU64>>,
     offloads: Offloads,
-    lacking: Vec<Lacking>,
+    lacking: Vec<MissingOffload>,
     mtu: Arc<AtomicU16>,
     source_ports: Vec<u16>,
-    probes: Option<Arc<Inbox>>,
+    probes: Option<Arc<ProbeQueue>>,
 }
 
 impl Dataplane {
@@ -177,32 +177,32 @@ impl Dataplane {
             .iter()
             .map(|_| receiver(options.receive).map(Arc::new))
             .collect::<Result<_, _>>()?;
-        if options.guard.interface.is_some() {
-            let told = receivers.iter().try_for_each(|it| it.tell_interface());
+        if options.ingress_policy.interface.is_some() {
+            let told = receivers.iter().try_for_each(|it| it.report_interface());
             told.map_err(io_error("ask over which interface datagrams come"))?;
         }
-        let mut gate = Gate::new(receivers.clone(), &options.guard);
-        gate.lift(options.taps.watch_the_socket(), &options.routes.current());
+        let mut gate = SocketFilter::new(receivers.clone(), &options.ingress_policy);
+        gate.lift(options.taps.is_outer_observed(), &options.routes.current());
         let senders = senders(options, receivers.len())?;
         let (mut offloads, mut lacking) = match senders.first() {
             Some(sender) => offloads::probe_sockets(options.tuning.offloads, sender),
             None => (options.tuning.offloads, Vec::new()),
         };
         if offloads.receive {
-            let joined = receivers.iter().all(|socket| socket.join_on_receive());
+            let joined = receivers.iter().all(|socket| socket.enable_gro());
             offloads.receive = joined;
         }
         offloads.read = tun.offload > TunOffload::None;
         if options.tuning.offloads.write && tun.known == TunOffload::None {
             offloads.write = false;
             let reason = "this kernel's TUN devices have no virtio-net header".into();
-            lacking.push(Lacking {
+            lacking.push(MissingOffload {
                 part: "write",
                 reason,
             });
         }
         let calls = packet_calls();
-        let kernel = KernelCounts::open(&tun.name);
+        let kernel = KernelDropCounters::open(&tun.name);
         let mut this = Self {
             stop,
             threads: Vec::new(),
@@ -225,14 +225,14 @@ impl Dataplane {
             let queue = Arc::new(queue);
             let transmitter = Transmitter::new(
                 Arc::clone(&senders),
-                PathProbe::new(options.source).map_err(cannot_send(options))?,
+                PathMtuSocket::new(options.source).map_err(cannot_send(options))?,
                 Arc::clone(&counters),
                 if offloads.send {
                     Segmentation::Kernel
                 } else {
                     Segmentation::Off
                 },
-                options.taps.viewer(),
+                options.taps.observer(),
             );
             let template = EncapTemplate::ipv4(options.vtep.vni, options.vtep.mac);
             let worker = Worker {
@@ -248,7 +248,7 @@ impl Dataplane {
                 decap: Decap::new(
                     (socket, options.receive.port()),
                     options.vtep,
-                    options.guard.clone(),
+                    options.ingress_policy.clone(),
                     options.routes.reader(),
                     Deliverer::new(
                         Arc::clone(&queue),
@@ -259,13 +259,13 @@ impl Dataplane {
                             TunOffload::None
                         },
                         Arc::clone(&this.mtu),
-                        simd::checksummer(),
+                        checksum::checksummer(),
                         Arc::clone(&counters),
                     ),
                     Arc::clone(&counters),
                     Arc::clone(&peers),
-                    options.taps.viewer(),
-                    options.probes.clone().map(Intake::new),
+                    options.taps.observer(),
+                    options.probes.clone().map(ProbeReceiver::new),
                 ),
                 tun: queue,
                 stop: Arc::clone(&this.stop),
@@ -298,7 +298,7 @@ impl Dataplane {
     }
 
     /// While somebody captures, lets strangers come as far as the workers, which drop them.
-    pub fn show_strangers(&mut self, shown: bool, table: &RouteTable) {
+    pub fn set_filter_bypass(&mut self, shown: bool, table: &RouteTable) {
         self.gate.lift(shown, table);
     }
 
@@ -360,7 +360,7 @@ impl Dataplane {
 
     /// What is handed to the kernel in large pieces, and why the rest is not.
     #[must_use]
-    pub fn offloads(&self) -> (Offloads, &[Lacking]) {
+    pub fn offloads(&self) -> (Offloads, &[MissingOffload]) {
         (self.offloads, &self.lacking)
     }
 
@@ -391,19 +391,19 @@ impl Drop for Dataplane {
 }
 
 /// The filter for the workers' system calls, where this processor has one.
-fn packet_calls() -> Option<PacketCalls> {
-    PacketCalls::compile().inspect_err(not_confined).ok()
+fn packet_calls() -> Option<PacketSyscalls> {
+    PacketSyscalls::compile().inspect_err(not_confined).ok()
 }
 
 /// Takes from the calling worker what moving packets does not need. A kernel without such
 /// filters moves packets nonetheless.
-fn confine(number: usize, calls: Option<&PacketCalls>) {
-    if let Err(error) = signals::leave_to_others() {
+fn confine(number: usize, calls: Option<&PacketSyscalls>) {
+    if let Err(error) = signals::block_process_signals() {
         tracing::warn!(event = "not_confined", %error, "packet threads may be given signals");
     }
     let confined = match calls {
         Some(calls) => calls.confine_thread(),
-        None => privileges::keep_only(&[]),
+        None => privileges::drop_capabilities_except(&[]),
     };
     match confined {
         // All of them fail alike: one line is enough.

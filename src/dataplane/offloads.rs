@@ -110,7 +110,7 @@ impl fmt::Display for Offloads {
 
 /// Why a part is not used although it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lacking {
+pub struct MissingOffload {
     /// Name of the part.
     pub part: &'static str,
     /// One sentence for a person.
@@ -118,14 +118,17 @@ pub struct Lacking {
 }
 
 /// Asks the kernel for what `wanted` has of sockets, and tries whether it works.
-pub(super) fn probe_sockets(wanted: Offloads, sender: &UdpSocket) -> (Offloads, Vec<Lacking>) {
+pub(super) fn probe_sockets(
+    wanted: Offloads,
+    sender: &UdpSocket,
+) -> (Offloads, Vec<MissingOffload>) {
     let mut usable = wanted;
     let mut lacking = Vec::new();
     if wanted.send
         && let Err(reason) = can_send_segments(sender)
     {
         usable.send = false;
-        lacking.push(Lacking {
+        lacking.push(MissingOffload {
             part: "send",
             reason,
         });
@@ -133,7 +136,7 @@ pub(super) fn probe_sockets(wanted: Offloads, sender: &UdpSocket) -> (Offloads, 
     let version = kernel::version();
     if wanted.receive && version < JOINS_ON_RECEIVE {
         usable.receive = false;
-        lacking.push(Lacking {
+        lacking.push(MissingOffload {
             part: "receive",
             reason: format!("kernel {version} joins datagrams wrongly (UDP_GRO before 5.12)"),
         });
@@ -146,7 +149,7 @@ pub(super) fn probe_sockets(wanted: Offloads, sender: &UdpSocket) -> (Offloads, 
 ///
 /// # Errors
 /// When there is no socket to try with.
-pub fn probe() -> std::io::Result<(Offloads, Vec<Lacking>)> {
+pub fn probe() -> std::io::Result<(Offloads, Vec<MissingOffload>)> {
     let sender = UdpSocket::sender(Ipv4Addr::LOCALHOST)?;
     Ok(probe_sockets(Offloads::AUTO, &sender))
 }

@@ -13,7 +13,7 @@ use crossbeam_queue::ArrayQueue;
 use ipnet::Ipv4Net;
 
 use super::counters::Counter;
-use crate::dataplane::generation::{self, Announced};
+use crate::dataplane::generation::{Cached, GenerationCell};
 use crate::wire::ipv4::Packet;
 use crate::wire::vxlan::ENCAP_LEN;
 
@@ -24,7 +24,7 @@ const QUEUE_BYTES: usize = 16 << 20;
 
 /// Where a packet was seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum View {
+pub enum ObservationPoint {
     /// At the device: an IPv4 packet.
     Inner,
     /// At the UDP socket: a VXLAN frame, from the VXLAN header on.
@@ -49,9 +49,9 @@ pub enum Direction {
 
 /// A packet as a worker sees it, in up to two pieces.
 #[derive(Debug, Clone, Copy)]
-pub struct Sighting<'a> {
+pub struct Observation<'a> {
     /// Where.
-    pub view: View,
+    pub point: ObservationPoint,
     /// Which way.
     pub direction: Direction,
     /// Its bytes.
@@ -60,16 +60,16 @@ pub struct Sighting<'a> {
     pub dropped: Option<Counter>,
 }
 
-impl Sighting<'_> {
+impl Observation<'_> {
     fn len(&self) -> usize {
         self.pieces[0].len() + self.pieces[1].len()
     }
 
     /// Inner source and destination, where there is an inner packet.
     fn inner_addresses(&self) -> Option<(Ipv4Addr, Ipv4Addr)> {
-        let skip = match self.view {
-            View::Inner => 0,
-            View::Outer { .. } => ENCAP_LEN,
+        let skip = match self.point {
+            ObservationPoint::Inner => 0,
+            ObservationPoint::Outer { .. } => ENCAP_LEN,
         };
         // The header of a datagram in two pieces lies in the first.
         let bytes = self.pieces.iter().find(|piece| !piece.is_empty())?;
@@ -82,7 +82,7 @@ impl Sighting<'_> {
 
 /// What a capture wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Filter {
+pub struct CaptureFilter {
     /// Packets at the device.
     pub inner: bool,
     /// Frames at the socket.
@@ -97,24 +97,24 @@ pub struct Filter {
     pub snap_len: usize,
 }
 
-impl Filter {
-    fn wants(&self, sighting: &Sighting<'_>) -> bool {
-        let view = match sighting.view {
-            View::Inner => self.inner,
-            View::Outer { .. } => self.outer,
+impl CaptureFilter {
+    fn wants(&self, observation: &Observation<'_>) -> bool {
+        let view = match observation.point {
+            ObservationPoint::Inner => self.inner,
+            ObservationPoint::Outer { .. } => self.outer,
         };
-        if !view || (self.dropped && sighting.dropped.is_none()) {
+        if !view || (self.dropped && observation.dropped.is_none()) {
             return false;
         }
         if self.peer.is_none() && self.host.is_none() {
             return true;
         }
-        let addresses = sighting.inner_addresses();
+        let addresses = observation.inner_addresses();
         let either = |wanted: &dyn Fn(Ipv4Addr) -> bool| {
             addresses.is_some_and(|(source, destination)| wanted(source) || wanted(destination))
         };
         let of_peer = self.peer.is_none_or(|(address, subnet)| {
-            matches!(sighting.view, View::Outer { remote, .. } if *remote.ip() == address)
+            matches!(observation.point, ObservationPoint::Outer { remote, .. } if *remote.ip() == address)
                 || subnet.is_some_and(|subnet| either(&|inner| subnet.contains(&inner)))
         });
         of_peer && self.host.is_none_or(|host| either(&|inner| inner == host))
@@ -123,11 +123,11 @@ impl Filter {
 
 /// A packet on its way to the reader.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Captured {
+pub struct CapturedPacket {
     /// When, in nanoseconds since 1970.
     pub nanoseconds: u64,
     /// Where.
-    pub view: View,
+    pub point: ObservationPoint,
     /// Which way.
     pub direction: Direction,
     /// The first bytes.
@@ -141,14 +141,14 @@ pub struct Captured {
 /// One capture's queue.
 #[derive(Debug)]
 pub struct Tap {
-    filter: Filter,
-    queue: ArrayQueue<Captured>,
+    filter: CaptureFilter,
+    queue: ArrayQueue<CapturedPacket>,
     bytes: AtomicUsize,
     missed: AtomicU64,
 }
 
 impl Tap {
-    fn new(filter: Filter) -> Self {
+    fn new(filter: CaptureFilter) -> Self {
         Self {
             filter,
             queue: ArrayQueue::new(QUEUE_PACKETS),
@@ -157,31 +157,31 @@ impl Tap {
         }
     }
 
-    fn take(&self, sighting: &Sighting<'_>) {
-        if !self.filter.wants(sighting) {
+    fn take(&self, observation: &Observation<'_>) {
+        if !self.filter.wants(observation) {
             return;
         }
-        let kept = sighting.len().min(self.filter.snap_len);
+        let kept = observation.len().min(self.filter.snap_len);
         if self.bytes.fetch_add(kept, Ordering::Relaxed) + kept > QUEUE_BYTES {
             self.miss(kept);
             return;
         }
         let mut bytes = Vec::with_capacity(kept);
-        for piece in sighting.pieces {
+        for piece in observation.pieces {
             let room = kept - bytes.len();
             bytes.extend_from_slice(piece.get(..room).unwrap_or(piece));
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let captured = Captured {
+        let captured = CapturedPacket {
             nanoseconds: now
                 .ok()
                 .and_then(|since| u64::try_from(since.as_nanos()).ok())
                 .unwrap_or(0),
-            view: sighting.view,
-            direction: sighting.direction,
+            point: observation.point,
+            direction: observation.direction,
             bytes,
-            len: sighting.len(),
-            dropped: sighting.dropped,
+            len: observation.len(),
+            dropped: observation.dropped,
         };
         if self.queue.push(captured).is_err() {
             self.miss(kept);
@@ -195,7 +195,7 @@ impl Tap {
 
     /// The next packet, if one waits.
     #[must_use]
-    pub fn next(&self) -> Option<Captured> {
+    pub fn next(&self) -> Option<CapturedPacket> {
         let captured = self.queue.pop()?;
         self.bytes
             .fetch_sub(captured.bytes.len(), Ordering::Relaxed);
@@ -217,18 +217,18 @@ impl Tap {
 
 /// All taps of a packet loop; clones are the same.
 #[derive(Debug, Clone)]
-pub struct Taps(Arc<Announced<Vec<Arc<Tap>>>>);
+pub struct Taps(Arc<GenerationCell<Vec<Arc<Tap>>>>);
 
 impl Default for Taps {
     fn default() -> Self {
-        Self(Arc::new(Announced::new(Vec::new())))
+        Self(Arc::new(GenerationCell::new(Vec::new())))
     }
 }
 
 impl Taps {
     /// Begins a capture; it ends when the guard is dropped.
     #[must_use]
-    pub fn open(&self, filter: Filter) -> OpenTap {
+    pub fn open(&self, filter: CaptureFilter) -> OpenTap {
         let tap = Arc::new(Tap::new(filter));
         self.0.change(|list| list.push(Arc::clone(&tap)));
         OpenTap {
@@ -239,14 +239,14 @@ impl Taps {
 
     /// Whether somebody captures what comes to the socket.
     #[must_use]
-    pub fn watch_the_socket(&self) -> bool {
+    pub fn is_outer_observed(&self) -> bool {
         self.0.with(|list| list.iter().any(|tap| tap.filter.outer))
     }
 
     /// A worker's own view of them.
     #[must_use]
-    pub fn viewer(&self) -> Viewer {
-        Viewer {
+    pub fn observer(&self) -> Observer {
+        Observer {
             taps: self.clone(),
             list: self.0.copy(),
         }
@@ -278,12 +278,12 @@ impl Drop for OpenTap {
 
 /// What a worker holds: the taps as of its last look.
 #[derive(Debug)]
-pub struct Viewer {
+pub struct Observer {
     taps: Taps,
-    list: generation::Copy<Vec<Arc<Tap>>>,
+    list: Cached<Vec<Arc<Tap>>>,
 }
 
-impl Viewer {
+impl Observer {
     /// Looks whether there are others now. To be called once a drain.
     #[inline]
     pub fn refresh(&mut self) {
@@ -299,9 +299,9 @@ impl Viewer {
 
     /// Shows a packet to all who capture.
     #[cold]
-    pub fn show(&self, sighting: &Sighting<'_>) {
+    pub fn show(&self, observation: &Observation<'_>) {
         for tap in &self.list.value {
-            tap.take(sighting);
+            tap.take(observation);
         }
     }
 
@@ -311,8 +311,8 @@ impl Viewer {
         if self.is_open() {
             // Behind the packet there may be padding.
             let packet = Packet::new_checked(packet).map_or(packet, |checked| checked.bytes());
-            self.show(&Sighting {
-                view: View::Inner,
+            self.show(&Observation {
+                point: ObservationPoint::Inner,
                 direction,
                 pieces: [packet, &[]],
                 dropped,
@@ -326,7 +326,7 @@ mod tests {
     use super::*;
 
     const REMOTE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 2), 8472);
-    const ALL: Filter = Filter {
+    const ALL: CaptureFilter = CaptureFilter {
         inner: true,
         outer: true,
         peer: None,
@@ -349,9 +349,9 @@ mod tests {
         frame
     }
 
-    fn outer(bytes: &[u8], remote: SocketAddrV4) -> Sighting<'_> {
-        Sighting {
-            view: View::Outer {
+    fn outer(bytes: &[u8], remote: SocketAddrV4) -> Observation<'_> {
+        Observation {
+            point: ObservationPoint::Outer {
                 remote,
                 port: 8472,
                 tos: 0,
@@ -365,26 +365,26 @@ mod tests {
     #[test]
     fn packets_are_shown_from_opening_to_dropping() {
         let taps = Taps::default();
-        let mut viewer = taps.viewer();
-        viewer.refresh();
-        assert!(!viewer.is_open());
+        let mut observer = taps.observer();
+        observer.refresh();
+        assert!(!observer.is_open());
         let tap = taps.open(ALL);
-        viewer.refresh();
+        observer.refresh();
         let bytes = packet([10, 5, 1, 2], [10, 5, 2, 2]);
-        viewer.show_inner(Direction::Out, &bytes, Some(Counter::OutNoRoute));
+        observer.show_inner(Direction::Out, &bytes, Some(Counter::OutNoRoute));
         let seen = tap.next().unwrap();
         assert_eq!((&seen.bytes, seen.len), (&bytes, 24));
         assert_eq!(seen.dropped, Some(Counter::OutNoRoute));
         assert!(tap.next().is_none());
         drop(tap);
-        viewer.refresh();
-        assert!(!viewer.is_open());
+        observer.refresh();
+        assert!(!observer.is_open());
     }
 
     #[test]
     fn a_filter_looks_at_both_headers() {
         let ours = frame([10, 5, 2, 9], [10, 5, 1, 2]);
-        let peer = Filter {
+        let peer = CaptureFilter {
             peer: Some((*REMOTE.ip(), "10.5.2.0/24".parse().ok())),
             ..ALL
         };
@@ -394,18 +394,18 @@ mod tests {
         let other = frame([10, 5, 3, 9], [10, 5, 1, 2]);
         assert!(!peer.wants(&outer(&other, stranger)));
         assert!(peer.wants(&outer(&[1, 2], REMOTE)), "too short for more");
-        let host = Filter {
+        let host = CaptureFilter {
             host: Some(Ipv4Addr::new(10, 5, 1, 2)),
             ..ALL
         };
         assert!(host.wants(&outer(&ours, REMOTE)));
         assert!(!host.wants(&outer(&[1, 2], REMOTE)));
-        let dropped = Filter {
+        let dropped = CaptureFilter {
             dropped: true,
             ..ALL
         };
         assert!(!dropped.wants(&outer(&ours, REMOTE)));
-        let inner = Filter {
+        let inner = CaptureFilter {
             outer: false,
             ..ALL
         };
@@ -416,23 +416,23 @@ mod tests {
     fn a_slow_reader_misses_packets_and_nobody_waits() {
         let taps = Taps::default();
         let tap = taps.open(ALL);
-        let mut viewer = taps.viewer();
-        viewer.refresh();
+        let mut observer = taps.observer();
+        observer.refresh();
         let bytes = frame([10, 5, 1, 2], [10, 5, 2, 2]);
         for _ in 0..QUEUE_PACKETS + 10 {
-            viewer.show(&outer(&bytes, REMOTE));
+            observer.show(&outer(&bytes, REMOTE));
         }
         assert_eq!(tap.missed(), 10);
         assert_eq!(std::iter::from_fn(|| tap.next()).count(), QUEUE_PACKETS);
         let large = vec![0; 1 << 20];
-        let whole = Filter {
+        let whole = CaptureFilter {
             snap_len: usize::MAX,
             ..ALL
         };
         let tap = taps.open(whole);
-        viewer.refresh();
+        observer.refresh();
         for _ in 0..20 {
-            viewer.show(&outer(&large, REMOTE));
+            observer.show(&outer(&large, REMOTE));
         }
         assert_eq!(tap.missed(), 4);
         assert_eq!(tap.bytes.load(Ordering::Relaxed), QUEUE_BYTES);
@@ -441,10 +441,10 @@ mod tests {
     #[test]
     fn what_is_kept_is_cut_and_pieces_are_joined() {
         let taps = Taps::default();
-        let tap = taps.open(Filter { snap_len: 5, ..ALL });
-        let mut viewer = taps.viewer();
-        viewer.refresh();
-        viewer.show(&Sighting {
+        let tap = taps.open(CaptureFilter { snap_len: 5, ..ALL });
+        let mut observer = taps.observer();
+        observer.refresh();
+        observer.show(&Observation {
             pieces: [&[1, 2, 3], &[4, 5, 6, 7]],
             ..outer(&[], REMOTE)
         });

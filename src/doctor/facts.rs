@@ -12,7 +12,7 @@ use ipnet::Ipv4Net;
 
 use crate::control::{PeerRoute, RefusedRecord, Status};
 use crate::daemon::state::state_file::State;
-use crate::dataplane::offloads::{Lacking, Offloads};
+use crate::dataplane::offloads::{MissingOffload, Offloads};
 use crate::host::interface::ExternalInterface;
 use crate::host::netlink::{AddressInfo, LinkInfo, Route, RouteLookup};
 use crate::host::port::Holder;
@@ -52,7 +52,7 @@ pub struct Machine {
     pub kernel: Version,
     /// What this kernel takes in large pieces, and why not more; none where it could not be
     /// tried.
-    pub offloads: Option<(Offloads, Vec<Lacking>)>,
+    pub offloads: Option<(Offloads, Vec<MissingOffload>)>,
     /// The number by which this machine signs its leases.
     pub node: Option<NodeId>,
     /// Values of `/proc/sys`, by path below it; those that do not exist are absent.

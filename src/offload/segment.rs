@@ -1,7 +1,7 @@
 //! One super-packet into the segments of its flow.
 //!
 //! A TUN with TSO and USO hands out packets of up to 64 KiB, which stand for a run of
-//! segments with `gso_size` payload bytes each. A [`Plan`] writes the header of each
+//! segments with `gso_size` payload bytes each. A [`SegmentPlan`] writes the header of each
 //! segment into space of the caller and names the range of the super-packet that is its
 //! payload, as the kernel's `tcp_gso_segment`, `__udp_gso_segment` and
 //! `inet_gso_segment` would have made them.
@@ -17,9 +17,9 @@ use crate::wire::vnet_hdr::{
     CSUM_OFFSET_TCP, CSUM_OFFSET_UDP, GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, VnetHdr,
 };
 
-/// Bytes of the longest header block that [`Plan::write_header`] writes for TCP over
+/// Bytes of the longest header block that [`SegmentPlan::write_header`] writes for TCP over
 /// IPv4 (60 of IP, 60 of TCP) or over plain IPv6. Only IPv6 extension headers can exceed
-/// it; [`Plan::header_len`] tells.
+/// it; [`SegmentPlan::header_len`] tells.
 pub const USUAL_MAX_HEADER_LEN: usize = 120;
 
 /// Why a packet off the TUN cannot be segmented. None of these comes from a sound kernel;
@@ -96,7 +96,7 @@ enum Transport {
 
 /// How a super-packet comes apart. Borrows the packet; allocates nothing.
 #[derive(Clone, Copy, Debug)]
-pub struct Plan<'a> {
+pub struct SegmentPlan<'a> {
     packet: IpPacket<'a>,
     transport: Transport,
     header_len: usize,
@@ -109,7 +109,7 @@ pub struct Plan<'a> {
     transport_rest: Sum,
 }
 
-impl<'a> Plan<'a> {
+impl<'a> SegmentPlan<'a> {
     /// Checks `packet`, as read behind `vnet`, and computes what all segments share.
     ///
     /// `packet` begins with the IP header. `hdr_len` is not used: for forwarded packets

@@ -10,7 +10,7 @@ use crate::wire::MacAddr;
 /// The 22 bytes before the inner packet are [`crate::wire::vxlan::EncapTemplate`] with
 /// this peer's MAC filled in; keeping them here would double the table and gain nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Peer {
+pub struct RemoteVtep {
     address: Ipv4Addr,
     /// 0 marks a vacant slot of the table; no peer has it.
     port: u16,
@@ -22,7 +22,7 @@ pub struct Peer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PeerId(pub u32);
 
-impl Peer {
+impl RemoteVtep {
     pub(super) const VACANT: Self = Self {
         address: Ipv4Addr::UNSPECIFIED,
         port: 0,
@@ -68,4 +68,4 @@ impl Peer {
     }
 }
 
-const _: () = assert!(size_of::<Peer>() == 16);
+const _: () = assert!(size_of::<RemoteVtep>() == 16);

@@ -14,7 +14,7 @@ pub struct Routes(Arc<ArcSwap<RouteTable>>);
 /// A worker's view: it keeps the snapshot of its last look, and looks at the pointer each time
 /// it is asked, which is one atomic load while nothing changes.
 #[derive(Debug, Clone)]
-pub struct Reader(Cache<Arc<ArcSwap<RouteTable>>, Arc<RouteTable>>);
+pub struct RouteReader(Cache<Arc<ArcSwap<RouteTable>>, Arc<RouteTable>>);
 
 impl Routes {
     /// Publishes a first snapshot.
@@ -42,12 +42,12 @@ impl Routes {
 
     /// A view for a worker.
     #[must_use]
-    pub fn reader(&self) -> Reader {
-        Reader(Cache::new(Arc::clone(&self.0)))
+    pub fn reader(&self) -> RouteReader {
+        RouteReader(Cache::new(Arc::clone(&self.0)))
     }
 }
 
-impl Reader {
+impl RouteReader {
     /// The current snapshot: one atomic load, and a reference count only when it changed.
     #[inline]
     pub fn current(&mut self) -> &RouteTable {
@@ -67,7 +67,8 @@ mod tests {
         assert!(reader.current().is_empty());
         let old = Arc::downgrade(&routes.current());
         let endpoint = "192.0.2.1:8472".parse().unwrap();
-        let peer = crate::route::peer::Peer::new(endpoint, Default::default(), Default::default());
+        let peer =
+            crate::route::peer::RemoteVtep::new(endpoint, Default::default(), Default::default());
         routes.apply([("10.0.1.0/24".parse().unwrap(), peer)]);
         assert_eq!(reader.current().len(), 1);
         assert!(

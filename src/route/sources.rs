@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use super::peer::{Peer, PeerId};
+use super::peer::{PeerId, RemoteVtep};
 
 /// An address, the number of subnets behind it, and the peer that has the youngest of them.
 #[derive(Debug, Clone, Copy)]
@@ -37,8 +37,8 @@ impl Sources {
     /// wants [`Self::rename`].
     pub(super) fn replace(
         &mut self,
-        before: &Peer,
-        after: Option<&Peer>,
+        before: &RemoteVtep,
+        after: Option<&RemoteVtep>,
     ) -> Option<(Ipv4Addr, PeerId)> {
         let is_same = after.is_some_and(|after| {
             before.endpoint().ip() == after.endpoint().ip() && before.id() == after.id()
@@ -68,7 +68,7 @@ impl Sources {
             .binary_search_by_key(&address, |source| source.address)
     }
 
-    fn add(&mut self, peer: &Peer) {
+    fn add(&mut self, peer: &RemoteVtep) {
         let address = peer.endpoint().ip().to_bits();
         let place = self.place(address);
         let list = Arc::make_mut(&mut self.0);
@@ -109,23 +109,23 @@ mod tests {
     use crate::wire::MacAddr;
     use std::net::SocketAddrV4;
 
-    fn peer(last: u8) -> Peer {
+    fn peer(last: u8) -> RemoteVtep {
         let endpoint = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, last), 8472);
-        Peer::new(endpoint, MacAddr([2, 0, 0, 0, 0, last]), PeerId(0)).unwrap()
+        RemoteVtep::new(endpoint, MacAddr([2, 0, 0, 0, 0, last]), PeerId(0)).unwrap()
     }
 
     #[test]
     fn an_address_is_known_as_long_as_one_subnet_is_behind_it() {
         let mut sources = Sources::default();
         let known = |sources: &Sources, last| sources.get(Ipv4Addr::new(192, 0, 2, last)).is_some();
-        sources.replace(&Peer::VACANT, Some(&peer(1)));
-        sources.replace(&Peer::VACANT, Some(&peer(1)));
+        sources.replace(&RemoteVtep::VACANT, Some(&peer(1)));
+        sources.replace(&RemoteVtep::VACANT, Some(&peer(1)));
         let snapshot = sources.clone();
         sources.replace(&peer(1), Some(&peer(2)));
         assert!(known(&sources, 1) && known(&sources, 2));
         sources.replace(&peer(1), None);
         assert!(!known(&sources, 1) && known(&sources, 2));
-        sources.replace(&Peer::VACANT, None);
+        sources.replace(&RemoteVtep::VACANT, None);
         assert!(
             known(&snapshot, 1) && !known(&snapshot, 2),
             "snapshots stay"
@@ -137,9 +137,9 @@ mod tests {
         let mut sources = Sources::default();
         let numbered = |id| {
             let endpoint = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 8472);
-            Peer::new(endpoint, MacAddr([2; 6]), PeerId(id)).unwrap()
+            RemoteVtep::new(endpoint, MacAddr([2; 6]), PeerId(id)).unwrap()
         };
-        sources.replace(&Peer::VACANT, Some(&numbered(7)));
+        sources.replace(&RemoteVtep::VACANT, Some(&numbered(7)));
         assert_eq!(sources.get(Ipv4Addr::new(192, 0, 2, 1)), Some(PeerId(7)));
         sources.replace(&numbered(7), Some(&numbered(9)));
         assert_eq!(sources.get(Ipv4Addr::new(192, 0, 2, 1)), Some(PeerId(9)));

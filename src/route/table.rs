@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 
-use super::peer::{Peer, PeerId};
+use super::peer::{PeerId, RemoteVtep};
 use super::sources::Sources;
 
 const PAGE_BITS: u32 = 8;
@@ -19,7 +19,7 @@ const PAGE_LEN: usize = 1 << PAGE_BITS;
 /// Larger networks (of more than 2^24 subnets, like a /2 in /30s) go without the index.
 const MAX_INDEX_BITS: u32 = 24;
 
-type Page = [Peer; PAGE_LEN];
+type Page = [RemoteVtep; PAGE_LEN];
 
 /// A snapshot: which prefix lies behind which peer. It never changes; [`RouteTable::with`]
 /// makes the next one.
@@ -32,13 +32,13 @@ pub struct RouteTable {
     pages: Vec<Arc<Page>>,
     /// Prefixes that are not of the network's subnet length or lie outside it, longest
     /// first, each list sorted by address.
-    odd: Vec<(u8, Vec<(u32, Peer)>)>,
+    odd: Vec<(u8, Vec<(u32, RemoteVtep)>)>,
     sources: Sources,
     len: usize,
 }
 
 /// One change of the table: a prefix gets this peer, or loses its own.
-pub type Change = (Ipv4Net, Option<Peer>);
+pub type Change = (Ipv4Net, Option<RemoteVtep>);
 
 impl RouteTable {
     /// A table without routes for a network whose subnets have this length.
@@ -51,7 +51,7 @@ impl RouteTable {
         } else {
             0
         };
-        let vacant = Arc::new([Peer::VACANT; PAGE_LEN]);
+        let vacant = Arc::new([RemoteVtep::VACANT; PAGE_LEN]);
         Self {
             network,
             subnet_len,
@@ -67,7 +67,7 @@ impl RouteTable {
     /// The peer behind an address: no lock, no allocation.
     #[must_use]
     #[inline]
-    pub fn lookup(&self, destination: Ipv4Addr) -> Option<&Peer> {
+    pub fn lookup(&self, destination: Ipv4Addr) -> Option<&RemoteVtep> {
         let number = (destination.to_bits().wrapping_sub(self.base) >> self.shift) as usize;
         if let Some(page) = self.pages.get(number >> PAGE_BITS) {
             let peer = &page[number & (PAGE_LEN - 1)];
@@ -83,7 +83,7 @@ impl RouteTable {
     }
 
     #[cold]
-    fn lookup_odd(&self, destination: u32) -> Option<&Peer> {
+    fn lookup_odd(&self, destination: u32) -> Option<&RemoteVtep> {
         self.odd.iter().find_map(|(prefix_len, routes)| {
             let prefix = destination & mask(*prefix_len);
             let at = routes
@@ -102,7 +102,7 @@ impl RouteTable {
         for (prefix, peer) in changes {
             let prefix = prefix.trunc();
             let before = match next.slot(prefix) {
-                Some(slot) => std::mem::replace(slot, peer.unwrap_or(Peer::VACANT)),
+                Some(slot) => std::mem::replace(slot, peer.unwrap_or(RemoteVtep::VACANT)),
                 None => next.change_odd(prefix, peer),
             };
             stale.extend(next.sources.replace(&before, peer.as_ref()));
@@ -117,7 +117,7 @@ impl RouteTable {
             if next.sources.get(address) != Some(gone) {
                 continue;
             }
-            let is_behind = |(_, peer): &(_, &Peer)| *peer.endpoint().ip() == address;
+            let is_behind = |(_, peer): &(_, &RemoteVtep)| *peer.endpoint().ip() == address;
             let other = next.iter().find(is_behind).map(|(_, peer)| peer.id());
             if let Some(id) = other {
                 next.sources.rename(address, id);
@@ -126,7 +126,7 @@ impl RouteTable {
         next
     }
 
-    fn slot(&mut self, prefix: Ipv4Net) -> Option<&mut Peer> {
+    fn slot(&mut self, prefix: Ipv4Net) -> Option<&mut RemoteVtep> {
         if prefix.prefix_len() != self.subnet_len || !self.network.contains(&prefix) {
             return None;
         }
@@ -135,11 +135,11 @@ impl RouteTable {
         Some(&mut Arc::make_mut(page)[number & (PAGE_LEN - 1)])
     }
 
-    fn change_odd(&mut self, prefix: Ipv4Net, peer: Option<Peer>) -> Peer {
+    fn change_odd(&mut self, prefix: Ipv4Net, peer: Option<RemoteVtep>) -> RemoteVtep {
         let (length, network) = (prefix.prefix_len(), prefix.network().to_bits());
         let at = match self.odd.binary_search_by(|(len, _)| length.cmp(len)) {
             Ok(at) => at,
-            Err(_) if peer.is_none() => return Peer::VACANT,
+            Err(_) if peer.is_none() => return RemoteVtep::VACANT,
             Err(at) => {
                 self.odd.insert(at, (length, Vec::new()));
                 at
@@ -152,9 +152,9 @@ impl RouteTable {
             (Ok(i), None) => routes.remove(i).1,
             (Err(i), Some(peer)) => {
                 routes.insert(i, (network, peer));
-                Peer::VACANT
+                RemoteVtep::VACANT
             }
-            (Err(_), None) => Peer::VACANT,
+            (Err(_), None) => RemoteVtep::VACANT,
         };
         if routes.is_empty() {
             self.odd.remove(at);
@@ -195,7 +195,7 @@ impl RouteTable {
     }
 
     /// All routes, for people and tests; costs a walk over the whole network.
-    pub fn iter(&self) -> impl Iterator<Item = (Ipv4Net, &Peer)> {
+    pub fn iter(&self) -> impl Iterator<Item = (Ipv4Net, &RemoteVtep)> {
         let indexed = self.pages.iter().flat_map(|page| page.iter()).enumerate();
         let regular = indexed
             .filter(|(_, peer)| !peer.is_vacant())
@@ -237,9 +237,9 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn peer(id: u32) -> Peer {
+    fn peer(id: u32) -> RemoteVtep {
         let endpoint = SocketAddrV4::new(Ipv4Addr::from_bits(0xc000_0200 + id), 8472);
-        Peer::new(endpoint, MacAddr([2, 0, 0, 0, 0, 1]), PeerId(id)).unwrap()
+        RemoteVtep::new(endpoint, MacAddr([2, 0, 0, 0, 0, 1]), PeerId(id)).unwrap()
     }
 
     fn found(table: &RouteTable, address: &str) -> Option<u32> {
@@ -272,7 +272,7 @@ mod tests {
     fn an_address_is_known_as_a_peer_that_is_there() {
         let peer = |id| {
             let endpoint = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 8472);
-            Peer::new(endpoint, MacAddr([2; 6]), PeerId(id))
+            RemoteVtep::new(endpoint, MacAddr([2; 6]), PeerId(id))
         };
         let address = Ipv4Addr::new(192, 0, 2, 1);
         let (one, two) = (net("10.5.1.0/24"), net("10.5.2.0/24"));

@@ -31,7 +31,7 @@ pub enum PrivilegeError {
 ///
 /// # Errors
 /// Kernels before 3.5 do not know it.
-pub fn renounce_new() -> Result<(), PrivilegeError> {
+pub fn set_no_new_privileges() -> Result<(), PrivilegeError> {
     rustix::thread::set_no_new_privs(true)
         .map_err(|error| PrivilegeError::NewPrivileges(error.into()))
 }
@@ -48,7 +48,7 @@ pub fn lacks(capability: Capability) -> bool {
 ///
 /// # Errors
 /// When the kernel, or a filter around us, refuses.
-pub fn keep_only(kept: &[Capability]) -> Result<(), PrivilegeError> {
+pub fn drop_capabilities_except(kept: &[Capability]) -> Result<(), PrivilegeError> {
     // The effective set must never exceed the permitted one.
     for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable] {
         let mut held: HashSet<Capability> = caps::read(None, set)?;
@@ -64,9 +64,9 @@ pub fn keep_only(kept: &[Capability]) -> Result<(), PrivilegeError> {
 /// call, not the network of the host. Whoever takes a packet thread over gets nothing either
 /// way: no file, no socket, no program, no executable memory.
 #[derive(Debug, Clone)]
-pub struct PacketCalls(BpfProgram);
+pub struct PacketSyscalls(BpfProgram);
 
-impl PacketCalls {
+impl PacketSyscalls {
     /// Compiles the filter for this processor.
     ///
     /// # Errors
@@ -86,7 +86,7 @@ impl PacketCalls {
     /// Kernels without `CONFIG_SECCOMP_FILTER` refuse the filter; the capabilities are gone
     /// all the same.
     pub fn confine_thread(&self) -> Result<(), PrivilegeError> {
-        keep_only(&[])?;
+        drop_capabilities_except(&[])?;
         seccompiler::apply_filter(&self.0)
             .map_err(|error| PrivilegeError::Filter(error.to_string()))
     }
@@ -208,7 +208,7 @@ mod tests {
     fn what_is_not_kept_is_gone_from_every_set() {
         on_a_thread(|| {
             let before = caps::read(None, CapSet::Permitted).unwrap();
-            keep_only(&[Capability::CAP_NET_ADMIN]).unwrap();
+            drop_capabilities_except(&[Capability::CAP_NET_ADMIN]).unwrap();
             for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable] {
                 let left = caps::read(None, set).unwrap();
                 assert!(left.is_subset(&before), "nothing is gained: {left:?}");
@@ -217,17 +217,17 @@ mod tests {
                     "{set:?}: {left:?}"
                 );
             }
-            keep_only(&[]).unwrap();
+            drop_capabilities_except(&[]).unwrap();
             assert!(caps::read(None, CapSet::Permitted).unwrap().is_empty());
         });
     }
 
     #[test]
     fn a_confined_thread_moves_packets_and_does_nothing_else() {
-        use crate::sys::udp::{PathProbe, UdpSocket};
+        use crate::sys::udp::{PathMtuSocket, UdpSocket};
         use std::net::{Ipv4Addr, SocketAddrV4};
-        let probe = PathProbe::new(Ipv4Addr::LOCALHOST).unwrap();
-        let calls = PacketCalls::compile().unwrap();
+        let probe = PathMtuSocket::new(Ipv4Addr::LOCALHOST).unwrap();
+        let calls = PacketSyscalls::compile().unwrap();
         on_a_thread(move || {
             if let Err(error) = calls.confine_thread() {
                 println!("SKIPPED: {error}");

@@ -18,7 +18,7 @@ const FAULTS: [libc::c_int; 6] = [
 ///
 /// # Errors
 /// What the system says; it has no reason to.
-pub fn leave_to_others() -> io::Result<()> {
+pub fn block_process_signals() -> io::Result<()> {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: `sigfillset` initialises the whole set, which the calls behind it change or
     // read; the old mask is not asked for.
@@ -42,7 +42,7 @@ mod tests {
     #[test]
     fn a_thread_that_leaves_them_to_others_blocks_all_but_its_faults() {
         let blocked = std::thread::spawn(|| {
-            leave_to_others().unwrap();
+            block_process_signals().unwrap();
             let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
             let line = status.lines().find_map(|line| line.strip_prefix("SigBlk:"));
             u64::from_str_radix(line.unwrap().trim(), 16).unwrap()

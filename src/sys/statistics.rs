@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 /// Files that tell of the network namespace they were opened in.
 #[derive(Debug)]
-pub struct KernelCounts {
+pub struct KernelDropCounters {
     devices: Option<File>,
     protocols: Option<File>,
     device: String,
@@ -21,7 +21,7 @@ pub struct Missed {
     pub sockets: u64,
 }
 
-impl KernelCounts {
+impl KernelDropCounters {
     /// Looks at this device of this thread's network namespace. What cannot be opened counts
     /// nothing: it is for people, and forwarding does not need it.
     #[must_use]
@@ -110,13 +110,13 @@ UdpLite: 0 0 0 0 9 0
 
     #[test]
     fn this_kernel_tells_and_tells_anew() {
-        let counts = KernelCounts::open("lo");
+        let counts = KernelDropCounters::open("lo");
         assert!(
             receive_buffer_errors(&read(counts.protocols.as_ref().unwrap()).unwrap()).is_some()
         );
         let devices = counts.devices.as_ref().unwrap();
         assert!(transmit_drops(&read(devices).unwrap(), "lo").is_some());
         assert!(transmit_drops(&read(devices).unwrap(), "lo").is_some());
-        assert_eq!(KernelCounts::open("no-such-device").now().device, 0);
+        assert_eq!(KernelDropCounters::open("no-such-device").now().device, 0);
     }
 }

@@ -84,7 +84,7 @@ impl UdpSocket {
         {
             socket.option(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, PMTU_DISCOVERY_DONT)?;
         }
-        socket.receive_nothing();
+        socket.discard_received();
         socket
             .0
             .bind(&SockAddr::from(SocketAddrV4::new(address, 0)))?;
@@ -95,12 +95,12 @@ impl UdpSocket {
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn tell_interface(&self) -> io::Result<()> {
+    pub fn report_interface(&self) -> io::Result<()> {
         self.option(libc::IPPROTO_IP, libc::IP_PKTINFO, 1)
     }
 
     /// Has the kernel drop whatever is sent to this socket: it only sends, and nobody reads.
-    fn receive_nothing(&self) {
+    fn discard_received(&self) {
         // `BPF_RET | BPF_K` with 0: no byte of any datagram is taken.
         const REFUSE: Instruction = Instruction {
             code: 0x06,
@@ -118,10 +118,10 @@ impl UdpSocket {
     ///
     /// # Errors
     /// `AddrNotAvailable` when the address is not this host's.
-    pub fn whole_sender(address: Ipv4Addr) -> io::Result<Self> {
+    pub fn unfragmented_sender(address: Ipv4Addr) -> io::Result<Self> {
         let socket = Self::open()?;
-        never_cut(&socket)?;
-        socket.receive_nothing();
+        set_dont_fragment(&socket)?;
+        socket.discard_received();
         socket
             .0
             .bind(&SockAddr::from(SocketAddrV4::new(address, 0)))?;
@@ -148,7 +148,7 @@ impl UdpSocket {
 
     /// Lets the kernel join datagrams of a flow (`UDP_GRO`, usable since Linux 5.12).
     /// Returns whether it does.
-    pub fn join_on_receive(&self) -> bool {
+    pub fn enable_gro(&self) -> bool {
         self.option(libc::SOL_UDP, libc::UDP_GRO, 1).is_ok()
     }
 
@@ -230,7 +230,7 @@ impl UdpSocket {
 ///
 /// # Errors
 /// The kernel's; every kernel since 2.6.22 knows it.
-pub fn never_cut(socket: &impl AsFd) -> io::Result<()> {
+pub fn set_dont_fragment(socket: &impl AsFd) -> io::Result<()> {
     set_option(
         socket.as_fd(),
         libc::IPPROTO_IP,
@@ -265,16 +265,16 @@ fn set_option(
 /// Asks how long a packet may be on its way to a destination. It has its socket from the
 /// start: a packet thread may not make one.
 #[derive(Debug)]
-pub struct PathProbe(UdpSocket);
+pub struct PathMtuSocket(UdpSocket);
 
-impl PathProbe {
+impl PathMtuSocket {
     /// A probe that sends nothing, for packets from this address.
     ///
     /// # Errors
     /// `AddrNotAvailable` when the address is not this host's.
     pub fn new(source: Ipv4Addr) -> io::Result<Self> {
         let socket = UdpSocket::open()?;
-        socket.receive_nothing();
+        socket.discard_received();
         socket
             .0
             .bind(&SockAddr::from(SocketAddrV4::new(source, 0)))?;
@@ -429,7 +429,7 @@ mod tests {
     #[test]
     fn segments_leave_in_one_message_and_arrive_joined() {
         let (sender, receiver, destination) = pair();
-        if !sender.can_segment() || !receiver.join_on_receive() {
+        if !sender.can_segment() || !receiver.enable_gro() {
             println!("SKIPPED: this kernel has no UDP_SEGMENT or no UDP_GRO");
             return;
         }
@@ -508,8 +508,8 @@ mod tests {
     #[test]
     fn the_interface_is_told_beside_the_rest() {
         let (sender, receiver, destination) = pair();
-        receiver.join_on_receive();
-        receiver.tell_interface().unwrap();
+        receiver.enable_gro();
+        receiver.report_interface().unwrap();
         let mut batch = SendBatch::new(1);
         let mut sending = batch.start();
         sending.message(MessageHead {
@@ -530,7 +530,7 @@ mod tests {
     fn sockets_that_only_send_hold_nothing() {
         let source = Ipv4Addr::LOCALHOST;
         let sender = UdpSocket::sender(source).unwrap();
-        let probe = PathProbe::new(source).unwrap();
+        let probe = PathMtuSocket::new(source).unwrap();
         let stranger = std::net::UdpSocket::bind((source, 0)).unwrap();
         for socket in [&sender, &probe.0] {
             let address = socket.local_address().unwrap();

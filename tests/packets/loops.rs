@@ -8,14 +8,14 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use uvxlan::dataplane::Dataplane;
 use uvxlan::dataplane::counters::{Counter, Totals};
-use uvxlan::dataplane::ingress_policy::{Guard, Mode};
+use uvxlan::dataplane::ingress_policy::{Enforcement, IngressPolicy};
 use uvxlan::testbed::{Container, Host, Topology};
 use uvxlan::wire::MacAddr;
 
 use crate::support::need;
 use crate::support::nodes::{CONFIG, NodeUnderTest, eventually, possible};
 use crate::support::wire::{
-    DEVICE, KERNEL_MAC, MTU, OUR_MAC, guarded_end, kernel_subnet, network, our_subnet,
+    DEVICE, KERNEL_MAC, MTU, OUR_MAC, kernel_subnet, network, our_subnet, policed_end,
 };
 
 const PACKETS: u64 = 200;
@@ -26,8 +26,8 @@ const OUTER: u64 = INNER + 50;
 
 /// A packet loop that checks its peers, and a container behind it.
 fn end(host: &Host, subnet: Ipv4Net, mac: MacAddr, peer: (Ipv4Net, &Host, MacAddr)) -> Dataplane {
-    let guard = Guard::new(Mode::Enforce, network(), subnet);
-    guarded_end(host, subnet, mac, peer, guard)
+    let policy = IngressPolicy::new(Enforcement::Enforce, network(), subnet);
+    policed_end(host, subnet, mac, peer, policy)
 }
 
 /// What changed in a packet loop's counters.

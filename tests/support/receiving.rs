@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use ipnet::Ipv4Net;
 use uvxlan::dataplane::Dataplane;
 use uvxlan::dataplane::counters::{Counter, Kind as CounterKind, Totals};
-use uvxlan::dataplane::ingress_policy::{Guard, Mode};
+use uvxlan::dataplane::ingress_policy::{Enforcement, IngressPolicy};
 use uvxlan::sys::poll;
 use uvxlan::sys::udp::{MessageHead, ReceiveBatch, SendBatch, UdpSocket};
 use uvxlan::testbed::{Container, Host, Topology};
@@ -16,8 +16,8 @@ use uvxlan::wire::{MacAddr, Vni};
 
 use super::inner::step;
 use super::wire::{
-    End, KERNEL_MAC, Kind, MTU, OUR_MAC, UNDERLAY, guarded_end_among, kernel_subnet, network,
-    our_subnet,
+    End, KERNEL_MAC, Kind, MTU, OUR_MAC, UNDERLAY, kernel_subnet, network, our_subnet,
+    policed_end_among,
 };
 
 /// What the container got: the first four bytes of the payload, and the type of service.
@@ -54,17 +54,17 @@ impl Receiving {
 
     /// A host of ours that enforces the peer check, with the kernel's help or without.
     pub(crate) fn guarded(socket_filter: bool) -> Self {
-        Self::judging(|_, _, guard| guard.socket_filter = socket_filter)
+        Self::judging(|_, _, policy| policy.socket_filter = socket_filter)
     }
 
     /// A host of ours that judges by these rules, which may depend on sender and receiver. It
     /// has a second peer, which sends nothing.
-    pub(crate) fn judging(rules: impl FnOnce(&Host, &Host, &mut Guard)) -> Self {
+    pub(crate) fn judging(rules: impl FnOnce(&Host, &Host, &mut IngressPolicy)) -> Self {
         Self::with_end(|receiver, sender| {
             let peers = [(kernel_subnet(), sender.address(), KERNEL_MAC), OTHER_PEER];
-            let mut guard = Guard::new(Mode::Enforce, network(), our_subnet());
-            rules(sender, receiver, &mut guard);
-            let end = guarded_end_among(receiver, our_subnet(), OUR_MAC, &peers, guard);
+            let mut policy = IngressPolicy::new(Enforcement::Enforce, network(), our_subnet());
+            rules(sender, receiver, &mut policy);
+            let end = policed_end_among(receiver, our_subnet(), OUR_MAC, &peers, policy);
             End::Ours(Box::new(end))
         })
     }

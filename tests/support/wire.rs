@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use uvxlan::dataplane::counters::{Counter, Kind as CounterKind, Totals};
-use uvxlan::dataplane::inbound::header_checks::Vtep;
-use uvxlan::dataplane::ingress_policy::Guard;
+use uvxlan::dataplane::inbound::header_checks::LocalVtep;
+use uvxlan::dataplane::ingress_policy::IngressPolicy;
 use uvxlan::dataplane::{Dataplane, Options, Tuning};
 use uvxlan::host::netlink::Route;
-use uvxlan::route::peer::{Peer, PeerId};
+use uvxlan::route::peer::{PeerId, RemoteVtep};
 use uvxlan::route::publish::Routes;
 use uvxlan::route::table::RouteTable;
 use uvxlan::sys::tun::{self, TunOffload, TunOptions};
@@ -61,37 +61,37 @@ pub(crate) fn our_end(
     mac: MacAddr,
     peer: (Ipv4Net, &Host, MacAddr),
 ) -> Dataplane {
-    guarded_end(host, subnet, mac, peer, Guard::off())
+    policed_end(host, subnet, mac, peer, IngressPolicy::off())
 }
 
 /// The same, with rules for who may send what.
-pub(crate) fn guarded_end(
+pub(crate) fn policed_end(
     host: &Host,
     subnet: Ipv4Net,
     mac: MacAddr,
     peer: (Ipv4Net, &Host, MacAddr),
-    guard: Guard,
+    ingress_policy: IngressPolicy,
 ) -> Dataplane {
     let (peer_subnet, peer_host, peer_mac) = peer;
     let peers = [(peer_subnet, peer_host.address(), peer_mac)];
-    guarded_end_among(host, subnet, mac, &peers, guard)
+    policed_end_among(host, subnet, mac, &peers, ingress_policy)
 }
 
 /// The same, with several peers, of which the first has a route.
-pub(crate) fn guarded_end_among(
+pub(crate) fn policed_end_among(
     host: &Host,
     subnet: Ipv4Net,
     mac: MacAddr,
     peers: &[(Ipv4Net, Ipv4Addr, MacAddr)],
-    guard: Guard,
+    ingress_policy: IngressPolicy,
 ) -> Dataplane {
     let routes = peers.iter().zip(0..).map(|((subnet, address, mac), id)| {
         let endpoint = SocketAddrV4::new(*address, DEFAULT_PORT);
-        (*subnet, Peer::new(endpoint, *mac, PeerId(id)))
+        (*subnet, RemoteVtep::new(endpoint, *mac, PeerId(id)))
     });
     let table = RouteTable::empty(network(), 24).with(routes);
     let options = Options {
-        vtep: Vtep {
+        vtep: LocalVtep {
             vni: Vni::DEFAULT,
             mac,
         },
@@ -99,7 +99,7 @@ pub(crate) fn guarded_end_among(
         source: host.address(),
         receive: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, DEFAULT_PORT),
         routes: Routes::new(table),
-        guard,
+        ingress_policy,
         tuning: Tuning {
             spin: Duration::ZERO,
             ..Tuning::default()

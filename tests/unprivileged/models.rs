@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 
-use generation::Announced;
+use generation::GenerationCell;
 use stop::{Stop, Wake};
 
 /// An event descriptor that is never read: once written, it is readable for ever.
@@ -79,7 +79,7 @@ fn no_worker_sleeps_through_the_end() {
 #[test]
 fn a_packet_thread_sees_each_change_and_never_an_older_value() {
     loom::model(|| {
-        let shared = Arc::new(Announced::new((0, 0)));
+        let shared = Arc::new(GenerationCell::new((0, 0)));
         let writer = {
             let shared = Arc::clone(&shared);
             thread::spawn(move || {
@@ -111,7 +111,7 @@ fn a_packet_thread_sees_each_change_and_never_an_older_value() {
 #[test]
 fn two_who_change_lose_nothing() {
     loom::model(|| {
-        let shared = Arc::new(Announced::new(Vec::new()));
+        let shared = Arc::new(GenerationCell::new(Vec::new()));
         let writers = [1, 2].map(|number| {
             let shared = Arc::clone(&shared);
             thread::spawn(move || shared.change(|list| list.push(number)))
@@ -129,7 +129,7 @@ fn two_who_change_lose_nothing() {
 
 #[test]
 fn snapshots_are_whole_in_order_and_freed() {
-    use uvxlan::route::peer::{Peer, PeerId};
+    use uvxlan::route::peer::{PeerId, RemoteVtep};
     use uvxlan::route::publish::Routes;
     use uvxlan::route::table::RouteTable;
 
@@ -140,7 +140,7 @@ fn snapshots_are_whole_in_order_and_freed() {
     let port = |round: u32| (round % 60_000) as u16 + 1;
     let publish = |round: u32| {
         let endpoint = std::net::SocketAddrV4::new([192, 0, 2, 1].into(), port(round));
-        let peer = Peer::new(endpoint, Default::default(), PeerId(0));
+        let peer = RemoteVtep::new(endpoint, Default::default(), PeerId(0));
         let subnets = ["10.0.1.0/24", "10.0.200.0/24"].map(|text| (text.parse().unwrap(), peer));
         routes.publish(routes.current().with(subnets));
     };

@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use libfuzzer_sys::fuzz_target;
 use uvxlan::capture::{Encoder, Names, pcapng};
 use uvxlan::dataplane::counters::Counter;
-use uvxlan::dataplane::tap::{Direction, Filter, Sighting, Taps, View};
+use uvxlan::dataplane::tap::{CaptureFilter, Direction, Observation, ObservationPoint, Taps};
 use uvxlan::wire::vxlan::ENCAP_LEN;
 
 const PEER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
@@ -17,7 +17,7 @@ fuzz_target!(|bytes: &[u8]| {
     let [flags, snap_high, snap_low, rest @ ..] = bytes else {
         return;
     };
-    let filter = Filter {
+    let filter = CaptureFilter {
         inner: flags & 1 != 0,
         outer: flags & 2 != 0,
         peer: (flags & 4 != 0).then(|| (PEER, (flags & 8 != 0).then(subnet))),
@@ -27,7 +27,7 @@ fuzz_target!(|bytes: &[u8]| {
     };
     let taps = Taps::default();
     let tap = taps.open(filter);
-    let viewer = taps.viewer();
+    let observer = taps.observer();
     let names = Names {
         program: String::from_utf8_lossy(rest.get(..9).unwrap_or(rest)).into_owned(),
         device: "flannel.1".into(),
@@ -46,9 +46,9 @@ fuzz_target!(|bytes: &[u8]| {
             0 => PEER,
             _ => Ipv4Addr::new(203, 0, 113, *port),
         };
-        let view = match how & 2 {
-            0 => View::Inner,
-            _ => View::Outer {
+        let point = match how & 2 {
+            0 => ObservationPoint::Inner,
+            _ => ObservationPoint::Outer {
                 remote: SocketAddrV4::new(remote, u16::from(*port)),
                 port: 8472,
                 tos: *port,
@@ -62,8 +62,8 @@ fuzz_target!(|bytes: &[u8]| {
             packet.len()
         };
         let (one, other) = packet.split_at(cut);
-        viewer.show(&Sighting {
-            view,
+        observer.show(&Observation {
+            point,
             direction: if how & 16 != 0 {
                 Direction::In
             } else {
@@ -74,12 +74,12 @@ fuzz_target!(|bytes: &[u8]| {
         });
         let expected = wanted(
             &filter,
-            view,
+            point,
             if one.is_empty() { other } else { one },
             dropped,
         );
         let captured = tap.next();
-        assert_eq!(captured.is_some(), expected, "{filter:?} {view:?}");
+        assert_eq!(captured.is_some(), expected, "{filter:?} {point:?}");
         if let Some(captured) = captured {
             assert_eq!(captured.bytes, packet[..packet.len().min(filter.snap_len)]);
             assert_eq!(captured.len, packet.len());
@@ -98,10 +98,15 @@ fn subnet() -> ipnet::Ipv4Net {
 }
 
 /// The rules once more.
-fn wanted(filter: &Filter, view: View, bytes: &[u8], dropped: Option<Counter>) -> bool {
-    let (seen, skip, remote) = match view {
-        View::Inner => (filter.inner, 0, None),
-        View::Outer { remote, .. } => (filter.outer, ENCAP_LEN, Some(*remote.ip())),
+fn wanted(
+    filter: &CaptureFilter,
+    point: ObservationPoint,
+    bytes: &[u8],
+    dropped: Option<Counter>,
+) -> bool {
+    let (seen, skip, remote) = match point {
+        ObservationPoint::Inner => (filter.inner, 0, None),
+        ObservationPoint::Outer { remote, .. } => (filter.outer, ENCAP_LEN, Some(*remote.ip())),
     };
     let at = |place: usize| {
         let octets: [u8; 4] = bytes.get(skip + place..skip + place + 4)?.try_into().ok()?;

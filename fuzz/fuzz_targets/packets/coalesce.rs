@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use uvxlan::offload::coalesce::{Coalescer, PacketRef, Policy};
-use uvxlan::offload::segment::Plan;
+use uvxlan::offload::segment::SegmentPlan;
 use uvxlan::wire::checksum::Checksummer;
 
 const MTU: usize = 1450;
@@ -32,7 +32,7 @@ fuzz_target!(|bytes: &[u8]| {
             for piece in write.pieces() {
                 merged.extend_from_slice(&arena[piece]);
             }
-            let plan = Plan::new(&write.vnet, &merged).expect("what is merged can be cut");
+            let plan = SegmentPlan::new(&write.vnet, &merged).expect("what is merged can be cut");
             assert_eq!(plan.count(), members.len());
             for (number, member) in members.iter().enumerate() {
                 let mut segment = vec![0; plan.header_len()];

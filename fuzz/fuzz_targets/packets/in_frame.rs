@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use uvxlan::dataplane::inbound::header_checks::{Vtep, incoming};
+use uvxlan::dataplane::inbound::header_checks::{LocalVtep, check_frame};
 use uvxlan::wire::ipv4::{self, Packet};
 use uvxlan::wire::vxlan::ecn::{self, Decapsulated};
 use uvxlan::wire::vxlan::{ENCAP_LEN, EncapTemplate};
@@ -10,7 +10,7 @@ use uvxlan::wire::{MacAddr, Vni, flow};
 
 const OWN: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
 const PEER: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
-const VTEP: Vtep = Vtep {
+const VTEP: LocalVtep = LocalVtep {
     vni: Vni::DEFAULT,
     mac: OWN,
 };
@@ -45,7 +45,7 @@ fn repair(frame: &mut [u8]) -> bool {
 }
 
 fn try_it(frame: &[u8]) {
-    let verdict = incoming(&VTEP, frame);
+    let verdict = check_frame(&VTEP, frame);
     assert_eq!(verdict.is_ok(), acceptable(frame), "verdict {verdict:?}");
     let Ok(packet) = verdict else { return };
 
@@ -87,7 +87,7 @@ fn encapsulates_again(packet: &Packet<'_>) {
         .towards(OWN)
         .to_vec();
     again.extend_from_slice(packet.bytes());
-    let back = incoming(&VTEP, &again).expect("our own encapsulation is accepted");
+    let back = check_frame(&VTEP, &again).expect("our own encapsulation is accepted");
     assert_eq!(back.bytes(), packet.bytes());
     assert_eq!(flow::hash(&back), flow::hash(packet));
 }

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use libfuzzer_sys::fuzz_target;
 use uvxlan::dataplane::counters::Counter;
-use uvxlan::dataplane::inbound::header_checks::{Vtep, incoming};
+use uvxlan::dataplane::inbound::header_checks::{LocalVtep, check_frame};
 use uvxlan::wire::MacAddr;
 use uvxlan::wire::Vni;
 use uvxlan::wire::flow;
@@ -80,7 +80,7 @@ fn reaches_a_peer(packet: &Packet<'_>) {
     let mut frame = EncapTemplate::ipv4(vni, source).towards(mac).to_vec();
     frame.extend_from_slice(packet.bytes());
     assert_eq!(vxlan::parse(&frame), Ok(vni));
-    match incoming(&Vtep { vni, mac }, &frame) {
+    match check_frame(&LocalVtep { vni, mac }, &frame) {
         Ok(inner) => {
             assert!(packet.is_header_undamaged());
             assert_eq!(inner.bytes(), packet.bytes());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
 use uvxlan::dataplane::counters::Counter;
-use uvxlan::dataplane::inbound::probes::{Inbox, Intake};
+use uvxlan::dataplane::inbound::probes::{ProbeQueue, ProbeReceiver};
 use uvxlan::route::peer::PeerId;
 use uvxlan::wire::probe::{HEADER_LEN, Message};
 use uvxlan::wire::vxlan::ENCAP_LEN;
@@ -26,8 +26,8 @@ fuzz_target!(|bytes: &[u8]| {
         assert_eq!(Message::parse(&again[ENCAP_LEN..]), Some(message));
     }
 
-    let inbox = Arc::new(Inbox::new(|| ()));
-    let mut intake = Intake::new(Arc::clone(&inbox));
+    let inbox = Arc::new(ProbeQueue::new(|| ()));
+    let mut intake = ProbeReceiver::new(Arc::clone(&inbox));
     let frame = [&OWN.0[..], &PEER.0, &[0x88, 0xb5], bytes].concat();
     let counted = intake.take(PeerId(7), Ipv4Addr::LOCALHOST, &frame);
     let heard = inbox.next();

@@ -14,12 +14,12 @@ use libfuzzer_sys::fuzz_target;
 use uvxlan::dataplane::counters::{Counter, Counters, Kind, Totals};
 use uvxlan::dataplane::inbound::decap::Decap;
 use uvxlan::dataplane::inbound::deliver::Deliverer;
-use uvxlan::dataplane::inbound::header_checks::Vtep;
-use uvxlan::dataplane::ingress_policy::{Guard, Mode};
+use uvxlan::dataplane::inbound::header_checks::LocalVtep;
+use uvxlan::dataplane::ingress_policy::{Enforcement, IngressPolicy};
 use uvxlan::dataplane::peer_counters::PeerCounters;
 use uvxlan::dataplane::tap::Taps;
-use uvxlan::offload::segment::Plan;
-use uvxlan::route::peer::{Peer, PeerId};
+use uvxlan::offload::segment::SegmentPlan;
+use uvxlan::route::peer::{PeerId, RemoteVtep};
 use uvxlan::route::publish::Routes;
 use uvxlan::route::table::RouteTable;
 use uvxlan::sys::tun::{TunOffload, TunQueue};
@@ -47,14 +47,14 @@ fn net(text: &str) -> ipnet::Ipv4Net {
     text.parse().expect("a network")
 }
 
-fn guard() -> Guard {
-    let guard = Guard {
+fn policy() -> IngressPolicy {
+    let policy = IngressPolicy {
         forward_extra: vec![net("10.96.0.0/12")],
         allow_peers: vec![net("127.0.3.0/24")],
-        ..Guard::new(Mode::Enforce, net("10.5.0.0/16"), net("10.5.1.0/24"))
+        ..IngressPolicy::new(Enforcement::Enforce, net("10.5.0.0/16"), net("10.5.1.0/24"))
     };
-    guard.own.set([OWN_ADDRESS]);
-    guard
+    policy.own.set([OWN_ADDRESS]);
+    policy
 }
 
 /// One way in, used for all inputs.
@@ -69,14 +69,14 @@ struct Way {
 impl Way {
     fn new(vnet_hdr: bool) -> Self {
         let receiver = UdpSocket::receiver(SocketAddrV4::new(SENDERS[0], 0)).expect("a socket");
-        receiver.join_on_receive();
+        receiver.enable_gro();
         let destination = receiver.local_address().expect("bound");
         let written = tempfile::tempfile_in("/dev/shm").or_else(|_| tempfile::tempfile());
         let written = written.expect("a file");
         let counters = Arc::new(Counters::default());
         let peer = |last, id| {
             let endpoint = SocketAddrV4::new(SENDERS[id as usize], 8472);
-            Peer::new(endpoint, MacAddr([2, 0, 0, 0, 0, last]), PeerId(id))
+            RemoteVtep::new(endpoint, MacAddr([2, 0, 0, 0, 0, last]), PeerId(id))
         };
         let table = RouteTable::empty(net("10.5.0.0/16"), 24).with([
             (net("10.5.2.0/24"), peer(2, 0)),
@@ -84,11 +84,11 @@ impl Way {
         ]);
         let decap = Decap::new(
             (Arc::new(receiver), destination.port()),
-            Vtep {
+            LocalVtep {
                 vni: Vni::DEFAULT,
                 mac: OWN_MAC,
             },
-            guard(),
+            policy(),
             Routes::new(table).reader(),
             Deliverer::new(
                 Arc::new(TunQueue::from(written.try_clone().expect("a descriptor"))),
@@ -100,7 +100,7 @@ impl Way {
             ),
             Arc::clone(&counters),
             Arc::new(PeerCounters::default()),
-            Taps::default().viewer(),
+            Taps::default().observer(),
             None,
         );
         Self {
@@ -283,7 +283,7 @@ fn behind_headers(mut written: &[u8]) -> u64 {
         let packet = Packet::new_checked(rest).expect("whole packets");
         belongs(&packet);
         count += match header.is_gso() {
-            true => Plan::new(&header, packet.bytes())
+            true => SegmentPlan::new(&header, packet.bytes())
                 .expect("what is merged can be cut")
                 .count() as u64,
             false => 1,

@@ -5,7 +5,7 @@
 use std::net::Ipv4Addr;
 
 use libfuzzer_sys::fuzz_target;
-use uvxlan::offload::segment::{Plan, finish_checksum};
+use uvxlan::offload::segment::{SegmentPlan, finish_checksum};
 use uvxlan::wire::checksum::Checksummer;
 use uvxlan::wire::icmp::{self, V4_MAX_LEN};
 use uvxlan::wire::ipv4::Packet;
@@ -28,7 +28,7 @@ fuzz_target!(|bytes: &[u8]| {
 
 /// Every payload byte is in exactly one segment, in order, and lengths fit.
 fn segments(vnet: &VnetHdr, packet: &[u8]) {
-    let Ok(plan) = Plan::new(vnet, packet) else {
+    let Ok(plan) = SegmentPlan::new(vnet, packet) else {
         return;
     };
     assert!(plan.count() > 0 && plan.header_len() <= packet.len());

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::capture::{Encoder, Names};
 use crate::control::{CaptureRequest, CaptureView, PeerStatus, Status};
-use crate::dataplane::tap::{Filter, OpenTap, Taps};
+use crate::dataplane::tap::{CaptureFilter, OpenTap, Taps};
 
 /// Captures at a time.
 const PLACES: usize = 4;
@@ -90,13 +90,13 @@ impl Captures {
     }
 }
 
-fn filter(request: &CaptureRequest, peers: &[PeerStatus]) -> Result<Filter, String> {
+fn filter(request: &CaptureRequest, peers: &[PeerStatus]) -> Result<CaptureFilter, String> {
     let peer = match &request.peer {
         None => None,
         Some(text) => Some(peer(text, peers)?),
     };
     let snap_len = request.snap_len.unwrap_or(SNAP_LEN).clamp(1, SNAP_LEN);
-    Ok(Filter {
+    Ok(CaptureFilter {
         inner: request.view != Some(CaptureView::Outer),
         outer: request.view != Some(CaptureView::Inner),
         peer,

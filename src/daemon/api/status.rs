@@ -11,7 +11,7 @@ use crate::daemon::notify::Notifier;
 use crate::daemon::probes::{Health, Method};
 use crate::daemon::serve::Serving;
 use crate::dataplane::counters::{Call, Counter, Kind, Totals, largest_of_size};
-use crate::dataplane::ingress_policy::Mode;
+use crate::dataplane::ingress_policy::Enforcement;
 use crate::dataplane::peer_counters::PeerTotals;
 use crate::host::routes::NextHop;
 use crate::subnet::manager::OwnState;
@@ -140,10 +140,10 @@ impl Serving {
             workers: dataplane.workers(),
             offloads: offloads.to_string(),
             lacking: lacking.collect(),
-            peer_check: match self.overlay.options().guard.mode {
-                Mode::Enforce => PeerCheck::Enforce,
-                Mode::Log => PeerCheck::Log,
-                Mode::Off => PeerCheck::Off,
+            peer_check: match self.overlay.options().ingress_policy.mode {
+                Enforcement::Enforce => PeerCheck::Enforce,
+                Enforcement::Log => PeerCheck::Log,
+                Enforcement::Off => PeerCheck::Off,
             },
             batches: batches(&dataplane.totals()),
         })

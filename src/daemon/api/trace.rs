@@ -7,7 +7,7 @@ use ipnet::Ipv4Net;
 use crate::control::Step;
 use crate::daemon::serve::Serving;
 use crate::dataplane::counters::Counter;
-use crate::dataplane::ingress_policy::Mode;
+use crate::dataplane::ingress_policy::Enforcement;
 use crate::host::routes::NextHop;
 use crate::subnet::key::SubnetKey;
 use crate::wire::{flow, ipv4};
@@ -165,17 +165,17 @@ impl Serving {
     /// Whether the peer check accepts a packet from `from`, sent by that peer, to us.
     fn reply(&self, from: Ipv4Addr, peer: Ipv4Addr) -> Step {
         let name = "way back";
-        let mut guard = self.overlay.options().guard.clone();
-        guard.refresh();
-        if guard.mode == Mode::Off {
+        let mut policy = self.overlay.options().ingress_policy.clone();
+        policy.refresh();
+        if policy.mode == Enforcement::Off {
             return Step::passed(name, "everything passes (--peer-check=off)");
         }
         let table = self.overlay.table();
         let packet = icmp_packet(from, self.state.subnet.network());
         let checked = match ipv4::Packet::new_checked(&packet) {
-            Ok(packet) => guard
-                .sender(&table, peer)
-                .and_then(|known| guard.packet(&table, peer, known.is_none(), &packet)),
+            Ok(packet) => policy
+                .check_sender(&table, peer)
+                .and_then(|known| policy.check_packet(&table, peer, known.is_none(), &packet)),
             Err(_) => Err(Counter::InMalformed),
         };
         let packet = format!("a packet from {from}, sent by {peer},");

@@ -11,7 +11,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 
 use crate::dataplane::Tuning;
-use crate::dataplane::ingress_policy::Mode;
+use crate::dataplane::ingress_policy::Enforcement;
 use crate::subnet::store::StoreConfig;
 
 /// flannel's default of `--subnet-file`.
@@ -149,7 +149,7 @@ pub struct RunOptions {
     /// Address of the receiving sockets.
     pub receive_on: ReceiveOn,
     /// What to do with packets that break the ingress policy.
-    pub peer_check: Mode,
+    pub peer_check: Enforcement,
     /// Where the policy is enforced, let the kernel drop datagrams of unknown senders.
     pub socket_filter: bool,
     /// Senders that are accepted without a lease.
@@ -217,7 +217,7 @@ impl Default for RunOptions {
             allow_renumber: false,
             backend_default: None,
             receive_on: ReceiveOn::Any,
-            peer_check: Mode::Enforce,
+            peer_check: Enforcement::Enforce,
             socket_filter: true,
             allow_peer: Vec::new(),
             forward_extra: Vec::new(),

@@ -29,16 +29,16 @@ pub(crate) use self::target::{Health, Method, Target};
 use self::prober::Prober;
 use self::schedule::Schedule;
 use crate::control::Histogram;
-use crate::dataplane::inbound::header_checks::Vtep;
-use crate::dataplane::inbound::probes::Inbox;
-use crate::dataplane::tap::Viewer;
+use crate::dataplane::inbound::header_checks::LocalVtep;
+use crate::dataplane::inbound::probes::ProbeQueue;
+use crate::dataplane::tap::Observer;
 use crate::route::publish::Routes;
 use crate::subnet::manager::View;
 
 /// The queue in which packet threads leave the peers' probes.
 #[derive(Debug, Clone)]
 pub(crate) struct Incoming {
-    queue: Arc<Inbox>,
+    queue: Arc<ProbeQueue>,
     arrived: Arc<Notify>,
 }
 
@@ -48,20 +48,20 @@ impl Incoming {
         let arrived = Arc::new(Notify::new());
         let wake = Arc::clone(&arrived);
         (!interval.is_zero()).then(|| Self {
-            queue: Arc::new(Inbox::new(move || wake.notify_one())),
+            queue: Arc::new(ProbeQueue::new(move || wake.notify_one())),
             arrived,
         })
     }
 
     /// The packet threads' side.
-    pub(crate) fn queue(&self) -> Arc<Inbox> {
+    pub(crate) fn queue(&self) -> Arc<ProbeQueue> {
         Arc::clone(&self.queue)
     }
 }
 
 #[derive(Debug)]
 pub(crate) struct Setup {
-    pub(crate) vtep: Vtep,
+    pub(crate) vtep: LocalVtep,
     /// UDP port of the tunnels.
     pub(crate) port: u16,
     /// Our subnet's network address.
@@ -77,7 +77,7 @@ pub(crate) struct Setup {
     /// The leases as the datastore has them now.
     pub(crate) leases: View,
     /// Shows probes to captures.
-    pub(crate) viewer: Viewer,
+    pub(crate) observer: Observer,
 }
 
 /// Running probes; they end when this is dropped.

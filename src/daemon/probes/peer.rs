@@ -6,7 +6,7 @@ use super::loss::Losses;
 use super::path::{Path, SMALL};
 use super::replay_window::{Check, ReplayWindow};
 use super::target::{Health, Method, SILENT_AFTER, Target};
-use crate::dataplane::inbound::probes::Heard;
+use crate::dataplane::inbound::probes::ReceivedProbe;
 use crate::wire::probe::{Kind, Message};
 
 /// One in this many probes has the length of the path.
@@ -227,7 +227,7 @@ impl Peer {
 
     pub(super) fn receive_request(
         &mut self,
-        heard: &Heard,
+        heard: &ReceivedProbe,
         reply: Kind,
         session: u32,
         now: Instant,
@@ -249,7 +249,11 @@ impl Peer {
         Disposition::Reply(self.target, reply)
     }
 
-    pub(super) fn receive_reply(&mut self, heard: &Heard, session: u32) -> Option<Duration> {
+    pub(super) fn receive_reply(
+        &mut self,
+        heard: &ReceivedProbe,
+        session: u32,
+    ) -> Option<Duration> {
         let message = &heard.message;
         let expected = match message.kind {
             Kind::Reply => self.small.as_ref(),

@@ -11,7 +11,7 @@ use super::peer::{Disposition, Probe};
 use super::{Incoming, Method, Setup, Shared, Target};
 use crate::daemon::sleep;
 use crate::dataplane::counters::Counter;
-use crate::dataplane::tap::{Direction, Sighting, View as TapView};
+use crate::dataplane::tap::{Direction, Observation, ObservationPoint};
 use crate::host::echo::{HEADERS, raw};
 use crate::sys::udp::{self, UdpSocket};
 use crate::wire::icmp::echo::{self, Received};
@@ -150,15 +150,15 @@ impl Prober {
         let socket = match &self.tunnel {
             Some((address, socket)) if *address == source => socket,
             _ => {
-                let socket = UdpSocket::whole_sender(source)?;
+                let socket = UdpSocket::unfragmented_sender(source)?;
                 &self.tunnel.insert((source, socket)).1
             }
         };
         socket.send_to(&datagram, destination)?;
         let sent_from = socket.local_address().map_or(0, |own| own.port());
-        self.setup.viewer.refresh();
-        self.setup.viewer.show(&Sighting {
-            view: TapView::Outer {
+        self.setup.observer.refresh();
+        self.setup.observer.show(&Observation {
+            point: ObservationPoint::Outer {
                 remote: destination,
                 port: sent_from,
                 tos: 0,
@@ -175,7 +175,7 @@ impl Prober {
 /// datagrams.
 fn open_echo(own: Ipv4Addr) -> io::Result<AsyncSocket> {
     let socket = raw(own)?;
-    udp::never_cut(&socket)?;
+    udp::set_dont_fragment(&socket)?;
     socket.set_nonblocking(true)?;
     AsyncSocket::from_std(socket.into())
 }

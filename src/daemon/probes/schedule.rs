@@ -10,7 +10,7 @@ use ipnet::Ipv4Net;
 use super::peer::{Disposition, Peer, Probe};
 use super::round_trips::RoundTrips;
 use super::target::{Health, Method, Target};
-use crate::dataplane::inbound::probes::Heard;
+use crate::dataplane::inbound::probes::ReceivedProbe;
 
 /// Least time between two probes of one peer.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
@@ -159,7 +159,7 @@ impl Schedule {
     }
 
     /// Takes in a message that came through the tunnel.
-    pub(super) fn receive(&mut self, heard: &Heard, now: Instant) -> Disposition {
+    pub(super) fn receive(&mut self, heard: &ReceivedProbe, now: Instant) -> Disposition {
         let network = self.by_address.get(&heard.source);
         let Some(peer) = network.and_then(|network| self.peers.get_mut(network)) else {
             return Disposition::Stray;

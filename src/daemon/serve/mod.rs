@@ -337,7 +337,8 @@ impl Serving {
         if let Some(before) = before {
             if (now.address, now.public_ip) != (before.address, before.public_ip) {
                 self.move_to(&before, &now).await;
-            } else if now.index != before.index && self.overlay.options().guard.interface.is_some()
+            } else if now.index != before.index
+                && self.overlay.options().ingress_policy.interface.is_some()
             {
                 tracing::warn!(
                     event = "interface_changed",

@@ -14,14 +14,14 @@ use crate::daemon::failure::Failure;
 use crate::daemon::serve::peer_routes::PeerRoutes;
 use crate::daemon::serve::repairs::{Repaired, Repairs};
 use crate::dataplane::counters::Totals;
-use crate::dataplane::ingress_policy::Guard;
+use crate::dataplane::ingress_policy::IngressPolicy;
 use crate::dataplane::peer_counters::PeerTotals;
 use crate::dataplane::{Dataplane, DeviceGone, Options};
 use crate::host::link::{self, DeviceSettings, LinkError};
 use crate::host::loop_check::{Loop, find_loops};
 use crate::host::netlink::Netlink;
 use crate::host::routes::{NextHop, NextHopChange, OverlayNetwork, RouteReport};
-use crate::route::peer::Peer;
+use crate::route::peer::RemoteVtep;
 use crate::route::table::{Change, RouteTable};
 use crate::subnet::manager::PeerChange;
 use crate::subnet::validate::PeerRecord;
@@ -126,7 +126,7 @@ impl Overlay {
                     source,
                 })?;
         }
-        note_own_addresses(&self.netlink, &self.options.guard).await;
+        note_own_addresses(&self.netlink, &self.options.ingress_policy).await;
         let link = self.netlink.expect_link(device).await?;
         link::configure(&self.netlink, link.index, self.device_settings()).await?;
         tracing::info!(
@@ -197,7 +197,7 @@ impl Overlay {
             }
             other => other.map(|_| ()),
         };
-        note_own_addresses(&self.netlink, &self.options.guard).await;
+        note_own_addresses(&self.netlink, &self.options.ingress_policy).await;
         if let Some(dataplane) = &self.dataplane {
             dataplane.count_kernel_drops();
         }
@@ -328,7 +328,7 @@ impl Overlay {
         interface: u32,
     ) -> Result<(), Failure> {
         let options = &mut self.options;
-        if let Some(only) = &mut options.guard.interface {
+        if let Some(only) = &mut options.ingress_policy.interface {
             *only = interface;
         }
         if !options.receive.ip().is_unspecified() {
@@ -340,10 +340,10 @@ impl Overlay {
 
     /// Lets datagrams of unknown senders through to the packet loop while a capture runs there.
     pub(crate) fn follow_captures(&mut self) {
-        let shown = self.options.taps.watch_the_socket();
+        let shown = self.options.taps.is_outer_observed();
         let table = self.table();
         if let Some(dataplane) = &mut self.dataplane {
-            dataplane.show_strangers(shown, &table);
+            dataplane.set_filter_bypass(shown, &table);
         }
     }
 
@@ -421,9 +421,9 @@ impl Overlay {
 
 /// Tells the packet loop which addresses are this host's. If they cannot be read, the last ones
 /// stay.
-async fn note_own_addresses(netlink: &Netlink, guard: &Guard) {
+async fn note_own_addresses(netlink: &Netlink, policy: &IngressPolicy) {
     match netlink.addresses(None).await {
-        Ok(addresses) => guard.own.set(addresses.iter().filter_map(|entry| {
+        Ok(addresses) => policy.own.set(addresses.iter().filter_map(|entry| {
             let IpAddr::V4(address) = entry.address else {
                 return None;
             };
@@ -444,7 +444,7 @@ const fn new_address(change: &PeerChange) -> Option<Ipv4Addr> {
 fn table_change((subnet, peer): TableEntry, port: u16) -> Change {
     let peer = peer.and_then(|(peer, id)| {
         let endpoint = SocketAddrV4::new(peer.public_ip, port);
-        Peer::new(endpoint, peer.vxlan.vtep_mac, id)
+        RemoteVtep::new(endpoint, peer.vxlan.vtep_mac, id)
     });
     (subnet, peer)
 }

@@ -1,5 +1,5 @@
 //! Which privileges the daemon keeps. What the packet threads keep is
-//! [`crate::sys::privileges::PacketCalls`].
+//! [`crate::sys::privileges::PacketSyscalls`].
 
 use crate::sys::privileges::{self, Capability, PrivilegeError};
 
@@ -29,14 +29,14 @@ const STARTING: [Capability; 6] = [
 /// Gives up what no part of the daemon needs. Called before there is a second thread.
 pub fn starting() {
     // Programs that root starts need no new privileges; they get what this process has.
-    told(privileges::renounce_new());
-    told(privileges::keep_only(&STARTING));
+    told(privileges::set_no_new_privileges());
+    told(privileges::drop_capabilities_except(&STARTING));
 }
 
 /// Gives up what only a start needs; for the main thread when the daemon serves, and for
 /// helper threads from their beginning, which start no programs.
 pub fn serving() {
-    told(privileges::keep_only(&SERVING));
+    told(privileges::drop_capabilities_except(&SERVING));
 }
 
 fn told(done: Result<(), PrivilegeError>) {

@@ -140,6 +140,6 @@ fn probe_setup(inputs: &Inputs<'_>, host: &Discovered, running: &Running) -> pro
         interval: inputs.options.probe_interval,
         routes: running.overlay.options().routes.clone(),
         leases: running.manager.view.clone(),
-        viewer: inputs.captures.taps().viewer(),
+        observer: inputs.captures.taps().observer(),
     }
 }

@@ -15,8 +15,8 @@ use crate::daemon::options::{ReceiveOn, RunOptions};
 use crate::daemon::probes::Incoming;
 use crate::daemon::serve::overlay::{Overlay, Settings};
 use crate::daemon::state::offline_cache::OfflineCache;
-use crate::dataplane::inbound::header_checks::Vtep;
-use crate::dataplane::ingress_policy::Guard;
+use crate::dataplane::inbound::header_checks::LocalVtep;
+use crate::dataplane::ingress_policy::IngressPolicy;
 use crate::dataplane::{DeviceGone, Options};
 use crate::host::interface::ExternalInterface;
 use crate::host::link;
@@ -29,7 +29,7 @@ use crate::subnet::validate::Context;
 
 /// The overlay with the peers of this moment, and the manager that keeps it up to date.
 pub(super) struct Running {
-    pub(super) vtep: Vtep,
+    pub(super) vtep: LocalVtep,
     pub(super) lease: Lease,
     /// The cache, if the lease is from it.
     pub(super) cache: Option<OfflineCache>,
@@ -117,7 +117,7 @@ fn settings(options: &RunOptions, host: &Discovered, subnet: Ipv4Net) -> Setting
 fn packet_loop(
     inputs: &Inputs<'_>,
     host: &Discovered,
-    vtep: Vtep,
+    vtep: LocalVtep,
     subnet: Ipv4Net,
     incoming_probes: Option<&Incoming>,
 ) -> Options {
@@ -130,13 +130,13 @@ fn packet_loop(
         source: external.address,
         receive: SocketAddrV4::new(receive_address(options, external), config.backend.port),
         routes: Routes::new(RouteTable::empty(config.network, subnet.prefix_len())),
-        guard: Guard {
+        ingress_policy: IngressPolicy {
             forward_extra: options.forward_extra.clone(),
             allow_peers: options.allow_peer.clone(),
             strict: options.strict_sources,
             socket_filter: options.socket_filter,
             interface: (options.receive_on == ReceiveOn::Interface).then_some(external.index),
-            ..Guard::new(options.peer_check, config.network, subnet)
+            ..IngressPolicy::new(options.peer_check, config.network, subnet)
         },
         tuning: options.tuning,
         taps: inputs.captures.taps(),
@@ -144,7 +144,7 @@ fn packet_loop(
     }
 }
 
-fn peer_set(options: &RunOptions, host: &Discovered, vtep: Vtep, subnet: Ipv4Net) -> PeerSet {
+fn peer_set(options: &RunOptions, host: &Discovered, vtep: LocalVtep, subnet: Ipv4Net) -> PeerSet {
     let config = &host.network.config;
     let context = Context {
         network: config.network,

@@ -12,7 +12,7 @@ use crate::daemon::notify::Notifier;
 use crate::daemon::options::RunOptions;
 use crate::daemon::state::offline_cache::OfflineCache;
 use crate::daemon::state::subnet_env;
-use crate::dataplane::inbound::header_checks::Vtep;
+use crate::dataplane::inbound::header_checks::LocalVtep;
 use crate::subnet::config::{ConfigError, NetworkConfig};
 use crate::subnet::manager::{self, AcquireError, Acquired};
 use crate::subnet::store::{Store, StoreError};
@@ -37,7 +37,7 @@ impl Network {
 /// Our lease and the peers.
 #[derive(Debug)]
 pub(super) struct Leased {
-    pub(super) vtep: Vtep,
+    pub(super) vtep: LocalVtep,
     pub(super) acquired: Acquired,
     /// The cache, if the lease is from it.
     pub(super) cache: Option<OfflineCache>,

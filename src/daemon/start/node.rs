@@ -4,7 +4,7 @@ use super::identity::{self, KnownIdentity, MacOrigin};
 use crate::daemon::failure::Failure;
 use crate::daemon::options::RunOptions;
 use crate::daemon::state::state_file;
-use crate::dataplane::inbound::header_checks::Vtep;
+use crate::dataplane::inbound::header_checks::LocalVtep;
 use crate::host::interface::ExternalInterface;
 use crate::subnet::config::NetworkConfig;
 use crate::subnet::lease::{LeaseAttrs, NodeId, VxlanData};
@@ -31,9 +31,9 @@ impl Node<'_> {
         }
     }
 
-    pub(super) const fn vtep(&self, mac: MacAddr) -> Vtep {
+    pub(super) const fn vtep(&self, mac: MacAddr) -> LocalVtep {
         let vni = self.config.backend.vni;
-        Vtep { vni, mac }
+        LocalVtep { vni, mac }
     }
 
     pub(super) fn choose_mac(

@@ -4,17 +4,17 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use super::deliver::{self, Deliverer};
-use super::probes::Intake;
+use super::probes::ProbeReceiver;
 use crate::dataplane::DeviceGone;
 use crate::dataplane::counters::{Call, Counter, Counters, Kind};
-use crate::dataplane::inbound::header_checks::{self, Vtep};
-use crate::dataplane::ingress_policy::violation_log::Witness;
-use crate::dataplane::ingress_policy::{Guard, Mode};
+use crate::dataplane::inbound::header_checks::{self, LocalVtep};
+use crate::dataplane::ingress_policy::violation_log::ViolationLog;
+use crate::dataplane::ingress_policy::{Enforcement, IngressPolicy};
 use crate::dataplane::peer_counters::PeerCounters;
-use crate::dataplane::tap::{Direction, Sighting, View, Viewer};
+use crate::dataplane::tap::{Direction, Observation, ObservationPoint, Observer};
 use crate::offload::coalesce::{PacketRef, classify_flat_giant};
 use crate::route::peer::PeerId;
-use crate::route::publish::Reader;
+use crate::route::publish::RouteReader;
 use crate::sys::udp::{DatagramInfo, ReceiveBatch, UdpSocket};
 use crate::wire::ipv4::{self, Packet};
 use crate::wire::vxlan::ecn;
@@ -45,19 +45,19 @@ const _: () = assert!(
 /// The way in of one worker.
 pub struct Decap {
     socket: Arc<UdpSocket>,
-    vtep: Vtep,
-    guard: Guard,
-    routes: Reader,
+    vtep: LocalVtep,
+    policy: IngressPolicy,
+    routes: RouteReader,
     batch: ReceiveBatch,
     /// How many datagrams the next call asks for.
     slots: usize,
     deliverer: Deliverer,
     counters: Arc<Counters>,
     peers: Arc<PeerCounters>,
-    viewer: Viewer,
-    witness: Witness,
+    observer: Observer,
+    witness: ViolationLog,
     port: u16,
-    probes: Option<Intake>,
+    probes: Option<ProbeReceiver>,
 }
 
 impl Decap {
@@ -69,23 +69,23 @@ impl Decap {
     )]
     pub fn new(
         (socket, port): (Arc<UdpSocket>, u16),
-        vtep: Vtep,
-        guard: Guard,
-        routes: Reader,
+        vtep: LocalVtep,
+        policy: IngressPolicy,
+        routes: RouteReader,
         deliverer: Deliverer,
         counters: Arc<Counters>,
         peers: Arc<PeerCounters>,
-        viewer: Viewer,
-        probes: Option<Intake>,
+        observer: Observer,
+        probes: Option<ProbeReceiver>,
     ) -> Self {
         Self {
-            viewer,
-            witness: Witness::default(),
+            observer,
+            witness: ViolationLog::default(),
             port,
             probes,
             socket,
             vtep,
-            guard,
+            policy,
             routes,
             batch: ReceiveBatch::new(SLOTS, SLOT_LEN),
             slots: SLOTS,
@@ -107,8 +107,8 @@ impl Decap {
     /// Only when the device is gone for good.
     pub fn drain(&mut self) -> Result<(), DeviceGone> {
         let mut cost = 0;
-        self.viewer.refresh();
-        self.guard.refresh();
+        self.observer.refresh();
+        self.policy.refresh();
         while cost < DRAIN_COST {
             self.counters.add(Counter::ReceiveCalls, 1);
             let wanted = self.slots;
@@ -129,7 +129,7 @@ impl Decap {
             if packets > 0 {
                 self.counters.batch(Call::Receive, packets);
             }
-            self.deliverer.flush(self.batch.buffer(), &self.viewer)?;
+            self.deliverer.flush(self.batch.buffer(), &self.observer)?;
             self.slots = if received >= LONG * count.max(1) {
                 SLOTS_WHEN_LONG
             } else {
@@ -143,15 +143,15 @@ impl Decap {
     }
 
     fn judge_sender(&mut self, info: &DatagramInfo) -> Result<Sender, Counter> {
-        self.guard.way_in(info.interface)?;
+        self.policy.check_interface(info.interface)?;
         let address = *info.source.ip();
         let routes = self.routes.current();
-        if self.guard.mode == Mode::Off {
+        if self.policy.mode == Enforcement::Off {
             return Ok(Sender::Unchecked(routes.source(address)));
         }
-        match self.guard.sender(routes, address) {
+        match self.policy.check_sender(routes, address) {
             Ok(peer) => Ok(Sender::Checked { address, peer }),
-            Err(reason) if self.guard.mode == Mode::Enforce => Err(reason),
+            Err(reason) if self.policy.mode == Enforcement::Enforce => Err(reason),
             Err(reason) => Ok(Sender::Passed {
                 reason,
                 peer: routes.source(address),
@@ -178,7 +178,7 @@ impl Decap {
             let len = step.min(end - at);
             self.counters.add(Counter::UdpRead, 1);
             // As it came: opening it may change its ECN.
-            let came = self.viewer.is_open().then(|| self.copy(at, len));
+            let came = self.observer.is_open().then(|| self.copy(at, len));
             let opened = match sender {
                 Err(reason) => Err(reason),
                 Ok(_) if info.truncated => Err(Counter::InTruncated),
@@ -217,8 +217,8 @@ impl Decap {
     /// Shows a frame to whoever captures, and what is inside if it is let in.
     #[cold]
     fn show(&self, info: &DatagramInfo, frame: &[u8], opened: Result<(), Counter>) {
-        self.viewer.show(&Sighting {
-            view: View::Outer {
+        self.observer.show(&Observation {
+            point: ObservationPoint::Outer {
                 remote: info.source,
                 port: self.port,
                 tos: info.tos,
@@ -228,7 +228,7 @@ impl Decap {
             dropped: opened.err().filter(|it| it.kind() == Kind::DropIn),
         });
         if let (Ok(()), Some(packet)) = (opened, frame.get(ENCAP_LEN..)) {
-            self.viewer.show_inner(Direction::In, packet, None);
+            self.observer.show_inner(Direction::In, packet, None);
         }
     }
 
@@ -242,17 +242,18 @@ impl Decap {
     ) -> Result<PacketRef, Counter> {
         let buffer = self.batch.buffer();
         let (packet_len, tos) = {
-            let packet = header_checks::incoming(&self.vtep, &buffer[at..at + len])?;
+            let packet = header_checks::check_frame(&self.vtep, &buffer[at..at + len])?;
             let judged = match sender {
                 Sender::Unchecked(_) => Ok(()),
                 Sender::Passed { reason, .. } => Err(reason),
                 Sender::Checked { address, peer } => {
                     let routes = self.routes.current();
-                    self.guard.packet(routes, address, peer.is_none(), &packet)
+                    self.policy
+                        .check_packet(routes, address, peer.is_none(), &packet)
                 }
             };
             if let Err(reason) = judged {
-                if self.guard.mode == Mode::Enforce {
+                if self.policy.mode == Enforcement::Enforce {
                     return Err(reason);
                 }
                 self.counters.add(Counter::PassedUnchecked, 1);

@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use crate::dataplane::DeviceGone;
 use crate::dataplane::counters::{Call, Counter, Counters};
-use crate::dataplane::tap::{Direction, Viewer};
+use crate::dataplane::tap::{Direction, Observer};
 use crate::offload::coalesce::{
     Coalescer, MAX_MEMBERS, PacketRef, Policy, Write, classify_partial,
 };
-use crate::offload::segment::{self, Plan};
+use crate::offload::segment::{self, SegmentPlan};
 use crate::sys::kernel::{self, Version};
 use crate::sys::tun::{TunOffload, TunQueue};
 use crate::wire::checksum::Checksummer;
@@ -81,7 +81,7 @@ impl Deliverer {
     ///
     /// # Errors
     /// Only when the device is gone for good.
-    pub fn flush(&mut self, arena: &mut [u8], viewer: &Viewer) -> Result<(), DeviceGone> {
+    pub fn flush(&mut self, arena: &mut [u8], observer: &Observer) -> Result<(), DeviceGone> {
         if self.coalescer.is_empty() {
             return Ok(());
         }
@@ -90,7 +90,7 @@ impl Deliverer {
             tun: &self.tun,
             vnet_hdr: self.vnet_hdr,
             counters: &self.counters,
-            viewer,
+            observer,
         };
         let mut outcome = Ok(());
         for write in self.coalescer.writes(arena) {
@@ -116,7 +116,7 @@ struct Sink<'a> {
     tun: &'a TunQueue,
     vnet_hdr: bool,
     counters: &'a Counters,
-    viewer: &'a Viewer,
+    observer: &'a Observer,
 }
 
 impl Sink<'_> {
@@ -160,7 +160,7 @@ impl Sink<'_> {
             self.show(packet, written);
             return Ok(());
         }
-        let plan = Plan::new(&vnet, packet)
+        let plan = SegmentPlan::new(&vnet, packet)
             .ok()
             .filter(|plan| plan.header_len() <= MAX_HEADER_LEN);
         let Some(plan) = plan else {
@@ -237,7 +237,7 @@ impl Sink<'_> {
                     (written + packets * header).saturating_sub(HEADROOM + header)
                 });
                 let written = self.book(written, packets as u64, bytes)?;
-                if self.viewer.is_open() {
+                if self.observer.is_open() {
                     for packet in write.packets() {
                         self.show(&arena[packet.range()], written);
                     }
@@ -263,7 +263,8 @@ impl Sink<'_> {
     /// Shows a packet that was not delivered; it was shown before as one that was let in.
     fn show(&self, packet: &[u8], booked: Counter) {
         if booked != Counter::Delivered {
-            self.viewer.show_inner(Direction::In, packet, Some(booked));
+            self.observer
+                .show_inner(Direction::In, packet, Some(booked));
         }
     }
 

@@ -7,7 +7,7 @@ use crate::wire::{MacAddr, Vni, ethernet};
 
 /// What a frame must be meant for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Vtep {
+pub struct LocalVtep {
     /// Our network.
     pub vni: Vni,
     /// Our published MAC.
@@ -20,7 +20,7 @@ pub struct Vtep {
 /// # Errors
 /// The counter of the first check that failed.
 #[inline]
-pub fn incoming<'a>(vtep: &Vtep, frame: &'a [u8]) -> Result<Packet<'a>, Counter> {
+pub fn check_frame<'a>(vtep: &LocalVtep, frame: &'a [u8]) -> Result<Packet<'a>, Counter> {
     let vni = vxlan::parse(frame).map_err(|error| match error {
         HeaderError::Short => Counter::InShort,
         HeaderError::NoVni => Counter::InNoVni,
@@ -60,8 +60,8 @@ mod tests {
     const OWN: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
     const PEER: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
 
-    fn vtep() -> Vtep {
-        Vtep {
+    fn vtep() -> LocalVtep {
+        LocalVtep {
             vni: Vni::DEFAULT,
             mac: OWN,
         }
@@ -79,7 +79,7 @@ mod tests {
     }
 
     fn verdict(frame: &[u8]) -> Option<Counter> {
-        incoming(&vtep(), frame).err()
+        check_frame(&vtep(), frame).err()
     }
 
     #[test]
@@ -120,18 +120,18 @@ mod tests {
         }
         let mut padded = whole.clone();
         padded.extend([0; 18]);
-        let packet = incoming(&vtep(), &padded).unwrap();
+        let packet = check_frame(&vtep(), &padded).unwrap();
         assert_eq!(packet.bytes(), &whole[22..]);
     }
 
     proptest! {
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = incoming(&vtep(), &bytes);
+            let _ = check_frame(&vtep(), &bytes);
             let mut good_head = frame();
             good_head.truncate(22);
             good_head.extend(bytes);
-            let _ = incoming(&vtep(), &good_head);
+            let _ = check_frame(&vtep(), &good_head);
         }
     }
 }

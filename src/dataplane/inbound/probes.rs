@@ -26,7 +26,7 @@ const A_SECOND: u8 = 8;
 
 /// A message of a peer.
 #[derive(Debug, Clone, Copy)]
-pub struct Heard {
+pub struct ReceivedProbe {
     /// The outer source: a lease's address.
     pub source: Ipv4Addr,
     /// The inner source.
@@ -46,19 +46,19 @@ const EVENTS: [Counter; 5] = [
 ];
 
 /// What the control side reads, and what it counts.
-pub struct Inbox {
-    queue: ArrayQueue<Heard>,
+pub struct ProbeQueue {
+    queue: ArrayQueue<ReceivedProbe>,
     wake: Box<dyn Fn() + Send + Sync>,
     events: [AtomicU64; EVENTS.len()],
 }
 
-impl fmt::Debug for Inbox {
+impl fmt::Debug for ProbeQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Inbox").finish_non_exhaustive()
+        f.debug_struct("ProbeQueue").finish_non_exhaustive()
     }
 }
 
-impl Inbox {
+impl ProbeQueue {
     /// An empty one; `wake` is called by a packet thread after it put something in, and must
     /// not wait.
     #[must_use]
@@ -72,7 +72,7 @@ impl Inbox {
 
     /// The oldest message that waits.
     #[must_use]
-    pub fn next(&self) -> Option<Heard> {
+    pub fn next(&self) -> Option<ReceivedProbe> {
         self.queue.pop()
     }
 
@@ -91,17 +91,17 @@ impl Inbox {
 }
 
 /// One packet thread's side of an inbox.
-pub struct Intake {
-    inbox: Arc<Inbox>,
+pub struct ProbeReceiver {
+    inbox: Arc<ProbeQueue>,
     /// Seconds since the start, and messages in that second.
     places: Box<[(u32, u8)]>,
     start: Instant,
 }
 
-impl Intake {
+impl ProbeReceiver {
     /// A way into this inbox.
     #[must_use]
-    pub fn new(inbox: Arc<Inbox>) -> Self {
+    pub fn new(inbox: Arc<ProbeQueue>) -> Self {
         Self {
             inbox,
             places: vec![(0, 0); PLACES].into_boxed_slice(),
@@ -128,7 +128,7 @@ impl Intake {
         if !self.has_room(peer, at.saturating_duration_since(self.start)) {
             return Counter::InProbeFlood;
         }
-        let heard = Heard {
+        let heard = ReceivedProbe {
             source,
             mac: header.source,
             message,
@@ -182,10 +182,10 @@ mod tests {
     fn a_message_wakes_the_reader_and_what_is_none_does_not() {
         let woken = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&woken);
-        let inbox = Arc::new(Inbox::new(move || {
+        let inbox = Arc::new(ProbeQueue::new(move || {
             counted.fetch_add(1, Ordering::Relaxed);
         }));
-        let mut intake = Intake::new(Arc::clone(&inbox));
+        let mut intake = ProbeReceiver::new(Arc::clone(&inbox));
         let good = frame();
         let mut other_type = good.clone();
         other_type[13] = 0xb6;
@@ -208,8 +208,8 @@ mod tests {
 
     #[test]
     fn a_flood_of_one_peer_fills_neither_the_queue_nor_anothers_place() {
-        let inbox = Arc::new(Inbox::new(|| ()));
-        let mut intake = Intake::new(Arc::clone(&inbox));
+        let inbox = Arc::new(ProbeQueue::new(|| ()));
+        let mut intake = ProbeReceiver::new(Arc::clone(&inbox));
         let (good, start) = (frame(), intake.start);
         let mut taken = |peer, seconds| {
             let at = start + Duration::from_secs(seconds);

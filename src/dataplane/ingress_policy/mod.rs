@@ -20,7 +20,7 @@ use crate::wire::ipv4::{self, Packet};
 
 /// What to do with a packet that does not belong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
+pub enum Enforcement {
     /// Drop and count it.
     Enforce,
     /// Count it, and let it pass.
@@ -31,9 +31,9 @@ pub enum Mode {
 
 /// The rules of one node.
 #[derive(Debug, Clone)]
-pub struct Guard {
+pub struct IngressPolicy {
     /// Whether they are enforced.
-    pub mode: Mode,
+    pub mode: Enforcement,
     /// The overlay network.
     pub network: Ipv4Net,
     /// Our subnet: what peers may send to.
@@ -53,10 +53,10 @@ pub struct Guard {
     pub own: OwnAddresses,
 }
 
-impl Guard {
+impl IngressPolicy {
     /// The usual rules.
     #[must_use]
-    pub fn new(mode: Mode, network: Ipv4Net, subnet: Ipv4Net) -> Self {
+    pub fn new(mode: Enforcement, network: Ipv4Net, subnet: Ipv4Net) -> Self {
         Self {
             mode,
             network,
@@ -73,7 +73,7 @@ impl Guard {
     /// Lets everything pass.
     #[must_use]
     pub fn off() -> Self {
-        Self::new(Mode::Off, Ipv4Net::default(), Ipv4Net::default())
+        Self::new(Enforcement::Off, Ipv4Net::default(), Ipv4Net::default())
     }
 
     /// Brings what may change up to date. To be called once a drain.
@@ -88,7 +88,7 @@ impl Guard {
     /// # Errors
     /// [`Counter::InOtherInterface`].
     #[inline]
-    pub fn way_in(&self, interface: Option<u32>) -> Result<(), Counter> {
+    pub fn check_interface(&self, interface: Option<u32>) -> Result<(), Counter> {
         if self.interface.is_some() && interface != self.interface {
             return Err(Counter::InOtherInterface);
         }
@@ -102,7 +102,11 @@ impl Guard {
     /// # Errors
     /// [`Counter::InUnknownPeer`].
     #[inline]
-    pub fn sender(&self, routes: &RouteTable, outer: Ipv4Addr) -> Result<Option<PeerId>, Counter> {
+    pub fn check_sender(
+        &self,
+        routes: &RouteTable,
+        outer: Ipv4Addr,
+    ) -> Result<Option<PeerId>, Counter> {
         let peer = routes.source(outer);
         if peer.is_some() || contains(&self.allow_peers, outer) {
             return Ok(peer);
@@ -115,7 +119,7 @@ impl Guard {
     /// # Errors
     /// The counter of the first check that failed.
     #[inline]
-    pub fn packet(
+    pub fn check_packet(
         &self,
         routes: &RouteTable,
         outer: Ipv4Addr,
@@ -222,7 +226,7 @@ fn options(packet: &Packet<'_>) -> Result<(), Counter> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::route::peer::Peer;
+    use crate::route::peer::RemoteVtep;
     use crate::wire::MacAddr;
     use std::net::SocketAddrV4;
 
@@ -237,7 +241,7 @@ mod tests {
     fn routes() -> RouteTable {
         let peer = |address, last| {
             let endpoint = SocketAddrV4::new(address, 8472);
-            Peer::new(endpoint, MacAddr([2, 0, 0, 0, 0, last]), PeerId(0))
+            RemoteVtep::new(endpoint, MacAddr([2, 0, 0, 0, 0, last]), PeerId(0))
         };
         RouteTable::empty(net("10.5.0.0/16"), 24).with([
             (net("10.5.2.0/24"), peer(PEER, 2)),
@@ -245,23 +249,28 @@ mod tests {
         ])
     }
 
-    fn guard() -> Guard {
-        Guard::new(Mode::Enforce, net("10.5.0.0/16"), net("10.5.1.0/24"))
+    fn policy() -> IngressPolicy {
+        IngressPolicy::new(Enforcement::Enforce, net("10.5.0.0/16"), net("10.5.1.0/24"))
     }
 
-    fn verdict(guard: &Guard, outer: Ipv4Addr, source: &str, destination: &str) -> Option<Counter> {
-        verdict_with(guard, outer, source, destination, &[])
+    fn verdict(
+        policy: &IngressPolicy,
+        outer: Ipv4Addr,
+        source: &str,
+        destination: &str,
+    ) -> Option<Counter> {
+        verdict_with(policy, outer, source, destination, &[])
     }
 
     fn verdict_with(
-        guard: &Guard,
+        policy: &IngressPolicy,
         outer: Ipv4Addr,
         source: &str,
         destination: &str,
         options: &[u8],
     ) -> Option<Counter> {
         let routes = routes();
-        let allowed = match guard.sender(&routes, outer) {
+        let allowed = match policy.check_sender(&routes, outer) {
             Ok(peer) => peer.is_none(),
             Err(counter) => return Some(counter),
         };
@@ -282,7 +291,7 @@ mod tests {
             .write(&mut bytes, b"x")
             .unwrap();
         let packet = Packet::new_checked(&bytes).unwrap();
-        guard.packet(&routes, outer, allowed, &packet).err()
+        policy.check_packet(&routes, outer, allowed, &packet).err()
     }
 
     #[test]
@@ -310,7 +319,7 @@ mod tests {
             (PEER, "10.5.2.2", "224.0.0.1", Some(InMartian)),
             (PEER, "10.5.2.2", "255.255.255.255", Some(InMartian)),
         ] {
-            let found = verdict(&guard(), outer, source, destination);
+            let found = verdict(&policy(), outer, source, destination);
             assert_eq!(found, expected, "{outer}: {source} -> {destination}");
         }
     }
@@ -318,13 +327,13 @@ mod tests {
     #[test]
     fn nobody_speaks_for_this_host_or_for_another_node() {
         use Counter::InForeignSource;
-        let guard = Guard {
+        let policy = IngressPolicy {
             allow_peers: vec![net("192.0.2.8/29")],
-            ..guard()
+            ..policy()
         };
-        guard.own.set([Ipv4Addr::new(203, 0, 113, 5)]);
-        let mut guard = guard;
-        guard.refresh();
+        policy.own.set([Ipv4Addr::new(203, 0, 113, 5)]);
+        let mut policy = policy;
+        policy.refresh();
         let own = "10.5.1.7";
         for (outer, source, expected) in [
             (PEER, "203.0.113.5", Some(InForeignSource)),
@@ -338,7 +347,7 @@ mod tests {
             (STRANGER, "10.5.1.9", Some(InForeignSource)),
             (STRANGER, "10.5.3.9", None),
         ] {
-            let found = verdict(&guard, outer, source, own);
+            let found = verdict(&policy, outer, source, own);
             assert_eq!(found, expected, "{outer}: {source}");
         }
     }
@@ -347,11 +356,11 @@ mod tests {
     fn a_subnets_broadcast_is_no_host() {
         let all = "10.5.1.255";
         let martian = Some(Counter::InMartian);
-        assert_eq!(verdict(&guard(), PEER, "10.5.2.2", all), martian);
+        assert_eq!(verdict(&policy(), PEER, "10.5.2.2", all), martian);
         // Where there is no such address, the last one is a host's.
-        let narrow = Guard {
+        let narrow = IngressPolicy {
             subnet: net("10.5.1.254/31"),
-            ..guard()
+            ..policy()
         };
         assert_eq!(verdict(&narrow, PEER, "10.5.2.2", all), None);
     }
@@ -377,35 +386,35 @@ mod tests {
             (&[7, 9, 0, 0], Some(InMalformed)),
             (&[1, 1, 1, 7], Some(InMalformed)),
         ] {
-            let found = verdict_with(&guard(), PEER, "10.5.2.2", "10.5.1.7", options);
+            let found = verdict_with(&policy(), PEER, "10.5.2.2", "10.5.1.7", options);
             assert_eq!(found, expected, "{options:?}");
         }
     }
 
     #[test]
     fn only_the_chosen_interface_counts_where_one_was_chosen() {
-        let chosen = Guard {
+        let chosen = IngressPolicy {
             interface: Some(2),
-            ..guard()
+            ..policy()
         };
         let other = Err(Counter::InOtherInterface);
-        assert_eq!(chosen.way_in(Some(2)), Ok(()));
-        assert_eq!(chosen.way_in(Some(3)), other);
-        assert_eq!(chosen.way_in(None), other);
-        assert_eq!(guard().way_in(Some(3)), Ok(()));
-        assert_eq!(guard().way_in(None), Ok(()));
+        assert_eq!(chosen.check_interface(Some(2)), Ok(()));
+        assert_eq!(chosen.check_interface(Some(3)), other);
+        assert_eq!(chosen.check_interface(None), other);
+        assert_eq!(policy().check_interface(Some(3)), Ok(()));
+        assert_eq!(policy().check_interface(None), Ok(()));
     }
 
     #[test]
     fn what_is_allowed_on_purpose() {
-        let guard = Guard {
+        let policy = IngressPolicy {
             strict: true,
             forward_extra: vec![net("10.96.0.0/12")],
             allow_peers: vec![net("192.0.2.8/29")],
-            ..guard()
+            ..policy()
         };
         let own = "10.5.1.7";
-        let verdict = |outer, source, destination| verdict(&guard, outer, source, destination);
+        let verdict = |outer, source, destination| verdict(&policy, outer, source, destination);
         assert_eq!(verdict(PEER, "10.5.2.2", "10.96.0.1"), None);
         assert_eq!(verdict(STRANGER, "10.5.3.2", own), None);
         assert_eq!(

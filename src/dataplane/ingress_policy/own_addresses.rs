@@ -4,18 +4,18 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use crate::dataplane::generation::{Announced, Copy};
+use crate::dataplane::generation::{Cached, GenerationCell};
 
 /// A set of addresses. Clones share what is set, and each has its own view of it.
 #[derive(Debug, Clone)]
 pub struct OwnAddresses {
-    shared: Arc<Announced<Arc<[Ipv4Addr]>>>,
-    seen: Copy<Arc<[Ipv4Addr]>>,
+    shared: Arc<GenerationCell<Arc<[Ipv4Addr]>>>,
+    seen: Cached<Arc<[Ipv4Addr]>>,
 }
 
 impl Default for OwnAddresses {
     fn default() -> Self {
-        let shared = Arc::new(Announced::new(Arc::from([])));
+        let shared = Arc::new(GenerationCell::new(Arc::from([])));
         let seen = shared.copy();
         Self { shared, seen }
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ipnet::Ipv4Net;
 
 use crate::dataplane::ingress_policy::bpf;
-use crate::dataplane::ingress_policy::{Guard, Mode};
+use crate::dataplane::ingress_policy::{Enforcement, IngressPolicy};
 use crate::route::table::RouteTable;
 use crate::sys::udp::{Instruction, UdpSocket};
 
@@ -21,7 +21,7 @@ enum State {
 
 /// The receiving sockets and their filter.
 #[derive(Debug)]
-pub(crate) struct Gate {
+pub(crate) struct SocketFilter {
     sockets: Vec<Arc<UdpSocket>>,
     /// Whether there is to be a filter at all.
     wanted: bool,
@@ -36,16 +36,16 @@ pub(crate) struct Gate {
     drops: Mutex<(Vec<u32>, u64)>,
 }
 
-impl Gate {
-    /// A gate that stands open until [`Gate::admit`].
-    pub(crate) fn new(sockets: Vec<Arc<UdpSocket>>, guard: &Guard) -> Self {
+impl SocketFilter {
+    /// A gate that stands open until [`SocketFilter::admit`].
+    pub(crate) fn new(sockets: Vec<Arc<UdpSocket>>, policy: &IngressPolicy) -> Self {
         Self {
             drops: Mutex::new((vec![0; sockets.len()], 0)),
             sockets,
             // Where strangers are only counted, they must come through.
-            wanted: guard.socket_filter && guard.mode == Mode::Enforce,
-            allow: guard.allow_peers.clone(),
-            interface: guard.interface,
+            wanted: policy.socket_filter && policy.mode == Enforcement::Enforce,
+            allow: policy.allow_peers.clone(),
+            interface: policy.interface,
             state: State::Open,
             lifted: false,
             told: false,
@@ -143,7 +143,7 @@ fn risen(last: &mut [u32], now: impl Iterator<Item = u32>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::route::peer::{Peer, PeerId};
+    use crate::route::peer::{PeerId, RemoteVtep};
     use crate::sys::poll;
     use crate::sys::udp::{MessageHead, ReceiveBatch, SendBatch};
     use crate::wire::MacAddr;
@@ -159,15 +159,18 @@ mod tests {
         let routes = peers.iter().zip(0u8..).map(|(address, number)| {
             let subnet = Ipv4Net::new_assert(Ipv4Addr::new(10, 5, number, 0), 24);
             let endpoint = SocketAddrV4::new(*address, 8472);
-            (subnet, Peer::new(endpoint, MacAddr([2; 6]), PeerId(0)))
+            (
+                subnet,
+                RemoteVtep::new(endpoint, MacAddr([2; 6]), PeerId(0)),
+            )
         });
         RouteTable::empty(Ipv4Net::new_assert(Ipv4Addr::new(10, 5, 0, 0), 16), 24).with(routes)
     }
 
-    fn guard(mode: Mode) -> Guard {
-        Guard {
+    fn policy(mode: Enforcement) -> IngressPolicy {
+        IngressPolicy {
             allow_peers: vec!["127.0.3.0/24".parse().unwrap()],
-            ..Guard::new(mode, Ipv4Net::default(), Ipv4Net::default())
+            ..IngressPolicy::new(mode, Ipv4Net::default(), Ipv4Net::default())
         }
     }
 
@@ -195,10 +198,13 @@ mod tests {
             .collect()
     }
 
-    fn gate(mode: Mode) -> (Gate, Arc<UdpSocket>) {
+    fn gate(mode: Enforcement) -> (SocketFilter, Arc<UdpSocket>) {
         let any_port = SocketAddrV4::new(KNOWN, 0);
         let socket = Arc::new(UdpSocket::receiver(any_port).unwrap());
-        (Gate::new(vec![Arc::clone(&socket)], &guard(mode)), socket)
+        (
+            SocketFilter::new(vec![Arc::clone(&socket)], &policy(mode)),
+            socket,
+        )
     }
 
     #[test]
@@ -215,11 +221,11 @@ mod tests {
         let socket = Arc::new(UdpSocket::receiver(any_port).unwrap());
         // The first interface of a network namespace is its loopback.
         for (interface, expected) in [(1, vec![KNOWN, ALLOWED]), (2, vec![])] {
-            let guard = Guard {
+            let policy = IngressPolicy {
                 interface: Some(interface),
-                ..guard(Mode::Enforce)
+                ..policy(Enforcement::Enforce)
             };
-            let mut gate = Gate::new(vec![Arc::clone(&socket)], &guard);
+            let mut gate = SocketFilter::new(vec![Arc::clone(&socket)], &policy);
             gate.admit(&table(&[KNOWN]));
             assert_eq!(arrived(&socket), expected, "{interface}");
         }
@@ -230,7 +236,7 @@ mod tests {
         let socket = UdpSocket::receiver(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0)).unwrap();
         let socket = Arc::new(socket);
         let table = table(&[KNOWN]);
-        let mut gate = Gate::new(vec![Arc::clone(&socket)], &guard(Mode::Enforce));
+        let mut gate = SocketFilter::new(vec![Arc::clone(&socket)], &policy(Enforcement::Enforce));
         gate.admit(&table);
         assert_eq!(arrived(&socket), [KNOWN, ALLOWED]);
         gate.lift(true, &table);
@@ -241,7 +247,7 @@ mod tests {
 
     #[test]
     fn strangers_are_dropped_by_the_kernel_and_newcomers_let_in() {
-        let (mut gate, socket) = gate(Mode::Enforce);
+        let (mut gate, socket) = gate(Enforcement::Enforce);
         gate.admit(&table(&[KNOWN]));
         assert_eq!(arrived(&socket), [KNOWN, ALLOWED]);
         assert_eq!(gate.drops(), 1);
@@ -256,12 +262,15 @@ mod tests {
 
     #[test]
     fn too_many_peers_open_the_gate_and_fewer_close_it() {
-        let (mut gate, socket) = gate(Mode::Enforce);
+        let (mut gate, socket) = gate(Enforcement::Enforce);
         gate.admit(&table(&[KNOWN]));
         let subnet = |i: u32| Ipv4Net::new_assert(Ipv4Addr::from_bits(0x0a05_0000 + i), 32);
         let crowd = (0..5000).map(|i| {
             let endpoint = SocketAddrV4::new(Ipv4Addr::from_bits(0xc000_0000 + 2 * i), 8472);
-            (subnet(i), Peer::new(endpoint, MacAddr([2; 6]), PeerId(0)))
+            (
+                subnet(i),
+                RemoteVtep::new(endpoint, MacAddr([2; 6]), PeerId(0)),
+            )
         });
         gate.admit(&table(&[KNOWN]).with(crowd));
         assert_eq!(gate.state, State::Open);
@@ -272,7 +281,7 @@ mod tests {
 
     #[test]
     fn where_strangers_are_only_counted_they_come_through() {
-        let (mut gate, socket) = gate(Mode::Log);
+        let (mut gate, socket) = gate(Enforcement::Log);
         gate.admit(&table(&[KNOWN]));
         assert_eq!(arrived(&socket), [KNOWN, OTHER, ALLOWED]);
     }

@@ -18,7 +18,7 @@ const PLACES: usize = 64;
 
 /// What was said, and when. Owned by one packet thread.
 #[derive(Debug, Default)]
-pub(crate) struct Witness {
+pub(crate) struct ViolationLog {
     told: Vec<Told>,
     /// When the current minute began, and its lines.
     minute: Option<(Instant, u32)>,
@@ -31,7 +31,7 @@ struct Told {
     at: Instant,
 }
 
-impl Witness {
+impl ViolationLog {
     /// A packet passed that `rule` would have dropped.
     #[cold]
     pub(crate) fn tell(&mut self, sender: Ipv4Addr, rule: Counter, packet: &Packet<'_>) {
@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn each_sender_and_rule_is_told_once_in_a_while() {
-        let (mut witness, start) = (Witness::default(), Instant::now());
+        let (mut witness, start) = (ViolationLog::default(), Instant::now());
         let mut news = |number, rule, seconds| {
             witness.is_news(sender(number), rule, start + Duration::from_secs(seconds))
         };
@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn many_senders_make_few_lines_and_take_little_memory() {
-        let (mut witness, start) = (Witness::default(), Instant::now());
+        let (mut witness, start) = (ViolationLog::default(), Instant::now());
         let mut lines = 0;
         for round in 0..600u32 {
             for number in 0..50 {

@@ -45,7 +45,7 @@ pub struct Datagram {
 
 /// What packets of one message have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Key {
+pub struct MessageKey {
     /// The peer's address and port.
     pub destination: SocketAddrV4,
     /// Which of the sending sockets: the source port.
@@ -58,7 +58,7 @@ pub struct Key {
 #[derive(Debug, Clone, Copy)]
 pub struct Message {
     /// Where and how it leaves.
-    pub key: Key,
+    pub key: MessageKey,
     /// Length of each datagram but the last.
     pub segment_len: u32,
     /// Number of datagrams.
@@ -79,13 +79,13 @@ impl Message {
 
 /// The sends of one drain.
 #[derive(Debug)]
-pub struct Plan {
+pub struct SendPlan {
     datagrams: Vec<Datagram>,
     messages: Vec<Message>,
     max_segments: u32,
 }
 
-impl Plan {
+impl SendPlan {
     /// An empty plan; messages of up to `max_segments` datagrams (1: no segmentation).
     #[must_use]
     pub fn new(max_segments: u32) -> Self {
@@ -102,7 +102,7 @@ impl Plan {
     }
 
     /// Adds a datagram behind all earlier ones of its key.
-    pub fn push(&mut self, key: Key, head: Span, payload: Span) {
+    pub fn push(&mut self, key: MessageKey, head: Span, payload: Span) {
         let len = head.len + payload.len;
         let number = self.datagrams.len() as u32;
         self.datagrams.push(Datagram {
@@ -132,7 +132,7 @@ impl Plan {
 
     /// The latest message of this key, if the datagram may join it. An earlier one never
     /// takes more, or a flow would be reordered.
-    fn open_message(&self, key: Key, len: u32) -> Option<usize> {
+    fn open_message(&self, key: MessageKey, len: u32) -> Option<usize> {
         let recent = self.messages.iter().enumerate().rev().take(LOOK_BACK);
         let (at, message) = recent.into_iter().find(|(_, message)| message.key == key)?;
         let fits = !message.closed
@@ -182,19 +182,19 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn key(port: u16, bucket: u16) -> Key {
-        Key {
+    fn key(port: u16, bucket: u16) -> MessageKey {
+        MessageKey {
             destination: SocketAddrV4::new([192, 0, 2, 1].into(), port),
             bucket,
             ecn: 0,
         }
     }
 
-    fn push(plan: &mut Plan, key: Key, id: u32, len: u32) {
+    fn push(plan: &mut SendPlan, key: MessageKey, id: u32, len: u32) {
         plan.push(key, Span { start: id, len: 22 }, Span { start: 0, len });
     }
 
-    fn shape(plan: &Plan) -> Vec<(u32, u32)> {
+    fn shape(plan: &SendPlan) -> Vec<(u32, u32)> {
         plan.messages()
             .iter()
             .map(|m| (m.segment_len, m.count))
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn equal_lengths_join_and_a_shorter_one_closes() {
-        let mut plan = Plan::new(64);
+        let mut plan = SendPlan::new(64);
         for (id, len) in [1450, 1450, 700, 700, 1450].into_iter().enumerate() {
             push(&mut plan, key(1, 0), id as u32, len);
         }
@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn full_segments_of_a_64_kib_packet_pack_by_44() {
-        let mut plan = Plan::new(64);
+        let mut plan = SendPlan::new(64);
         for id in 0..92 {
             push(&mut plan, key(1, 0), id, 1450);
         }
@@ -221,7 +221,7 @@ mod tests {
 
     #[test]
     fn one_at_a_time_without_segmentation() {
-        let mut plan = Plan::new(1);
+        let mut plan = SendPlan::new(1);
         for id in 0..3 {
             push(&mut plan, key(1, 0), id, 100);
         }
@@ -234,7 +234,7 @@ mod tests {
             packets in proptest::collection::vec((0u16..12, 0u16..3, 20u32..1500), 0..300),
             max in 1u32..70,
         ) {
-            let mut plan = Plan::new(max);
+            let mut plan = SendPlan::new(max);
             for (id, (port, bucket, len)) in packets.iter().enumerate() {
                 push(&mut plan, key(port + 1, *bucket), id as u32, *len);
             }

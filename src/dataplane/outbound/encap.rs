@@ -5,17 +5,17 @@ use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::batch::{Key, Plan, Span};
+use super::batch::{MessageKey, SendPlan, Span};
 use super::transmit::{Buffers, Segmentation, Transmitter};
 use crate::dataplane::DeviceGone;
+use crate::dataplane::checksum;
 use crate::dataplane::counters::{Counter, Counters};
-use crate::dataplane::outbound::pmtu_cache::NarrowPaths;
+use crate::dataplane::outbound::pmtu_cache::PmtuCache;
 use crate::dataplane::peer_counters::PeerCounters;
 use crate::dataplane::tap::Direction;
-use crate::offload::segment::{self, Plan as Cut};
+use crate::offload::segment::{self, SegmentPlan};
 use crate::route::peer::PeerId;
-use crate::route::publish::Reader;
-use crate::sys::simd;
+use crate::route::publish::RouteReader;
 use crate::sys::tun::{TunQueue, VNET_HDR_LEN};
 use crate::wire::checksum::Checksummer;
 use crate::wire::flow;
@@ -50,16 +50,16 @@ const _: () = assert!(HEADROOM >= ENCAP_LEN && HEADROOM >= VNET_HDR_LEN);
 pub struct Encap {
     tun: Arc<TunQueue>,
     vnet_len: usize,
-    routes: Reader,
+    routes: RouteReader,
     template: EncapTemplate,
     buffer: Box<[u8]>,
     /// Header blocks of segments: encapsulation, then IP and transport header.
     heads: Box<[u8]>,
     heads_used: usize,
     checksummer: Checksummer,
-    plan: Plan,
+    plan: SendPlan,
     transmitter: Transmitter,
-    narrow: NarrowPaths,
+    narrow: PmtuCache,
     counters: Arc<Counters>,
     peers: Arc<PeerCounters>,
 }
@@ -70,7 +70,7 @@ impl Encap {
     pub fn new(
         tun: Arc<TunQueue>,
         vnet_hdr: bool,
-        routes: Reader,
+        routes: RouteReader,
         template: EncapTemplate,
         transmitter: Transmitter,
         counters: Arc<Counters>,
@@ -84,10 +84,10 @@ impl Encap {
             buffer: vec![0; BUFFER_LEN].into_boxed_slice(),
             heads: vec![0; HEADS_LEN].into_boxed_slice(),
             heads_used: 0,
-            checksummer: simd::checksummer(),
-            plan: Plan::new(max_segments(transmitter.segmentation())),
+            checksummer: checksum::checksummer(),
+            plan: SendPlan::new(max_segments(transmitter.segmentation())),
             transmitter,
-            narrow: NarrowPaths::new(Instant::now()),
+            narrow: PmtuCache::new(Instant::now()),
             counters,
             peers,
         }
@@ -100,7 +100,7 @@ impl Encap {
     pub fn drain(&mut self) -> Result<(), DeviceGone> {
         let mut used = 0;
         let mut outcome = Ok(());
-        self.transmitter.viewer_mut().refresh();
+        self.transmitter.observer_mut().refresh();
         if !self.narrow.is_empty() {
             self.narrow.expire(Instant::now());
         }
@@ -161,7 +161,7 @@ impl Encap {
         });
         let packet = &self.buffer[start..start + len];
         self.transmitter
-            .viewer()
+            .observer()
             .show_inner(Direction::Out, packet, dropped);
     }
 
@@ -193,7 +193,7 @@ impl Encap {
     ) -> Result<(), (Counter, u64)> {
         let way = self.way(start, len);
         let packet = &self.buffer[start..start + len];
-        let Ok(cut) = Cut::new(header, packet) else {
+        let Ok(cut) = SegmentPlan::new(header, packet) else {
             self.counters.add(Counter::TunRead, 1);
             return Err((Counter::OutMalformed, 1));
         };
@@ -260,7 +260,7 @@ impl Encap {
             .lookup(destination)
             .ok_or(Counter::OutNoRoute)?;
         Ok(Way {
-            key: Key {
+            key: MessageKey {
                 destination: peer.endpoint(),
                 bucket: flow::bucket(flow::hash(&packet), self.transmitter.buckets()) as u16,
                 ecn: ecn::encapsulate(packet.tos()),
@@ -323,7 +323,7 @@ impl Encap {
 }
 
 /// Sends what is planned.
-fn flush(plan: &mut Plan, transmitter: &mut Transmitter, heads: &[u8], packets: &[u8]) {
+fn flush(plan: &mut SendPlan, transmitter: &mut Transmitter, heads: &[u8], packets: &[u8]) {
     if plan.is_empty() {
         return;
     }
@@ -334,7 +334,7 @@ fn flush(plan: &mut Plan, transmitter: &mut Transmitter, heads: &[u8], packets: 
 
 /// Where a packet goes.
 struct Way {
-    key: Key,
+    key: MessageKey,
     peer: PeerId,
     encapsulation: [u8; ENCAP_LEN],
     /// Length of the packet without padding.

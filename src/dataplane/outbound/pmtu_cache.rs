@@ -16,20 +16,20 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// Narrow paths by the peer's public address. Empty on nearly every host.
 #[derive(Debug)]
-pub struct NarrowPaths {
-    paths: Vec<NarrowPath>,
+pub struct PmtuCache {
+    paths: Vec<PmtuEntry>,
     messages: u32,
     refilled: Instant,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct NarrowPath {
+struct PmtuEntry {
     peer: Ipv4Addr,
     inner_mtu: u16,
     until: Instant,
 }
 
-impl NarrowPaths {
+impl PmtuCache {
     /// None yet.
     #[must_use]
     pub fn new(now: Instant) -> Self {
@@ -43,7 +43,7 @@ impl NarrowPaths {
     /// Remembers that inner packets of more than `inner_mtu` bytes do not fit on the way to
     /// this peer. Returns whether that is news.
     pub fn learn(&mut self, peer: Ipv4Addr, inner_mtu: u16, now: Instant) -> bool {
-        let learned = NarrowPath {
+        let learned = PmtuEntry {
             peer,
             inner_mtu,
             until: now + LIFETIME,
@@ -109,7 +109,7 @@ mod tests {
     #[test]
     fn a_path_is_news_once_and_forgotten_after_a_minute() {
         let start = Instant::now();
-        let mut paths = NarrowPaths::new(start);
+        let mut paths = PmtuCache::new(start);
         assert!(paths.is_empty());
         assert!(paths.learn(PEER, 1350, start));
         assert!(!paths.learn(PEER, 1350, start));
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn no_more_paths_than_there_is_room() {
         let now = Instant::now();
-        let mut paths = NarrowPaths::new(now);
+        let mut paths = PmtuCache::new(now);
         for number in 0..1000u32 {
             paths.learn(Ipv4Addr::from_bits(number), 1000, now);
         }
@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn a_burst_then_one_a_pause() {
         let start = Instant::now();
-        let mut paths = NarrowPaths::new(start);
+        let mut paths = PmtuCache::new(start);
         let mut told = |at| (0..100).filter(|_| paths.may_tell(at)).count();
         assert_eq!(told(start), BURST as usize);
         assert_eq!(told(start + PAUSE / 2), 0);

@@ -6,11 +6,11 @@ use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::batch::{Datagram, Message, Plan};
+use super::batch::{Datagram, Message, SendPlan};
 use crate::dataplane::counters::{Call, Counter, Counters};
-use crate::dataplane::tap::{Direction, Sighting, View, Viewer};
+use crate::dataplane::tap::{Direction, Observation, ObservationPoint, Observer};
 use crate::sys::poll;
-use crate::sys::udp::{MessageHead, PathProbe, SendBatch, Sending, UdpSocket};
+use crate::sys::udp::{MessageHead, PathMtuSocket, SendBatch, Sending, UdpSocket};
 use crate::wire::vxlan::ENCAP_LEN;
 
 /// Messages of one call at most.
@@ -24,14 +24,14 @@ const PATIENCE: Duration = Duration::from_millis(1);
 /// Sends plans through a pool of sockets, each a source port.
 pub struct Transmitter {
     sockets: Arc<[UdpSocket]>,
-    path: PathProbe,
+    path: PathMtuSocket,
     send: SendBatch,
     /// For datagrams of a refused message, one by one.
     resend: SendBatch,
     counters: Arc<Counters>,
     segmentation: Segmentation,
     too_long: Option<SocketAddrV4>,
-    viewer: Viewer,
+    observer: Observer,
     /// Source port of each socket.
     ports: Vec<u16>,
 }
@@ -55,7 +55,7 @@ pub struct Buffers<'a> {
 }
 
 /// What to do with the message that the kernel refused.
-enum Verdict {
+enum ErrorAction {
     Again,
     WaitAndRetry,
     OneByOne,
@@ -67,10 +67,10 @@ impl Transmitter {
     #[must_use]
     pub fn new(
         sockets: Arc<[UdpSocket]>,
-        path: PathProbe,
+        path: PathMtuSocket,
         counters: Arc<Counters>,
         segmentation: Segmentation,
-        viewer: Viewer,
+        observer: Observer,
     ) -> Self {
         let port = |socket: &UdpSocket| socket.local_address().map_or(0, |own| own.port());
         Self {
@@ -82,19 +82,19 @@ impl Transmitter {
             counters,
             segmentation,
             too_long: None,
-            viewer,
+            observer,
         }
     }
 
     /// Who captures what is sent.
     #[must_use]
-    pub const fn viewer(&self) -> &Viewer {
-        &self.viewer
+    pub const fn observer(&self) -> &Observer {
+        &self.observer
     }
 
     /// The same, to look for changes.
-    pub const fn viewer_mut(&mut self) -> &mut Viewer {
-        &mut self.viewer
+    pub const fn observer_mut(&mut self) -> &mut Observer {
+        &mut self.observer
     }
 
     /// Where datagrams went that are longer than the path takes, if there were any.
@@ -124,7 +124,7 @@ impl Transmitter {
 
     /// Sends everything, or counts what could not be sent; never waits longer than a
     /// millisecond for each socket.
-    pub fn flush(&mut self, plan: &Plan, buffers: Buffers<'_>) {
+    pub fn flush(&mut self, plan: &SendPlan, buffers: Buffers<'_>) {
         let used = plan
             .messages()
             .iter()
@@ -136,7 +136,7 @@ impl Transmitter {
         }
     }
 
-    fn flush_bucket(&mut self, bucket: usize, plan: &Plan, buffers: Buffers<'_>) {
+    fn flush_bucket(&mut self, bucket: usize, plan: &SendPlan, buffers: Buffers<'_>) {
         let mut messages = plan
             .messages()
             .iter()
@@ -152,7 +152,7 @@ impl Transmitter {
                 counters,
                 segmentation,
                 too_long,
-                viewer,
+                observer,
                 ports,
             } = self;
             let mut sending = send.start();
@@ -180,7 +180,7 @@ impl Transmitter {
                 scene: Scene {
                     plan,
                     buffers,
-                    viewer,
+                    observer,
                     port: ports[bucket],
                 },
             }
@@ -206,7 +206,7 @@ fn head_of(message: &Message, segmented: bool) -> MessageHead {
 /// One sendmmsg with its retries.
 struct Attempt<'a> {
     socket: &'a UdpSocket,
-    path: &'a PathProbe,
+    path: &'a PathMtuSocket,
     resend: &'a mut SendBatch,
     counters: &'a Counters,
     segmentation: &'a mut Segmentation,
@@ -217,9 +217,9 @@ struct Attempt<'a> {
 /// The datagrams of a plan, and who captures them.
 #[derive(Clone, Copy)]
 struct Scene<'a> {
-    plan: &'a Plan,
+    plan: &'a SendPlan,
     buffers: Buffers<'a>,
-    viewer: &'a Viewer,
+    observer: &'a Observer,
     /// Source port.
     port: u16,
 }
@@ -228,7 +228,7 @@ impl Scene<'_> {
     /// Shows `count` datagrams of a message, from number `from` on.
     #[inline]
     fn show(&self, message: &Message, from: usize, count: usize, dropped: Option<Counter>) {
-        if self.viewer.is_open() {
+        if self.observer.is_open() {
             for datagram in self.plan.datagrams(message).skip(from).take(count) {
                 self.show_one(message, datagram, dropped);
             }
@@ -237,8 +237,8 @@ impl Scene<'_> {
 
     #[cold]
     fn show_one(&self, message: &Message, datagram: &Datagram, dropped: Option<Counter>) {
-        self.viewer.show(&Sighting {
-            view: View::Outer {
+        self.observer.show(&Observation {
+            point: ObservationPoint::Outer {
                 remote: message.key.destination,
                 port: self.port,
                 tos: message.key.ecn,
@@ -277,9 +277,9 @@ impl Attempt<'_> {
                 Err(error) => {
                     let Some(message) = messages[at] else { return };
                     refusals += 1;
-                    match verdict(&error, message.count > 1, refusals, patient) {
-                        Verdict::Again => continue,
-                        Verdict::WaitAndRetry => {
+                    match action_after(&error, message.count > 1, refusals, patient) {
+                        ErrorAction::Again => continue,
+                        ErrorAction::WaitAndRetry => {
                             patient = false;
                             let _ = poll::wait_writable(
                                 std::os::fd::AsFd::as_fd(self.socket),
@@ -287,8 +287,8 @@ impl Attempt<'_> {
                             );
                             continue;
                         }
-                        Verdict::OneByOne => self.one_by_one(message, &error),
-                        Verdict::Drop(counter) => {
+                        ErrorAction::OneByOne => self.one_by_one(message, &error),
+                        ErrorAction::Drop(counter) => {
                             self.counters.add(counter, u64::from(message.count));
                             self.scene.show(message, 0, usize::MAX, Some(counter));
                         }
@@ -351,8 +351,8 @@ impl Attempt<'_> {
                 }
                 Err(error) => {
                     refusals += 1;
-                    match verdict(&error, false, refusals, false) {
-                        Verdict::Drop(counter) => {
+                    match action_after(&error, false, refusals, false) {
+                        ErrorAction::Drop(counter) => {
                             self.counters.add(counter, 1);
                             self.scene.show(message, at, 1, Some(counter));
                             at += 1;
@@ -374,29 +374,29 @@ fn book(counters: &Counters, packets: u64, bytes: u64) {
     counters.batch(Call::Send, packets);
 }
 
-fn verdict(error: &io::Error, segmented: bool, refusals: u32, patient: bool) -> Verdict {
+fn action_after(error: &io::Error, segmented: bool, refusals: u32, patient: bool) -> ErrorAction {
     match error.raw_os_error() {
-        Some(libc::EINTR) => Verdict::Again,
+        Some(libc::EINTR) => ErrorAction::Again,
         // The answer to an earlier datagram (ICMP port unreachable): this one was not tried.
-        Some(libc::ECONNREFUSED) if refusals == 1 => Verdict::Again,
-        Some(libc::EAGAIN | libc::ENOBUFS) if patient => Verdict::WaitAndRetry,
-        Some(libc::EAGAIN | libc::ENOBUFS) => Verdict::Drop(Counter::OutQueueFull),
+        Some(libc::ECONNREFUSED) if refusals == 1 => ErrorAction::Again,
+        Some(libc::EAGAIN | libc::ENOBUFS) if patient => ErrorAction::WaitAndRetry,
+        Some(libc::EAGAIN | libc::ENOBUFS) => ErrorAction::Drop(Counter::OutQueueFull),
         Some(libc::EMSGSIZE | libc::EINVAL | libc::EIO | libc::EOPNOTSUPP) if segmented => {
-            Verdict::OneByOne
+            ErrorAction::OneByOne
         }
-        Some(libc::EMSGSIZE) => Verdict::Drop(Counter::OutTooBig),
-        Some(libc::EPERM | libc::EACCES) => Verdict::Drop(Counter::OutForbidden),
+        Some(libc::EMSGSIZE) => ErrorAction::Drop(Counter::OutTooBig),
+        Some(libc::EPERM | libc::EACCES) => ErrorAction::Drop(Counter::OutForbidden),
         Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EADDRNOTAVAIL) => {
-            Verdict::Drop(Counter::OutUnreachable)
+            ErrorAction::Drop(Counter::OutUnreachable)
         }
-        _ => Verdict::Drop(Counter::OutSendError),
+        _ => ErrorAction::Drop(Counter::OutSendError),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataplane::outbound::batch::{Key, Span};
+    use crate::dataplane::outbound::batch::{MessageKey, Span};
     use crate::dataplane::tap::Taps;
     use crate::sys::udp::ReceiveBatch;
     use std::net::Ipv4Addr;
@@ -406,14 +406,14 @@ mod tests {
         let sockets = (0..2)
             .map(|_| UdpSocket::sender(Ipv4Addr::LOCALHOST).unwrap())
             .collect();
-        let path = PathProbe::new(Ipv4Addr::LOCALHOST).unwrap();
-        let viewer = Taps::default().viewer();
+        let path = PathMtuSocket::new(Ipv4Addr::LOCALHOST).unwrap();
+        let observer = Taps::default().observer();
         Transmitter::new(
             sockets,
             path,
             Arc::clone(counters),
             Segmentation::Kernel,
-            viewer,
+            observer,
         )
     }
 
@@ -441,7 +441,7 @@ mod tests {
         let mut transmitter = transmitter(&counters);
         let heads: Vec<u8> = (0..100).collect();
         let packets: Vec<u8> = (0..10_000u32).map(|i| (i % 251) as u8).collect();
-        let mut plan = Plan::new(64);
+        let mut plan = SendPlan::new(64);
         let mut expected = Vec::new();
         for number in 0..100u32 {
             let len = [700, 700, 300][number as usize % 3];
@@ -453,7 +453,7 @@ mod tests {
                 start: number * 90,
                 len,
             };
-            let key = Key {
+            let key = MessageKey {
                 destination,
                 bucket: (number % 2) as u16,
                 ecn: 0,
@@ -482,7 +482,7 @@ mod tests {
         let counters = Arc::new(Counters::default());
         let mut transmitter = transmitter(&counters);
         let packets = vec![1; 70_000];
-        let mut plan = Plan::new(64);
+        let mut plan = SendPlan::new(64);
         // Broadcast without SO_BROADCAST is refused with EACCES.
         let forbidden = SocketAddrV4::new(Ipv4Addr::BROADCAST, 9);
         for (destination, len) in [
@@ -491,7 +491,7 @@ mod tests {
             (destination, 66_000),
             (destination, 20),
         ] {
-            let key = Key {
+            let key = MessageKey {
                 destination,
                 bucket: 0,
                 ecn: 0,

@@ -234,7 +234,7 @@ pub fn bridge_filter(facts: &Facts) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataplane::offloads::{Lacking, Offloads};
+    use crate::dataplane::offloads::{MissingOffload, Offloads};
     use crate::doctor::Outcome;
     use crate::doctor::facts::Daemon;
     use crate::doctor::samples;
@@ -285,7 +285,7 @@ mod tests {
     #[test]
     fn what_the_kernel_lacks_is_told_with_and_without_a_daemon() {
         let mut facts = samples::before_the_first_start();
-        let lacking = Lacking {
+        let lacking = MissingOffload {
             part: "send",
             reason: "no UDP_SEGMENT".into(),
         };

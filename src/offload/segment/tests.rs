@@ -42,7 +42,7 @@ fn tso4(gso_size: u16) -> VnetHdr {
 }
 
 fn segments(vnet: &VnetHdr, packet: &[u8]) -> Vec<Vec<u8>> {
-    let plan = Plan::new(vnet, packet).unwrap();
+    let plan = SegmentPlan::new(vnet, packet).unwrap();
     (0..plan.count())
         .map(|index| {
             let mut segment = vec![0; plan.header_len()];
@@ -109,7 +109,7 @@ fn bytes_behind_the_ip_length_are_not_sent() {
 #[test]
 fn contradictions_are_named() {
     let packet = tcp4(250, Flags::ACK);
-    let error = |vnet: VnetHdr, packet: &[u8]| Plan::new(&vnet, packet).err();
+    let error = |vnet: VnetHdr, packet: &[u8]| SegmentPlan::new(&vnet, packet).err();
     let vnet = tso4(100);
     for gso_type in [GSO_NONE, GSO_UDP, GSO_UDP_L4 | GSO_ECN, GSO_TCPV4 | 0x20] {
         assert_eq!(
@@ -170,7 +170,7 @@ fn contradictions_are_named() {
 #[test]
 fn mistakes_of_the_caller_are_errors() {
     let packet = tcp4(250, Flags::ACK);
-    let plan = Plan::new(&tso4(100), &packet).unwrap();
+    let plan = SegmentPlan::new(&tso4(100), &packet).unwrap();
     let mut space = [0; 60];
     assert_eq!(
         plan.write_header(3, &mut space, Checksummer::PORTABLE),
@@ -262,7 +262,7 @@ proptest! {
             packet[at..at + 2].copy_from_slice(&len.to_be_bytes());
             if !v6 { packet[6] &= 0x40; packet[7] = 0; }
         }
-        if let Ok(plan) = Plan::new(&vnet, &packet) {
+        if let Ok(plan) = SegmentPlan::new(&vnet, &packet) {
             let mut space = vec![0; plan.header_len()];
             for index in 0..plan.count() {
                 let payload = plan.write_header(index, &mut space, Checksummer::PORTABLE).unwrap();

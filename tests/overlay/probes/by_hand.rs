@@ -38,7 +38,7 @@ impl Hand {
             let receiver = UdpSocket::receiver(SocketAddrV4::new(host.address(), DEFAULT_PORT));
             (
                 receiver.unwrap(),
-                UdpSocket::whole_sender(host.address()).unwrap(),
+                UdpSocket::unfragmented_sender(host.address()).unwrap(),
             )
         };
         let (receiver, sender) = host.namespace().run(open).unwrap();
@@ -270,7 +270,7 @@ fn what_is_answered_to_whom() {
         &|| {
             shell(&hand.host, &format!("ip addr add {STRANGER}/32 dev eth0"));
             shell(one, &format!("ip route replace {STRANGER}/32 dev eth0"));
-            let open = || UdpSocket::whole_sender(STRANGER).unwrap();
+            let open = || UdpSocket::unfragmented_sender(STRANGER).unwrap();
             let stranger = hand.host.namespace().run(open).unwrap();
             stranger
                 .send_to(&hand.frame(&request(204)), hand.node)

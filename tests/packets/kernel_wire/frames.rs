@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use etherparse::{IpNumber, Ipv4Header, UdpHeader};
-use uvxlan::dataplane::inbound::header_checks::{self, Vtep};
+use uvxlan::dataplane::inbound::header_checks::{self, LocalVtep};
 use uvxlan::wire::Vni;
 use uvxlan::wire::vxlan::{DEFAULT_PORT, ENCAP_LEN, EncapTemplate};
 
@@ -109,7 +109,7 @@ fn encoded(sample: &Sample) -> Vec<u8> {
 fn our_encoder_makes_the_golden_frames_and_our_checks_take_them() {
     let address = |net: ipnet::Ipv4Net| net.hosts().nth(1).unwrap();
     let (from, to) = (address(kernel_subnet()), address(our_subnet()));
-    let vtep = Vtep {
+    let vtep = LocalVtep {
         vni: Vni::DEFAULT,
         mac: OUR_MAC,
     };
@@ -124,7 +124,7 @@ fn our_encoder_makes_the_golden_frames_and_our_checks_take_them() {
         let outer = Outer::of(from_hex(&text)).unwrap();
         assert_eq!(outer.udp.destination_port, DEFAULT_PORT);
         assert_eq!(outer.payload, encoded(&sample), "{}", sample.name);
-        let packet = header_checks::incoming(&vtep, &outer.payload);
+        let packet = header_checks::check_frame(&vtep, &outer.payload);
         let packet = packet.unwrap_or_else(|reason| panic!("{}: {reason:?}", sample.name));
         assert_eq!(packet.bytes(), sample.bytes, "{}", sample.name);
         compared += 1;

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use ipnet::Ipv4Net;
 use uvxlan::dataplane::counters::Counter;
-use uvxlan::dataplane::ingress_policy::{Guard, Mode};
+use uvxlan::dataplane::ingress_policy::{Enforcement, IngressPolicy};
 use uvxlan::testbed::{Host, available};
 
 use super::spoof::{DESTINATION, SOURCE, risen, set_address};
@@ -94,7 +94,7 @@ fn judge(receiving: &Receiving, name: &str, sent: Sent, end: End) {
 fn each_mode_and_exception_lets_pass_what_it_says() {
     use Counter::{InForeignDestination, InForeignSource, InOtherVni, InUnknownPeer};
     need!(available());
-    type Change = fn(&mut Guard);
+    type Change = fn(&mut IngressPolicy);
     let table: [(&str, Change, [End; 6]); 6] = [
         (
             "enforce",
@@ -110,7 +110,7 @@ fn each_mode_and_exception_lets_pass_what_it_says() {
         ),
         (
             "log",
-            |guard| guard.mode = Mode::Log,
+            |policy| policy.mode = Enforcement::Log,
             [
                 Arrives,
                 Arrives,
@@ -123,7 +123,7 @@ fn each_mode_and_exception_lets_pass_what_it_says() {
         ),
         (
             "off",
-            |guard| guard.mode = Mode::Off,
+            |policy| policy.mode = Enforcement::Off,
             [
                 Arrives,
                 Arrives,
@@ -135,7 +135,7 @@ fn each_mode_and_exception_lets_pass_what_it_says() {
         ),
         (
             "strict",
-            |guard| guard.strict = true,
+            |policy| policy.strict = true,
             [
                 Arrives,
                 Dropped(InForeignSource),
@@ -147,7 +147,7 @@ fn each_mode_and_exception_lets_pass_what_it_says() {
         ),
         (
             "allow-peer",
-            |guard| guard.allow_peers = vec![Ipv4Net::from(STRANGER)],
+            |policy| policy.allow_peers = vec![Ipv4Net::from(STRANGER)],
             [
                 Arrives,
                 Arrives,
@@ -159,7 +159,7 @@ fn each_mode_and_exception_lets_pass_what_it_says() {
         ),
         (
             "forward-extra",
-            |guard| guard.forward_extra = vec!["10.96.0.0/12".parse().unwrap()],
+            |policy| policy.forward_extra = vec!["10.96.0.0/12".parse().unwrap()],
             [
                 Arrives,
                 Arrives,
@@ -171,9 +171,9 @@ fn each_mode_and_exception_lets_pass_what_it_says() {
         ),
     ];
     for (name, change, ends) in table {
-        let receiving = Receiving::judging(|_, _, guard| {
-            guard.socket_filter = false;
-            change(guard);
+        let receiving = Receiving::judging(|_, _, policy| {
+            policy.socket_filter = false;
+            change(policy);
         });
         let sent = [
             Good,
@@ -227,20 +227,35 @@ fn what_comes_over_another_interface_is_taken_unless_one_was_chosen() {
         host.node().netlink(find).unwrap()
     };
     for (mode, chosen, socket_filter, expected) in [
-        (Mode::Enforce, false, false, None),
-        (Mode::Enforce, false, true, None),
-        (Mode::Enforce, true, false, Some(Counter::InOtherInterface)),
-        (Mode::Enforce, true, true, Some(Counter::SocketDrops)),
+        (Enforcement::Enforce, false, false, None),
+        (Enforcement::Enforce, false, true, None),
+        (
+            Enforcement::Enforce,
+            true,
+            false,
+            Some(Counter::InOtherInterface),
+        ),
+        (Enforcement::Enforce, true, true, Some(Counter::SocketDrops)),
         // The interface was said apart from the peer check.
-        (Mode::Log, true, true, Some(Counter::InOtherInterface)),
-        (Mode::Off, true, true, Some(Counter::InOtherInterface)),
+        (
+            Enforcement::Log,
+            true,
+            true,
+            Some(Counter::InOtherInterface),
+        ),
+        (
+            Enforcement::Off,
+            true,
+            true,
+            Some(Counter::InOtherInterface),
+        ),
     ] {
         let name = format!("{mode:?}, interface chosen: {chosen}, socket filter: {socket_filter}");
-        let receiving = Receiving::judging(|sender, receiver, guard| {
+        let receiving = Receiving::judging(|sender, receiver, policy| {
             join_again([sender, receiver]);
-            guard.mode = mode;
-            guard.socket_filter = socket_filter;
-            guard.interface = chosen.then(|| index(receiver));
+            policy.mode = mode;
+            policy.socket_filter = socket_filter;
+            policy.interface = chosen.then(|| index(receiver));
         });
         let dataplane = receiving.dataplane().unwrap();
         let before = dataplane.totals();

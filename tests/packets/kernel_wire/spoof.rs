@@ -277,10 +277,10 @@ pub(crate) fn risen(before: &Totals, after: &Totals) -> Vec<(&'static str, u64)>
 fn each_spoof_raises_its_own_counter_and_nothing_else() {
     need!(available());
     let own = Ipv4Addr::new(203, 0, 113, 5);
-    let receiving = Receiving::judging(|_, host, guard| {
-        guard.socket_filter = false;
-        guard.allow_peers = vec![Ipv4Net::from(ALLOWED)];
-        guard.own.set([host.address(), own]);
+    let receiving = Receiving::judging(|_, host, policy| {
+        policy.socket_filter = false;
+        policy.allow_peers = vec![Ipv4Net::from(ALLOWED)];
+        policy.own.set([host.address(), own]);
     });
     let dataplane = receiving.dataplane().unwrap();
     let (_, other, _) = OTHER_PEER;

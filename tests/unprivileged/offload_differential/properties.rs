@@ -2,9 +2,9 @@
 
 use proptest::collection::vec;
 use proptest::prelude::*;
+use uvxlan::dataplane::checksum;
 use uvxlan::offload::coalesce::Coalescer;
-use uvxlan::offload::segment::Plan;
-use uvxlan::sys::simd;
+use uvxlan::offload::segment::SegmentPlan;
 use uvxlan::wire::checksum::Checksummer;
 
 use super::packet::{
@@ -50,7 +50,7 @@ fn payload(most: usize) -> impl Strategy<Value = Vec<u8>> {
 /// The segments that the code under test makes.
 fn segment(head: &Head, payload: &[u8], gso_size: usize, csum: Checksummer) -> Vec<Vec<u8>> {
     let packet = head.partial(payload);
-    let plan = Plan::new(&vnet(head, gso_size), &packet).unwrap();
+    let plan = SegmentPlan::new(&vnet(head, gso_size), &packet).unwrap();
     let mut segments = Vec::new();
     for index in 0..plan.count() {
         let mut segment = vec![0xcc; plan.header_len() + 7];
@@ -77,7 +77,7 @@ proptest! {
         gso_size in prop_oneof![1..60usize, 200..1461usize],
     ) {
         head.flags = ACK | (extra_flags & (FIN | PSH | ECE | CWR | URG));
-        let made = segment(&head, &payload, gso_size, simd::checksummer());
+        let made = segment(&head, &payload, gso_size, checksum::checksummer());
         prop_assert_eq!(&made, &split(&head, &payload, gso_size));
         for packet in &made {
             prop_assert_eq!(check_with_etherparse(packet), Ok(()));

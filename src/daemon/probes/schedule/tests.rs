@@ -25,8 +25,8 @@ fn schedule() -> Schedule {
     Schedule::new(77, MTU, INTERVAL)
 }
 
-fn heard(number: u8, message: Message, at: Instant) -> Heard {
-    Heard {
+fn heard(number: u8, message: Message, at: Instant) -> ReceivedProbe {
+    ReceivedProbe {
         source: [192, 0, 2, number].into(),
         mac: mac(number),
         message,

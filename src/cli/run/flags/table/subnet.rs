@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::cli::run::flags::{Flag, Group};
 use crate::daemon::options::ReceiveOn;
 use crate::daemon::options::parse::{address, boolean, choice, count, network, optional};
-use crate::dataplane::ingress_policy::Mode;
+use crate::dataplane::ingress_policy::Enforcement;
 
 pub(crate) const FLAGS: &[Flag] = &[
     Flag::new(
@@ -179,9 +179,9 @@ pub(crate) const FLAGS: &[Flag] = &[
         "What to do with packets that do not belong: enforce, log, off",
         |to, text| {
             let words = [
-                ("enforce", Mode::Enforce),
-                ("log", Mode::Log),
-                ("off", Mode::Off),
+                ("enforce", Enforcement::Enforce),
+                ("log", Enforcement::Log),
+                ("off", Enforcement::Off),
             ];
             to.peer_check = choice(text, &words)?;
             Ok(())
