@@ -47,18 +47,18 @@ fn is_on() -> bool {
 
 /// Whether bridged packets pass iptables, as Docker and Kubernetes expect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Bridged {
-    Filtered,
+pub(crate) enum BridgeNetfilter {
+    On,
     /// `net.bridge.bridge-nf-call-iptables` is off.
-    SwitchedOff,
+    Off,
     /// `br_netfilter` is not loaded.
-    NoModule,
+    NotLoaded,
 }
 
-pub(crate) fn bridged() -> Bridged {
+pub(crate) fn bridge_netfilter() -> BridgeNetfilter {
     match fs::read_to_string(BRIDGE_CALLS) {
-        Ok(text) if text.trim() == "0" => Bridged::SwitchedOff,
-        Ok(_) => Bridged::Filtered,
-        Err(_) => Bridged::NoModule,
+        Ok(text) if text.trim() == "0" => BridgeNetfilter::Off,
+        Ok(_) => BridgeNetfilter::On,
+        Err(_) => BridgeNetfilter::NotLoaded,
     }
 }

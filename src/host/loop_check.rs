@@ -10,7 +10,7 @@ use super::netlink::{Netlink, RouteLookup, concurrently};
 
 /// Why datagrams to an address would come back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Loop {
+pub(crate) enum Loop {
     /// It is an address of this host.
     OwnAddress,
     /// The kernel's route to it leads into the overlay device.

@@ -5,7 +5,7 @@ pub(crate) mod echo;
 pub(crate) mod forwarding;
 pub mod interface;
 pub mod link;
-pub mod loop_check;
+pub(crate) mod loop_check;
 pub mod netlink;
 pub(crate) mod port;
 pub mod routes;

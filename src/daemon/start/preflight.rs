@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use crate::daemon::failure::Failure;
 use crate::daemon::serve::rules::FirewallSetup;
 use crate::daemon::state::files::Files;
-use crate::host::forwarding::{self, Bridged};
+use crate::host::forwarding::{self, BridgeNetfilter};
 use crate::host::netlink::LinkInfo;
 use crate::host::port;
 use crate::sys::privileges::{self, Capability};
@@ -117,13 +117,13 @@ fn warn_of_limitations(rules: &FirewallSetup) {
     if !rules.uses_iptables() {
         return;
     }
-    match forwarding::bridged() {
-        Bridged::Filtered => {}
-        Bridged::NoModule => tracing::warn!(
+    match forwarding::bridge_netfilter() {
+        BridgeNetfilter::On => {}
+        BridgeNetfilter::NotLoaded => tracing::warn!(
             event = "br_netfilter",
             "bridged packets do not pass iptables; Docker and Kubernetes expect that: modprobe br_netfilter"
         ),
-        Bridged::SwitchedOff => tracing::warn!(
+        BridgeNetfilter::Off => tracing::warn!(
             event = "br_netfilter",
             "bridged packets do not pass iptables; Docker and Kubernetes expect that: sysctl -w net.bridge.bridge-nf-call-iptables=1"
         ),
