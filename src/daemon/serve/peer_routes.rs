@@ -20,7 +20,7 @@ const LOOKUPS_PER_ROUND: usize = 512;
 
 /// The wanted next hops, by subnet.
 #[derive(Debug, Default)]
-pub struct PeerRoutes {
+pub(crate) struct PeerRoutes {
     /// Whether peers on the same link are reached without the tunnel.
     direct: bool,
     desired: BTreeMap<Ipv4Net, NextHop>,
@@ -37,7 +37,7 @@ pub struct PeerRoutes {
 impl PeerRoutes {
     /// No peers yet.
     #[must_use]
-    pub fn new(direct_routing: bool) -> Self {
+    pub(crate) fn new(direct_routing: bool) -> Self {
         Self {
             direct: direct_routing,
             ..Self::default()
@@ -46,13 +46,13 @@ impl PeerRoutes {
 
     /// The wanted next hop to a peer's subnet.
     #[must_use]
-    pub fn get(&self, subnet: Ipv4Net) -> Option<NextHop> {
+    pub(crate) fn get(&self, subnet: Ipv4Net) -> Option<NextHop> {
         self.desired.get(&subnet).copied()
     }
 
     /// Determines the next hops of these peers again, given by subnet and public address; a
     /// peer without an address gets no route. Returns the changes, which are not applied yet.
-    pub async fn decide(
+    pub(crate) async fn decide(
         &mut self,
         netlink: &Netlink,
         device: u32,
@@ -98,13 +98,13 @@ impl PeerRoutes {
     /// Whether these changes take a [`PeerRoutes::reconcile`]: because the kernel's routes are
     /// not known yet, or because it is cheaper.
     #[must_use]
-    pub const fn needs_reconcile(&self, changes: &[NextHopChange]) -> bool {
+    pub(crate) const fn needs_reconcile(&self, changes: &[NextHopChange]) -> bool {
         !self.compared || changes.len() > MAX_SINGLE_UPDATES
     }
 
     /// Applies some changes to the kernel's routes; `false` if a [`PeerRoutes::reconcile`] is
     /// needed after all.
-    pub async fn update(
+    pub(crate) async fn update(
         &self,
         netlink: &Netlink,
         overlay: OverlayNetwork,
@@ -123,7 +123,7 @@ impl PeerRoutes {
     ///
     /// # Errors
     /// If the kernel's routes cannot be read. A route that is refused is logged.
-    pub async fn reconcile(
+    pub(crate) async fn reconcile(
         &mut self,
         netlink: &Netlink,
         overlay: OverlayNetwork,
