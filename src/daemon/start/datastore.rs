@@ -1,7 +1,6 @@
 //! What a start reads from the datastore and writes to it. It retries until that succeeds, or
 //! retrying cannot help.
 
-use rand::RngExt;
 use rand::rngs::StdRng;
 
 use super::identity::KnownIdentity;
@@ -147,9 +146,9 @@ impl Datastore<'_> {
                 subnet_file: subnet_file.subnet,
                 ..node.known.clone()
             };
-            let mut rng: StdRng = rand::make_rng();
-            let (mac, origin) = node.choose_mac(&known, rng.random());
+            let (mac, origin) = node.choose_mac(&known);
             let request = node.request(&known, mac)?;
+            let mut rng: StdRng = rand::make_rng();
             match manager::acquire(self.store, node.config, &request, &mut rng).await {
                 Ok(acquired) => {
                     tracing::info!(

@@ -36,12 +36,8 @@ impl Node<'_> {
         LocalVtep { vni, mac }
     }
 
-    pub(super) fn choose_mac(
-        &self,
-        known: &KnownIdentity<'_>,
-        random: [u8; 6],
-    ) -> (MacAddr, MacOrigin) {
-        identity::choose_mac(known, self.config.backend.vni, random)
+    pub(super) fn choose_mac(&self, known: &KnownIdentity<'_>) -> (MacAddr, MacOrigin) {
+        identity::choose_mac(known, self.config.backend.vni, rand::random())
     }
 
     /// The attributes to publish.

@@ -7,9 +7,6 @@
 
 use std::time::Duration;
 
-use rand::RngExt;
-use rand::rngs::StdRng;
-
 use super::datastore::{Datastore, Leased, Network};
 use super::identity::MacOrigin;
 use super::inputs::Inputs;
@@ -125,8 +122,7 @@ impl CachedNetwork {
 
     fn lease(self, node: &Node<'_>) -> Result<Leased, Failure> {
         let cache = self.cache;
-        let mut rng: StdRng = rand::make_rng();
-        let (mac, origin) = node.choose_mac(&node.known, rng.random());
+        let (mac, origin) = node.choose_mac(&node.known);
         let attrs = node.attrs(mac)?;
         let value = attrs.encode_as(cache.form());
         let value = value.map_err(AcquireError::Encode)?.into();
