@@ -33,7 +33,7 @@ use crate::daemon::serve::mtu::{BridgeMtus, device_mtu};
 use crate::daemon::serve::overlay::Overlay;
 use crate::daemon::serve::repairs::{Repaired, Repairs};
 use crate::daemon::serve::rules::InstalledRules;
-use crate::daemon::serve::suspend::Suspended;
+use crate::daemon::serve::suspend::SuspendDetector;
 use crate::daemon::serve::underlay::Underlay;
 use crate::daemon::state::files::Files;
 use crate::daemon::state::offline_cache::CacheWriter;
@@ -91,7 +91,7 @@ pub struct Serving {
     pub(crate) readiness: Readiness,
     pub(crate) captures: Captures,
     pub(crate) offline_cache: CacheWriter,
-    pub(crate) suspended: Suspended,
+    pub(crate) suspend_detector: SuspendDetector,
     pub(crate) due: Due,
     /// What our lease is to say, until the manager has taken it.
     pub(crate) unpublished: Option<LeaseAttrs>,
@@ -268,7 +268,7 @@ impl Serving {
     /// Compares the host with what it should be, and mends it.
     async fn look(&mut self) {
         self.due.look = None;
-        if let Some(slept) = self.suspended.look() {
+        if let Some(slept) = self.suspend_detector.since_last_call() {
             let seconds = slept.as_secs();
             tracing::warn!(
                 event = "suspended",

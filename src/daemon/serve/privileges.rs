@@ -1,12 +1,11 @@
-//! Which privileges the daemon keeps. What the packet threads keep is
+//! The privileges that the daemon keeps. For those of the packet threads see
 //! [`crate::sys::privileges::PacketSyscalls`].
 
 use crate::sys::privileges::{self, Capability, PrivilegeError};
 
-/// What reconciling needs as long as the daemon lives: devices, routes, rules and sockets
-/// (`CAP_NET_ADMIN`; `CAP_NET_RAW` is iptables'), a health or tunnel port below 1024, and, of
-/// a daemon that runs as root, files that are another user's: etcd's client key, a shared
-/// lease directory.
+/// Needed as long as the daemon runs: for devices, routes, rules and sockets (`CAP_NET_ADMIN`;
+/// iptables wants `CAP_NET_RAW`), for a health or tunnel port below 1024, and, if it runs as root,
+/// for files of other users, such as etcd's client key or a shared lease directory.
 const SERVING: [Capability; 4] = [
     Capability::CAP_NET_ADMIN,
     Capability::CAP_NET_RAW,
@@ -14,9 +13,8 @@ const SERVING: [Capability; 4] = [
     Capability::CAP_DAC_OVERRIDE,
 ];
 
-/// Until the rules are in place, their programs may have to load the kernel modules of
-/// iptables; and who holds the tunnel's port can be named only by looking into other
-/// processes.
+/// During a start, iptables may have to load its kernel modules, and finding the holder of the
+/// tunnel's port takes access to other processes.
 const STARTING: [Capability; 6] = [
     SERVING[0],
     SERVING[1],
@@ -26,21 +24,21 @@ const STARTING: [Capability; 6] = [
     Capability::CAP_SYS_PTRACE,
 ];
 
-/// Gives up what no part of the daemon needs. Called before there is a second thread.
-pub fn starting() {
-    // Programs that root starts need no new privileges; they get what this process has.
-    told(privileges::set_no_new_privileges());
-    told(privileges::drop_capabilities_except(&STARTING));
+/// Drops what no part of the daemon needs. Call this before there is a second thread.
+pub(crate) fn starting() {
+    // Child processes of root inherit what this process has, and need no more.
+    warn_on_error(privileges::set_no_new_privileges());
+    warn_on_error(privileges::drop_capabilities_except(&STARTING));
 }
 
-/// Gives up what only a start needs; for the main thread when the daemon serves, and for
-/// helper threads from their beginning, which start no programs.
-pub fn serving() {
-    told(privileges::drop_capabilities_except(&SERVING));
+/// Drops what only a start needs. Call this in the main thread once the daemon serves, and in each
+/// helper thread first: they start no programs.
+pub(crate) fn serving() {
+    warn_on_error(privileges::drop_capabilities_except(&SERVING));
 }
 
-fn told(done: Result<(), PrivilegeError>) {
-    if let Err(error) = done {
-        tracing::warn!(event = "not_confined", %error, "going on with more privileges than needed");
+fn warn_on_error(result: Result<(), PrivilegeError>) {
+    if let Err(error) = result {
+        tracing::warn!(event = "not_confined", %error, "continuing with more privileges than needed");
     }
 }

@@ -1,39 +1,42 @@
-//! Notices that the machine was suspended: its clock of uptime went on, that of running time
-//! did not, and nor did anything that waits by it.
+//! Detects that the machine was suspended. `CLOCK_BOOTTIME` goes on meanwhile, `CLOCK_MONOTONIC`
+//! does not, and nor do timers.
 
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Both clocks are read one after the other; so much between them is no sleep.
-const NOISE: Duration = Duration::from_secs(1);
+/// The clocks are read one after the other; a smaller difference means nothing.
+const TOLERANCE: Duration = Duration::from_secs(1);
 
-/// How far the clock that counts sleep is ahead of the one that does not.
+/// Compares the two clocks.
 #[derive(Debug)]
-pub struct Suspended {
-    ahead: Duration,
+pub(crate) struct SuspendDetector {
+    /// How long the machine was suspended since it was booted.
+    total: Duration,
 }
 
-impl Default for Suspended {
+impl Default for SuspendDetector {
     fn default() -> Self {
-        Self { ahead: ahead() }
+        Self {
+            total: total_suspended(),
+        }
     }
 }
 
-impl Suspended {
-    /// How long the machine slept since the last call, if it did.
-    pub fn look(&mut self) -> Option<Duration> {
-        self.judge(ahead())
+impl SuspendDetector {
+    /// How long the machine was suspended since the last call, if it was.
+    pub(crate) fn since_last_call(&mut self) -> Option<Duration> {
+        self.update(total_suspended())
     }
 
-    fn judge(&mut self, ahead: Duration) -> Option<Duration> {
-        let slept = ahead.saturating_sub(self.ahead);
-        self.ahead = ahead;
-        (slept > NOISE).then_some(slept)
+    fn update(&mut self, total: Duration) -> Option<Duration> {
+        let suspended = total.saturating_sub(self.total);
+        self.total = total;
+        (suspended > TOLERANCE).then_some(suspended)
     }
 }
 
-fn ahead() -> Duration {
+fn total_suspended() -> Duration {
     let read = |clock| {
         let time = clock_gettime(clock);
         let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
@@ -48,22 +51,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sleep_is_told_once_and_noise_is_none() {
-        let mut clocks = Suspended::default();
-        assert_eq!(clocks.look(), None, "this machine is awake");
-        let awake = clocks.ahead;
+    fn each_suspend_is_reported_once() {
+        let mut detector = SuspendDetector::default();
+        assert_eq!(detector.since_last_call(), None, "this machine is awake");
+        let before = detector.total;
         let hour = Duration::from_secs(3600);
-        assert_eq!(clocks.judge(awake + Duration::from_millis(20)), None);
-        assert!(
-            clocks
-                .judge(awake + hour)
-                .is_some_and(|slept| slept > hour / 2)
-        );
-        assert_eq!(clocks.judge(awake + hour), None);
-        assert_eq!(
-            clocks.judge(awake),
-            None,
-            "clocks never go back, but if they did"
-        );
+        assert_eq!(detector.update(before + Duration::from_millis(20)), None);
+        let suspended = detector.update(before + hour);
+        assert!(suspended.is_some_and(|suspended| suspended > hour / 2));
+        assert_eq!(detector.update(before + hour), None);
+        assert_eq!(detector.update(before), None, "a clock that goes back");
     }
 }

@@ -10,7 +10,7 @@ use crate::daemon::failure::Failure;
 use crate::daemon::notify::Watchdog;
 use crate::daemon::probes::{self, Probes};
 use crate::daemon::serve::mtu::BridgeMtus;
-use crate::daemon::serve::suspend::Suspended;
+use crate::daemon::serve::suspend::SuspendDetector;
 use crate::daemon::serve::{Due, Serving};
 use crate::daemon::state::offline_cache::{CacheWriter, OfflineCache};
 use crate::daemon::state::state_file::State;
@@ -73,7 +73,7 @@ pub(super) async fn announce(
         captures: inputs.captures,
         repairs: inputs.repairs,
         offline_cache: cache_writer,
-        suspended: Suspended::default(),
+        suspend_detector: SuspendDetector::default(),
         due: Due::default(),
         unpublished: None,
         repair: None,
