@@ -77,7 +77,7 @@ async fn a_user_with_the_documented_rights_can_do_all() {
     assert!(store.keep_alive().await.unwrap());
 
     let nobody = etcd.store().list().await.unwrap_err();
-    assert!(!nobody.transient, "{nobody}");
+    assert!(!nobody.is_transient(), "{nobody}");
 }
 
 #[tokio::test]
@@ -120,7 +120,7 @@ async fn a_wrong_password_is_final_and_not_shown() {
     let store = as_node(&etcd, "verraten");
     let error = store.list().await.unwrap_err();
     let text = format!("{error} {error:?} {store:?} {}", store.describe());
-    assert!(!error.transient, "{text}");
+    assert!(!error.is_transient(), "{text}");
     assert!(text.contains("authentication failed"), "{text}");
     assert!(!text.contains("verraten"), "{text}");
 }
@@ -177,7 +177,7 @@ async fn a_wrong_password_of_api_v2_is_tried_once_too() {
     let mut events = wrong.watch(1);
     for _ in 0..20 {
         let error = wrong.list().await.unwrap_err();
-        assert!(!error.transient, "{error}");
+        assert!(!error.is_transient(), "{error}");
         assert!(error.to_string().contains("401"), "{error}");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }

@@ -160,7 +160,7 @@ async fn a_watch_survives_kill_cleared_history_and_wipe() {
         event => panic!("{event:?}"),
     }
     etcd.kill();
-    assert!(store.list().await.unwrap_err().transient);
+    assert!(store.list().await.unwrap_err().is_transient());
     assert!(etcd.run().await);
     until_up(&store).await;
     written(store.create(NAME, value(), TTL).await.unwrap());
@@ -346,7 +346,7 @@ async fn tls_and_passwords_work_and_are_refused_by_name() {
     ] {
         let store = EtcdV2Store::new(options).unwrap();
         let error = store.list().await.unwrap_err();
-        assert!(!error.transient, "{error}");
+        assert!(!error.is_transient(), "{error}");
         assert!(error.to_string().contains(expected), "{error}");
     }
 }
@@ -369,7 +369,7 @@ async fn dead_members_are_passed_over() {
     };
     let error = EtcdV2Store::new(alone).unwrap().list().await.unwrap_err();
     assert!(
-        error.transient && error.to_string().contains(&dead),
+        error.is_transient() && error.to_string().contains(&dead),
         "{error}"
     );
 }
@@ -489,7 +489,7 @@ async fn an_etcd_without_v2_says_so() {
     };
     let error = etcd.v2_store().config().await.unwrap_err();
     assert!(
-        !error.transient && error.to_string().contains("--etcd-api v3"),
+        !error.is_transient() && error.to_string().contains("--etcd-api v3"),
         "{error}"
     );
     assert_eq!(auto(&etcd, EtcdApi::Auto).config().await.unwrap(), None);

@@ -153,7 +153,7 @@ async fn a_watch_tells_what_happens(store: &dyn Store, other: &dyn Store) {
 async fn bad_names_are_refused(store: &dyn Store) {
     for name in ["", "../config", "a/b", ".hidden"] {
         let error = store.create(name, Bytes::new(), TTL).await.unwrap_err();
-        assert!(!error.transient, "{error}");
+        assert!(!error.is_transient(), "{error}");
         assert!(store.get(name).await.is_err(), "{name}");
         assert!(store.delete(name, 1).await.is_err(), "{name}");
     }

@@ -150,7 +150,7 @@ async fn a_directory_that_vanishes_is_not_empty() {
 
     // As when a file system is unmounted.
     std::fs::rename(&path, dir.path().join("away")).unwrap();
-    assert!(store.list().await.unwrap_err().transient);
+    assert!(store.list().await.unwrap_err().is_transient());
     quiet(&mut events, Duration::from_millis(500)).await;
 
     // And made anew, with another record: a list to look at twice, and no deletion.

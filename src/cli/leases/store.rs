@@ -134,7 +134,7 @@ pub enum CommandError {
 
 impl From<StoreError> for CommandError {
     fn from(error: StoreError) -> Self {
-        if error.transient {
+        if error.is_transient() {
             Self::Unreachable(error)
         } else {
             Self::Refused(error)

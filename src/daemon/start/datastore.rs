@@ -14,7 +14,7 @@ use crate::daemon::state::subnet_env;
 use crate::dataplane::inbound::header_checks::LocalVtep;
 use crate::subnet::config::{ConfigError, NetworkConfig};
 use crate::subnet::manager::{self, AcquireError, Acquired};
-use crate::subnet::store::{Store, StoreError};
+use crate::subnet::store::{Store, StoreError, StoreErrorKind};
 use crate::subnet::validate;
 
 /// The network config, as text and parsed.
@@ -101,8 +101,8 @@ impl Datastore<'_> {
     /// Waits before the next attempt, or returns the failure if there is to be none.
     async fn failed(&self, backoff: &mut Backoff, error: StoreError) -> Result<(), Failure> {
         // An exit would be followed by a restart, and each start is a login.
-        let refused_login = error.is_refused_login() && !self.options.fail_fast;
-        if !error.transient && !refused_login {
+        let refused_login = error.kind == StoreErrorKind::LoginRefused && !self.options.fail_fast;
+        if !error.is_transient() && !refused_login {
             return Err(Failure::Store(error));
         }
         if self.options.fail_fast {

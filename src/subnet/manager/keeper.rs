@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 
 use super::super::key::SubnetKey;
 use super::super::lease::{LeaseAttrs, NodeId};
-use super::super::store::{Record, Store, StoreError, WatchEvent, WriteOutcome};
+use super::super::store::{Record, Store, StoreError, StoreErrorKind, WatchEvent, WriteOutcome};
 use super::acquire::Acquired;
 use super::books::Books;
 use super::claim::{self, Answer, mac};
@@ -282,7 +282,7 @@ impl Keeper {
         StoreError {
             operation: "writing our lease as JSON",
             location: self.name.clone(),
-            transient: false,
+            kind: StoreErrorKind::Permanent,
             source: source.into(),
         }
     }

@@ -32,7 +32,9 @@ use bytes::Bytes;
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{Mutex, mpsc};
 
-use super::{Listing, PATIENCE, Record, Store, StoreError, WatchEvent, WriteOutcome};
+use super::{
+    Listing, PATIENCE, Record, Store, StoreError, StoreErrorKind, WatchEvent, WriteOutcome,
+};
 
 /// Longest wait for another writer's lock.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -102,17 +104,17 @@ impl Inner {
     }
 
     fn error(&self, operation: &'static str, name: &str, source: io::Error) -> StoreError {
-        let lasting = matches!(
-            source.kind(),
+        let kind = match source.kind() {
             io::ErrorKind::PermissionDenied
-                | io::ErrorKind::ReadOnlyFilesystem
-                | io::ErrorKind::NotADirectory
-                | io::ErrorKind::InvalidFilename
-        );
+            | io::ErrorKind::ReadOnlyFilesystem
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::InvalidFilename => StoreErrorKind::Permanent,
+            _ => StoreErrorKind::Transient,
+        };
         StoreError {
             operation,
             location: format!("directory {}", self.path.join(name).display()),
-            transient: !lasting,
+            kind,
             source: Box::new(source),
         }
     }

@@ -1,8 +1,18 @@
 //! What a user may say about etcd, whichever API is spoken, checked before anything is sent.
 
-use std::path::{Path, PathBuf};
+mod failures;
+mod keys;
+mod login;
+mod tls;
+
+use std::path::PathBuf;
 use std::time::Duration;
 
+pub(super) use self::failures::Failures;
+pub(super) use self::keys::{clean_path, join};
+pub(super) use self::login::RefusedLogin;
+pub(super) use self::tls::TlsFiles;
+pub use self::tls::{TlsFileError, trusting_nobody};
 use super::secret::Secret;
 
 /// flannel's default of `--etcd-endpoints`.
@@ -95,76 +105,23 @@ pub enum EtcdOptionsError {
         /// The endpoint.
         endpoint: String,
     },
-    /// A TLS file can't be read.
-    #[error("reading the etcd {purpose} from {}: {source}", path.display())]
-    Unreadable {
-        /// `CA`, `certificate` or `key`.
-        purpose: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// A TLS file holds something else.
-    #[error("the etcd {purpose} file {} has no PEM block {expected:?}", path.display())]
-    NotPem {
-        /// `CA`, `certificate` or `key`.
-        purpose: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// The marker that was looked for.
-        expected: &'static str,
-    },
-    /// An `https` endpoint, no CA file, and no authorities on this system.
-    #[error(
-        "an etcd endpoint is https, but no CA file is given and this system has no bundle of \
-         authorities: give --etcd-cafile"
-    )]
-    NoAuthorities,
+    /// A TLS file cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsFileError),
 }
 
 impl EtcdOptionsError {
     /// Whether the files of TLS are at fault.
     #[must_use]
     pub const fn is_about_tls(&self) -> bool {
-        matches!(
-            self,
-            Self::HalfCertificate { .. }
-                | Self::Unreadable { .. }
-                | Self::NotPem { .. }
-                | Self::NoAuthorities
-        )
+        matches!(self, Self::HalfCertificate { .. } | Self::Tls(_))
     }
-}
-
-/// A TLS client that trusts no server: for finding out whether one speaks TLS at all.
-#[must_use]
-pub fn trusting_nobody() -> rustls::ClientConfig {
-    super::etcd_v2::bare_config()
 }
 
 /// Longest time for TCP and TLS to come up.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Largest answer that is read, in bytes: 65,536 records of 1 KiB.
 pub(super) const MAX_ANSWER: usize = 64 << 20;
-
-/// Where distributions keep the authorities, in the order of Go's `crypto/x509`.
-const SYSTEM_AUTHORITIES: [&str; 6] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/pki/tls/cacert.pem",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
-
-/// PEM texts of a TLS connection.
-pub(super) struct TlsFiles {
-    /// Who may sign the members' certificates.
-    pub(super) authorities: Vec<u8>,
-    /// Our certificate and its key.
-    pub(super) identity: Option<(Vec<u8>, Vec<u8>)>,
-}
 
 impl EtcdOptions {
     /// The members' URLs, checked and normalized: `scheme://host:port`.
@@ -185,7 +142,7 @@ impl EtcdOptions {
     ) -> Result<Option<rustls::ClientConfig>, Box<dyn std::error::Error + Send + Sync>> {
         match self.tls_files(endpoint)? {
             None => Ok(None),
-            files => super::etcd_v2::tls_config(files).map(Some),
+            Some(files) => files.client().map(Some),
         }
     }
 
@@ -228,61 +185,15 @@ impl EtcdOptions {
         }
     }
 
-    /// The TLS files as they are now, so that replaced certificates count from the next
+    /// The TLS files as they are now, so that replaced certificates are used from the next
     /// connection on; `None` for an endpoint without TLS.
-    pub(super) fn tls_files(&self, endpoint: &str) -> Result<Option<TlsFiles>, EtcdOptionsError> {
+    pub(super) fn tls_files(&self, endpoint: &str) -> Result<Option<TlsFiles>, TlsFileError> {
         if !endpoint.starts_with("https://") {
             return Ok(None);
         }
-        let identity = match (&self.cert_file, &self.key_file) {
-            (Some(cert), Some(key)) => Some((
-                read_pem("certificate", cert, "CERTIFICATE-----")?,
-                read_pem("key", key, "PRIVATE KEY-----")?,
-            )),
-            _ => None,
-        };
-        let authorities = self.authorities()?;
-        Ok(Some(TlsFiles {
-            authorities,
-            identity,
-        }))
+        let identity = self.cert_file.as_deref().zip(self.key_file.as_deref());
+        TlsFiles::read(self.ca_file.as_deref(), identity).map(Some)
     }
-
-    fn authorities(&self) -> Result<Vec<u8>, EtcdOptionsError> {
-        if let Some(path) = &self.ca_file {
-            return read_pem("CA", path, "CERTIFICATE-----");
-        }
-        SYSTEM_AUTHORITIES
-            .iter()
-            .find_map(|path| read_pem("CA", Path::new(path), "CERTIFICATE-----").ok())
-            .ok_or(EtcdOptionsError::NoAuthorities)
-    }
-}
-
-fn read_pem(
-    purpose: &'static str,
-    path: &Path,
-    expected: &'static str,
-) -> Result<Vec<u8>, EtcdOptionsError> {
-    let text = std::fs::read(path).map_err(|source| {
-        let path = path.to_owned();
-        EtcdOptionsError::Unreadable {
-            purpose,
-            path,
-            source,
-        }
-    })?;
-    if text
-        .windows(expected.len())
-        .any(|window| window == expected.as_bytes())
-    {
-        return Ok(text);
-    }
-    Err(EtcdOptionsError::NotPem {
-        purpose,
-        path: path.to_owned(),
-        expected,
-    })
 }
 
 /// Brings an endpoint to `scheme://host:port`. Blanks in it come from units whose options
@@ -362,33 +273,6 @@ pub(super) fn is_loopback(endpoint: &str) -> bool {
         || host
             .parse::<std::net::IpAddr>()
             .is_ok_and(|address| address.is_loopback())
-}
-
-/// Go's `path.Clean`, by which flannel makes its keys: `//` and `.` go, `..` eats what is
-/// before it, no slash at the end.
-pub(super) fn clean_path(path: &str) -> String {
-    let rooted = path.starts_with('/');
-    let mut parts: Vec<&str> = Vec::new();
-    for part in path.split('/') {
-        match part {
-            "" | "." => {}
-            ".." if parts.last().is_some_and(|last| *last != "..") => {
-                parts.pop();
-            }
-            ".." if rooted => {}
-            other => parts.push(other),
-        }
-    }
-    let joined = parts.join("/");
-    if rooted { format!("/{joined}") } else { joined }
-}
-
-/// Go's `path.Join` of a clean path and one element.
-pub(super) fn join(path: &str, element: &str) -> String {
-    clean_path(&match path {
-        "" => element.to_owned(),
-        path => format!("{path}/{element}"),
-    })
 }
 
 #[cfg(test)]
@@ -526,24 +410,7 @@ mod tests {
         };
         assert!(matches!(
             wrong.check(),
-            Err(EtcdOptionsError::NotPem { .. })
+            Err(EtcdOptionsError::Tls(TlsFileError::NotPem { .. }))
         ));
-    }
-
-    #[test]
-    fn keys_are_cleaned_as_go_does() {
-        for (given, expected) in [
-            ("/coreos.com/network", "/coreos.com/network"),
-            ("/coreos.com//network/", "/coreos.com/network"),
-            ("//a/./b/../c", "/a/c"),
-            ("/../a", "/a"),
-            ("a/../../b", "../b"),
-            ("/", "/"),
-        ] {
-            assert_eq!(clean_path(given), expected, "{given}");
-        }
-        assert_eq!(join("/", "config"), "/config");
-        assert_eq!(join("", "config"), "config");
-        assert_eq!(join("/a", "config"), "/a/config");
     }
 }

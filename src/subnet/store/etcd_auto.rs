@@ -96,7 +96,7 @@ impl EtcdAutoStore {
                 Ok(Some(config))
             }
             // What v3 refuses (a password, a certificate) is not what v2 should answer.
-            Err(error) if !error.transient => Err(error),
+            Err(error) if !error.is_transient() => Err(error),
             Err(error) => {
                 // A server of before v3 has nobody who could answer.
                 let version = self.v2.server_version().await.unwrap_or_default();

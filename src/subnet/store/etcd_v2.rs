@@ -8,8 +8,8 @@
 //! The v2 API has no sessions: a record lives by its own TTL, so what this store wrote with
 //! one is remembered, and [`Store::keep_alive`] renews it.
 
-pub mod answer;
 mod members;
+pub mod response;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -22,11 +22,10 @@ use hyper::Method;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use tokio::sync::{Mutex, mpsc};
 
-use self::answer::{Answer, Key};
-use self::members::{Ask, Members, Reply};
-pub(super) use self::members::{bare_config, tls_config};
+use self::members::{Call, Members, RawResponse};
+use self::response::{Key, Response};
 use super::etcd::{self, EtcdOptions, EtcdOptionsError};
-use super::{Listing, Record, Store, StoreError, WatchEvent, WriteOutcome};
+use super::{Listing, Record, Store, StoreError, StoreErrorKind, WatchEvent, WriteOutcome};
 use crate::subnet::lease::LeaseForm;
 
 /// What stays as it is in a path.
@@ -118,14 +117,14 @@ impl EtcdV2Store {
     /// # Errors
     /// When none could be asked.
     pub async fn server_version(&self) -> Result<String, StoreError> {
-        let ask = Ask {
+        let call = Call {
             method: Method::GET,
             path: "/version".into(),
             form: String::new(),
         };
         let operation = "asking for etcd's version";
-        let reply = self.inner.members.ask(operation, "", &ask).await?;
-        let version: Option<serde_json::Value> = serde_json::from_slice(&reply.body).ok();
+        let raw = self.inner.members.call(operation, "", &call).await?;
+        let version: Option<serde_json::Value> = serde_json::from_slice(&raw.body).ok();
         let version = version.and_then(|body| Some(body.get("etcdserver")?.as_str()?.to_owned()));
         Ok(version.unwrap_or_default())
     }
@@ -154,8 +153,8 @@ fn form(value: &[u8], ttl: Option<Duration>) -> String {
     }
 }
 
-fn get(key: &str, recursive: bool) -> Ask {
-    Ask {
+fn get(key: &str, recursive: bool) -> Call {
+    Call {
         method: Method::GET,
         path: path(
             key,
@@ -171,37 +170,37 @@ impl Inner {
         Ok(format!("{}/{name}", self.base))
     }
 
-    async fn ask(
+    async fn call(
         &self,
         operation: &'static str,
         key: &str,
-        ask: &Ask,
-    ) -> Result<(Answer, Reply), StoreError> {
-        let reply = self.members.ask(operation, key, ask).await?;
-        let failed = |source: Box<dyn std::error::Error + Send + Sync>| StoreError {
+        call: &Call,
+    ) -> Result<(Response, RawResponse), StoreError> {
+        let raw = self.members.call(operation, key, call).await?;
+        let failed = |kind, source: Box<dyn std::error::Error + Send + Sync>| StoreError {
             operation,
             location: self.members.location(key),
-            transient: false,
+            kind,
             source,
         };
-        match answer::read(reply.status, &reply.body, &self.base) {
-            Ok(Answer::Refused(text)) => Err(failed(text.into())),
-            Ok(answer) => Ok((answer, reply)),
-            Err(error) => Err(failed(error.into())),
+        match response::parse(raw.status, &raw.body, &self.base) {
+            Ok(Response::Refused(text)) => Err(failed(StoreErrorKind::Permanent, text.into())),
+            Ok(response) => Ok((response, raw)),
+            Err(error) => Err(failed(error.kind(), error.into())),
         }
     }
 
-    fn unexpected(&self, operation: &'static str, key: &str, answer: &Answer) -> StoreError {
+    fn unexpected(&self, operation: &'static str, key: &str, answer: &Response) -> StoreError {
         StoreError {
             operation,
             location: self.members.location(key),
-            transient: true,
+            kind: StoreErrorKind::Transient,
             source: format!("unexpected answer: {answer:?}").into(),
         }
     }
 
-    fn watch_request(&self, from: i64) -> Ask {
-        Ask {
+    fn watch_call(&self, from: i64) -> Call {
+        Call {
             method: Method::GET,
             path: path(
                 &self.base,
@@ -213,12 +212,12 @@ impl Inner {
 
     async fn list(&self) -> Result<Listing, StoreError> {
         let operation = "listing the leases";
-        let (answer, reply) = self
-            .ask(operation, &self.base, &get(&self.base, true))
+        let (response, raw) = self
+            .call(operation, &self.base, &get(&self.base, true))
             .await?;
-        let records = match answer {
-            Answer::Directory(records) => records,
-            Answer::NotFound => Vec::new(),
+        let records = match response {
+            Response::Directory(records) => records,
+            Response::NotFound => Vec::new(),
             other => return Err(self.unexpected(operation, &self.base, &other)),
         };
         let records = records.into_iter();
@@ -226,15 +225,15 @@ impl Inner {
             records: records
                 .map(|record| self.session.renumbered(record))
                 .collect(),
-            revision: reply.index,
+            revision: raw.index,
         })
     }
 
     async fn read(&self, operation: &'static str, name: &str) -> Result<Option<Key>, StoreError> {
         let key = self.key(operation, name)?;
-        match self.ask(operation, &key, &get(&key, false)).await?.0 {
-            Answer::Key(key) if !key.elsewhere => Ok(Some(key)),
-            Answer::NotFound => Ok(None),
+        match self.call(operation, &key, &get(&key, false)).await?.0 {
+            Response::Key(key) if !key.elsewhere => Ok(Some(key)),
+            Response::NotFound => Ok(None),
             other => Err(self.unexpected(operation, &key, &other)),
         }
     }
@@ -266,16 +265,16 @@ impl Inner {
         ttl: Option<Duration>,
     ) -> Result<WriteOutcome, StoreError> {
         let key = self.key(operation, name)?;
-        let ask = Ask {
+        let call = Call {
             method: Method::PUT,
             path: path(&key, condition),
             form: form(&value, ttl),
         };
         let _writing = self.session.writing.lock().await;
-        let (answer, reply) = self.ask(operation, &key, &ask).await?;
-        let revision = match answer {
-            Answer::Key(written) => written.record.revision,
-            Answer::NotFound | Answer::Conflict if reply.unsure => {
+        let (response, raw) = self.call(operation, &key, &call).await?;
+        let revision = match response {
+            Response::Key(written) => written.record.revision,
+            Response::NotFound | Response::Conflict if raw.unsure => {
                 // It may have been our own earlier try that changed the record.
                 match self.read(operation, name).await? {
                     Some(found)
@@ -286,7 +285,7 @@ impl Inner {
                     _ => return Ok(WriteOutcome::Conflict),
                 }
             }
-            Answer::NotFound | Answer::Conflict => return Ok(WriteOutcome::Conflict),
+            Response::NotFound | Response::Conflict => return Ok(WriteOutcome::Conflict),
             other => return Err(self.unexpected(operation, &key, &other)),
         };
         let mut session = self.session.kept();
@@ -325,17 +324,17 @@ impl Inner {
             return Ok(true);
         }
         let key = self.key(operation, name)?;
-        let ask = Ask {
+        let call = Call {
             method: Method::PUT,
             path: path(&key, &format!("prevIndex={}", kept.latest)),
             form: form(&kept.value, Some(kept.ttl)),
         };
-        match self.ask(operation, &key, &ask).await?.0 {
-            Answer::Key(written) => {
+        match self.call(operation, &key, &call).await?.0 {
+            Response::Key(written) => {
                 kept.latest = written.record.revision;
                 Ok(true)
             }
-            Answer::NotFound | Answer::Conflict => Ok(false),
+            Response::NotFound | Response::Conflict => Ok(false),
             other => Err(self.unexpected(operation, &key, &other)),
         }
     }
@@ -355,9 +354,9 @@ impl Store for EtcdV2Store {
     async fn config(&self) -> Result<Option<Bytes>, StoreError> {
         let operation = "reading the network config";
         let key = &self.inner.config_key;
-        match self.inner.ask(operation, key, &get(key, false)).await?.0 {
-            Answer::Key(found) => Ok(Some(found.record.value)),
-            Answer::NotFound => Ok(None),
+        match self.inner.call(operation, key, &get(key, false)).await?.0 {
+            Response::Key(found) => Ok(Some(found.record.value)),
+            Response::NotFound => Ok(None),
             other => Err(self.inner.unexpected(operation, key, &other)),
         }
     }
@@ -365,13 +364,13 @@ impl Store for EtcdV2Store {
     async fn put_config(&self, value: Bytes) -> Result<(), StoreError> {
         let operation = "writing the network config";
         let key = &self.inner.config_key;
-        let ask = Ask {
+        let call = Call {
             method: Method::PUT,
             path: path(key, ""),
             form: form(&value, None),
         };
-        match self.inner.ask(operation, key, &ask).await?.0 {
-            Answer::Key(_) => Ok(()),
+        match self.inner.call(operation, key, &call).await?.0 {
+            Response::Key(_) => Ok(()),
             other => Err(self.inner.unexpected(operation, key, &other)),
         }
     }
@@ -422,22 +421,22 @@ impl Store for EtcdV2Store {
         let operation = "deleting a lease";
         let key = self.inner.key(operation, name)?;
         let actual = self.inner.actual(name, expected);
-        let ask = Ask {
+        let call = Call {
             method: Method::DELETE,
             path: path(&key, &format!("prevIndex={actual}")),
             form: String::new(),
         };
-        let (answer, reply) = self.inner.ask(operation, &key, &ask).await?;
-        match answer {
-            Answer::Key(deleted) => {
+        let (response, raw) = self.inner.call(operation, &key, &call).await?;
+        match response {
+            Response::Key(deleted) => {
                 self.inner.session.kept().remove(name);
                 let revision = deleted.record.revision;
                 Ok(WriteOutcome::Written { revision })
             }
-            Answer::NotFound if reply.unsure => Ok(WriteOutcome::Written {
-                revision: reply.index,
+            Response::NotFound if raw.unsure => Ok(WriteOutcome::Written {
+                revision: raw.index,
             }),
-            Answer::NotFound | Answer::Conflict => Ok(WriteOutcome::Conflict),
+            Response::NotFound | Response::Conflict => Ok(WriteOutcome::Conflict),
             other => Err(self.inner.unexpected(operation, &key, &other)),
         }
     }

@@ -13,6 +13,7 @@
 
 mod anchor;
 mod connection;
+mod failure;
 mod pages;
 mod watch;
 
@@ -28,6 +29,7 @@ use etcd_client::{
 use tokio::sync::{Mutex, mpsc};
 
 use self::connection::{CallError, Connection};
+use self::failure::Fault;
 use super::etcd::{self, EtcdOptions, EtcdOptionsError};
 use super::{Listing, Record, Store, StoreError, WatchEvent, WriteOutcome, cut};
 
@@ -177,7 +179,7 @@ impl Inner {
                 .await;
             match outcome {
                 // The session expired unnoticed: begin another one, once.
-                Err(error) if error.is_lease_gone() && !renewed => {
+                Err(error) if error.fault == Fault::LeaseGone && !renewed => {
                     renewed = true;
                     self.forget(lease).await;
                 }
@@ -332,29 +334,15 @@ impl Store for EtcdStore {
         let Some(id) = *self.inner.session.lock().await else {
             return Ok(false);
         };
-        let alive = self
-            .inner
-            .connection
-            .call(
-                "keeping the etcd lease alive",
-                &self.inner.records,
-                |client, _| async move {
-                    match client.lease_client().keep_alive(id).await {
-                        Ok(_) => Ok(true),
-                        // The library's word for an answer with TTL 0.
-                        Err(EtcdError::LeaseKeepAliveError(reason))
-                            if reason == "lease not found" =>
-                        {
-                            Ok(false)
-                        }
-                        Err(error) => Err(error),
-                    }
-                },
-            )
-            .await;
-        let alive = match alive {
-            Err(error) if error.is_lease_gone() => false,
-            other => other?,
+        let operation = "keeping the etcd lease alive";
+        let ping = |client: etcd_client::Client, _| async move {
+            client.lease_client().keep_alive(id).await.map(drop)
+        };
+        let inner = &self.inner;
+        let alive = match inner.connection.call(operation, &inner.records, ping).await {
+            Ok(()) => true,
+            Err(error) if error.fault == Fault::LeaseGone => false,
+            Err(error) => return Err(error.into()),
         };
         if !alive {
             self.inner.forget(id).await;

@@ -2,11 +2,12 @@
 
 mod config;
 pub mod dir;
+mod error;
 pub mod etcd;
 pub mod etcd_auto;
 pub mod etcd_v2;
 pub mod etcd_v3;
-mod login;
+mod feed;
 mod secret;
 
 use std::time::Duration;
@@ -16,6 +17,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 pub use self::config::{StoreConfig, StoreIdentity};
+pub use self::error::{StoreError, StoreErrorKind};
 pub use self::secret::Secret;
 use super::lease::LeaseForm;
 use super::validate::MAX_VALUE_LEN;
@@ -72,52 +74,6 @@ pub enum WriteOutcome {
     },
     /// The record was not as expected (exists, or was changed or deleted by somebody).
     Conflict,
-}
-
-/// An error of a store: what was tried, where, and what came back.
-#[derive(Debug, thiserror::Error)]
-#[error("{operation} at {location}: {source}")]
-pub struct StoreError {
-    /// What was tried, for a sentence: "reading the network config".
-    pub operation: &'static str,
-    /// Endpoint list or path, and key. Never a secret.
-    pub location: String,
-    /// Whether trying again later can help (no: a wrong password, a bad certificate).
-    pub transient: bool,
-    /// What came back.
-    #[source]
-    pub source: Box<dyn std::error::Error + Send + Sync>,
-}
-
-impl StoreError {
-    /// Refuses a record name that could leave `subnets/` or hide in it.
-    fn check_name(operation: &'static str, location: &str, name: &str) -> Result<(), Self> {
-        let reason = if name.is_empty() {
-            "the record's name is empty"
-        } else if name.starts_with('.') {
-            "the record's name starts with a dot"
-        } else if name.contains(['/', '\0']) {
-            "the record's name contains a slash or a NUL"
-        } else {
-            return Ok(());
-        };
-        Err(Self {
-            operation,
-            location: format!("{location} record {name:?}"),
-            transient: false,
-            source: reason.into(),
-        })
-    }
-}
-
-impl StoreError {
-    /// Whether the store refused user or password: trying again soon is no use, but somebody
-    /// may mend it.
-    #[must_use]
-    pub fn is_refused_login(&self) -> bool {
-        let text = self.source.to_string();
-        text.contains("authentication failed") || text.contains("(HTTP 401)")
-    }
 }
 
 /// What is kept of a value: enough to see that it is too large, and no more.

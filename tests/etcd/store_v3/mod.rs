@@ -190,7 +190,7 @@ async fn an_error_names_endpoints_and_cause_and_passes() {
     let store = etcd.store();
     let error = store.config().await.unwrap_err();
     let text = error.to_string();
-    assert!(error.transient, "{text}");
+    assert!(error.is_transient(), "{text}");
     assert!(
         text.contains(&etcd.url()) && text.contains("refused"),
         "{text}"
@@ -358,7 +358,7 @@ async fn a_member_of_another_ca_is_refused_by_name() {
     };
     let error = EtcdStore::new(options).unwrap().config().await.unwrap_err();
     let text = error.to_string();
-    assert!(!error.transient, "{text}");
+    assert!(!error.is_transient(), "{text}");
     assert!(
         text.contains("certificate") && text.contains(&etcd.url()),
         "{text}"

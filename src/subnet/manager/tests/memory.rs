@@ -8,7 +8,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::{broadcast, mpsc};
 
-use crate::subnet::store::{Listing, Record, Store, StoreError, WatchEvent, WriteOutcome};
+use crate::subnet::store::{
+    Listing, Record, Store, StoreError, StoreErrorKind, WatchEvent, WriteOutcome,
+};
 
 #[derive(Default)]
 pub(super) struct State {
@@ -91,7 +93,7 @@ impl Memory {
             return Err(StoreError {
                 operation: "asking",
                 location,
-                transient: true,
+                kind: StoreErrorKind::Transient,
                 source,
             });
         }

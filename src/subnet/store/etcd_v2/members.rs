@@ -2,7 +2,6 @@
 //! v0.11's client does the same (`etcd/client/client.go`).
 
 use std::error::Error as StdError;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -16,23 +15,21 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::debug;
 
+use super::super::error::{is_about_certificate, with_causes};
 use super::super::etcd::{
-    CONNECT_TIMEOUT, EtcdOptions, EtcdOptionsError, MAX_ANSWER, TlsFiles, is_loopback,
+    CONNECT_TIMEOUT, EtcdOptions, EtcdOptionsError, Failures, MAX_ANSWER, RefusedLogin, TlsFiles,
+    is_loopback, trusting_nobody,
 };
-use super::super::login::RefusedLogin;
-use super::super::{Secret, StoreError};
+use super::super::{Secret, StoreError, StoreErrorKind};
 
-/// Longest time for one try at one member.
-const ATTEMPT: Duration = Duration::from_secs(7);
-/// All members failed: time to wait before asking all of them once more.
-const SECOND_ROUND: Duration = Duration::from_millis(250);
+/// For one try at one member.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(7);
+/// Pause before all members are tried a second time.
+const ROUND_INTERVAL: Duration = Duration::from_millis(250);
 /// Redirections followed for one request: flannel's number.
 const MAX_REDIRECTS: usize = 10;
 /// A connection that is silent this long is probed by TCP.
@@ -40,12 +37,12 @@ const TCP_KEEPALIVE: Duration = Duration::from_secs(10);
 
 type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
-/// Any failure on the way to a member, in words.
+/// Why an exchange with a member failed.
 type Cause = Box<dyn StdError + Send + Sync>;
 
 /// A request, the same for every member.
 #[derive(Debug, Clone)]
-pub(super) struct Ask {
+pub(super) struct Call {
     pub(super) method: Method,
     /// Path and query, encoded.
     pub(super) path: String,
@@ -53,19 +50,19 @@ pub(super) struct Ask {
     pub(super) form: String,
 }
 
-/// What a member answered.
+/// A response, unparsed.
 #[derive(Debug)]
-pub(super) struct Reply {
+pub(super) struct RawResponse {
     pub(super) status: u16,
-    /// `X-Etcd-Index`: the store's index when the answer was made.
+    /// `X-Etcd-Index`: the store's index at the time of the response.
     pub(super) index: i64,
     pub(super) body: Bytes,
     /// Whether an earlier try of the same request may have been carried out.
     pub(super) unsure: bool,
 }
 
-/// An answer whose head has come.
-pub(super) struct Pending {
+/// A response whose body is still to be read.
+pub(super) struct OpenResponse {
     /// `X-Etcd-Index`.
     pub(super) index: i64,
     response: Response<Incoming>,
@@ -78,8 +75,8 @@ pub(super) struct Members {
     options: EtcdOptions,
     authorization: Option<HeaderValue>,
     pinned: Mutex<Pinned>,
-    /// Whether the latest answer was no refused login.
-    let_in: AtomicBool,
+    /// Whether the latest response accepted our login.
+    logged_in: AtomicBool,
     first_login: Mutex<()>,
 }
 
@@ -93,7 +90,8 @@ struct Pinned {
     refused: Option<RefusedLogin>,
 }
 
-struct Lent {
+/// A clone of the pinned client.
+struct Borrowed {
     client: HttpClient,
     endpoint: usize,
     generation: u64,
@@ -115,7 +113,7 @@ impl Members {
             options,
             authorization,
             pinned: Mutex::default(),
-            let_in: AtomicBool::new(false),
+            logged_in: AtomicBool::new(false),
             first_login: Mutex::default(),
         })
     }
@@ -135,82 +133,81 @@ impl Members {
             .map_or("", String::as_str)
     }
 
-    /// Asks the member in use; when it fails, the others, two rounds at most, within the
+    /// Asks the member in use; if it fails, the others, at most two rounds, within the
     /// operation's time.
-    pub(super) async fn ask(
+    pub(super) async fn call(
         &self,
         operation: &'static str,
         key: &str,
-        ask: &Ask,
-    ) -> Result<Reply, StoreError> {
+        call: &Call,
+    ) -> Result<RawResponse, StoreError> {
         let deadline = Instant::now() + self.options.timeout;
         let members = self.options.endpoints.len();
-        let mut failures: Vec<(usize, String)> = Vec::new();
+        let mut failures = Failures::default();
         let mut unsure = false;
-        let refused = |words: String| StoreError {
+        let refused = |text: String| StoreError {
             operation,
             location: self.location(key),
-            transient: false,
-            source: words.into(),
+            kind: StoreErrorKind::LoginRefused,
+            source: text.into(),
         };
-        if let Some(words) = self.still_refused().await {
-            return Err(refused(words));
+        if let Some(text) = self.still_refused().await {
+            return Err(refused(text));
         }
         for tries in 1..=2 * members {
-            let until = deadline.min(Instant::now() + ATTEMPT);
-            let lent = self.client().await;
-            let (endpoint, generation) = (lent.endpoint, lent.generation);
+            let until = deadline.min(Instant::now() + ATTEMPT_TIMEOUT);
+            let borrowed = self.client().await;
+            let (endpoint, generation) = (borrowed.endpoint, borrowed.generation);
             let exchange = async {
-                let response = self.send(&lent, ask).await?;
+                let response = self.send(&borrowed, call).await?;
                 read_body(response).await
             };
             let text = match timeout_at(until, exchange).await {
-                Ok(Ok(reply)) if reply.status < 500 => return Ok(Reply { unsure, ..reply }),
-                Ok(Ok(reply)) => {
-                    let body = String::from_utf8_lossy(&reply.body).into_owned();
-                    format!("HTTP {}: {}", reply.status, body.trim())
+                Ok(Ok(response)) if response.status < 500 => {
+                    return Ok(RawResponse { unsure, ..response });
+                }
+                Ok(Ok(response)) => {
+                    let body = String::from_utf8_lossy(&response.body).into_owned();
+                    format!("HTTP {}: {}", response.status, body.trim())
                 }
                 Ok(Err(error)) => explain(error.as_ref()),
                 Err(_) => "no answer in time".to_owned(),
             };
-            // Another caller's login may have been refused meanwhile: nothing was sent.
-            if let Some(words) = self.still_refused().await {
-                return Err(refused(words));
+            // Another caller's login was refused meanwhile: nothing was sent.
+            if let Some(text) = self.still_refused().await {
+                return Err(refused(text));
             }
             unsure = true;
             debug!(endpoint = self.url(endpoint), text, "etcd request failed");
-            failures.retain(|(member, _)| *member != endpoint);
-            failures.push((endpoint, text));
+            failures.note(self.url(endpoint), text);
             self.give_up(generation, endpoint + 1).await;
             if Instant::now() >= deadline {
                 break;
             }
             if tries == members {
-                sleep(SECOND_ROUND).await;
+                sleep(ROUND_INTERVAL).await;
             }
         }
-        let said: Vec<_> = failures
-            .iter()
-            .map(|(member, text)| format!("{}: {text}", self.url(*member)))
-            .collect();
-        let said = said.join("; ");
         Err(StoreError {
             operation,
             location: self.location(key),
-            transient: !said.to_lowercase().contains("certificate"),
-            source: said.into(),
+            kind: match is_about_certificate(&failures.to_string()) {
+                true => StoreErrorKind::Permanent,
+                false => StoreErrorKind::Transient,
+            },
+            source: Box::new(failures),
         })
     }
 
-    /// Asks the member in use once, for an answer whose body may be long in coming.
-    pub(super) async fn begin(&self, ask: &Ask) -> Result<Pending, String> {
-        let lent = self.client().await;
-        let sent = timeout_at(Instant::now() + ATTEMPT, self.send(&lent, ask)).await;
+    /// Asks the member in use once, for a response whose body may take long.
+    pub(super) async fn open(&self, call: &Call) -> Result<OpenResponse, String> {
+        let borrowed = self.client().await;
+        let sent = timeout_at(Instant::now() + ATTEMPT_TIMEOUT, self.send(&borrowed, call)).await;
         let text = match sent {
             Ok(Ok(response)) => {
                 let index = head_of(&response).1;
-                let (endpoint, generation) = (lent.endpoint, lent.generation);
-                return Ok(Pending {
+                let (endpoint, generation) = (borrowed.endpoint, borrowed.generation);
+                return Ok(OpenResponse {
                     index,
                     response,
                     endpoint,
@@ -220,32 +217,33 @@ impl Members {
             Ok(Err(error)) => explain(error.as_ref()),
             Err(_) => "no answer in time".into(),
         };
-        self.give_up(lent.generation, lent.endpoint + 1).await;
-        Err(format!("{}: {text}", self.url(lent.endpoint)))
+        self.give_up(borrowed.generation, borrowed.endpoint + 1)
+            .await;
+        Err(format!("{}: {text}", self.url(borrowed.endpoint)))
     }
 
-    /// The answer, or `None` where it did not come within `patience`.
-    pub(super) async fn finish(
+    /// The response, or `None` if it takes longer than `limit`.
+    pub(super) async fn read(
         &self,
-        pending: Pending,
-        patience: Duration,
-    ) -> Result<Option<Reply>, String> {
-        let body = read_body(pending.response);
-        match timeout_at(Instant::now() + patience, body).await {
-            Ok(Ok(reply)) if reply.status < 500 => Ok(Some(reply)),
+        open: OpenResponse,
+        limit: Duration,
+    ) -> Result<Option<RawResponse>, String> {
+        let body = read_body(open.response);
+        match timeout_at(Instant::now() + limit, body).await {
+            Ok(Ok(response)) if response.status < 500 => Ok(Some(response)),
             Ok(failed) => {
                 let text = match failed {
-                    Ok(reply) => format!("HTTP {}", reply.status),
+                    Ok(response) => format!("HTTP {}", response.status),
                     Err(error) => explain(error.as_ref()),
                 };
-                self.give_up(pending.generation, pending.endpoint + 1).await;
-                Err(format!("{}: {text}", self.url(pending.endpoint)))
+                self.give_up(open.generation, open.endpoint + 1).await;
+                Err(format!("{}: {text}", self.url(open.endpoint)))
             }
             Err(_) => Ok(None),
         }
     }
 
-    async fn client(&self) -> Lent {
+    async fn client(&self) -> Borrowed {
         let mut pinned = self.pinned.lock().await;
         let client = match &pinned.client {
             Some(client) => client.clone(),
@@ -256,14 +254,14 @@ impl Members {
                 client
             }
         };
-        Lent {
+        Borrowed {
             client,
             endpoint: pinned.endpoint,
             generation: pinned.generation,
         }
     }
 
-    /// The next request goes to the member `next`, unless that has been arranged already.
+    /// Sends the next request to the member `next`, unless another caller has switched already.
     async fn give_up(&self, generation: u64, next: usize) {
         let mut pinned = self.pinned.lock().await;
         if pinned.generation == generation {
@@ -274,20 +272,15 @@ impl Members {
 
     /// A client for a member, with the TLS files as they are now.
     fn build(&self, endpoint: usize) -> HttpClient {
-        let tls = self
-            .options
-            .tls_files(self.url(endpoint))
-            .map_err(|error| error.to_string())
-            .and_then(|files| tls_config(files).map_err(|error| error.to_string()));
+        let files = self.options.tls_files(self.url(endpoint));
+        let tls = files
+            .map_err(Cause::from)
+            .and_then(|files| files.map(TlsFiles::client).transpose());
         let config = tls.unwrap_or_else(|error| {
-            // Replaced by something unreadable: without authorities every member is refused,
-            // and the log says why.
-            tracing::warn!(
-                event = "etcd_tls",
-                error,
-                "the etcd TLS files can't be used"
-            );
-            bare_config()
+            // Replaced by something unusable: without authorities every member is refused, and
+            // the log says why.
+            tracing::warn!(event = "etcd_tls", %error, "the etcd TLS files cannot be used");
+            None
         });
         let mut http = HttpConnector::new();
         http.enforce_http(false);
@@ -297,7 +290,7 @@ impl Members {
         http.set_keepalive_retries(Some(3));
         http.set_nodelay(true);
         let https = HttpsConnectorBuilder::new()
-            .with_tls_config(config)
+            .with_tls_config(config.unwrap_or_else(trusting_nobody))
             .https_or_http()
             .enable_http1()
             .wrap_connector(http);
@@ -308,19 +301,19 @@ impl Members {
     }
 
     /// Sends a request; follows where a member points to another one, as flannel does.
-    async fn send(&self, lent: &Lent, ask: &Ask) -> Result<Response<Incoming>, Cause> {
-        // One at a time, as long as nobody has been let in.
-        let proven = self.authorization.is_none() || self.let_in.load(Ordering::Relaxed);
+    async fn send(&self, borrowed: &Borrowed, call: &Call) -> Result<Response<Incoming>, Cause> {
+        // One at a time until a login has succeeded.
+        let proven = self.authorization.is_none() || self.logged_in.load(Ordering::Relaxed);
         let _first = match proven {
             true => None,
             false => Some(self.first_login.lock().await),
         };
-        if let Some(words) = self.still_refused().await {
-            return Err(words.into());
+        if let Some(text) = self.still_refused().await {
+            return Err(text.into());
         }
-        let mut uri: Uri = format!("{}{}", self.url(lent.endpoint), ask.path).parse()?;
+        let mut uri: Uri = format!("{}{}", self.url(borrowed.endpoint), call.path).parse()?;
         for _ in 0..=MAX_REDIRECTS {
-            let response = lent.client.request(self.request(&uri, ask)?).await?;
+            let response = borrowed.client.request(self.request(&uri, call)?).await?;
             self.note_login(response.status()).await;
             if !response.status().is_redirection() {
                 return Ok(response);
@@ -330,23 +323,23 @@ impl Members {
         Err(format!("more than {MAX_REDIRECTS} redirections, the last to {uri}").into())
     }
 
-    fn request(&self, uri: &Uri, ask: &Ask) -> Result<Request<Full<Bytes>>, Cause> {
+    fn request(&self, uri: &Uri, call: &Call) -> Result<Request<Full<Bytes>>, Cause> {
         let mut request = Request::builder()
-            .method(ask.method.clone())
+            .method(call.method.clone())
             .uri(uri.clone());
         if let Some(value) = &self.authorization {
             request = request.header(AUTHORIZATION, value);
         }
-        if !ask.form.is_empty() {
+        if !call.form.is_empty() {
             request = request.header(CONTENT_TYPE, "application/x-www-form-urlencoded");
         }
-        Ok(request.body(Full::new(Bytes::from(ask.form.clone())))?)
+        Ok(request.body(Full::new(Bytes::from(call.form.clone())))?)
     }
 
-    /// Where a redirection leads. Neither TLS nor the password may be lost on the way.
+    /// The target of a redirection. It must not drop TLS or expose the password.
     fn redirected(&self, from: &Uri, location: Option<&HeaderValue>) -> Result<Uri, Cause> {
         let Some(location) = location else {
-            return Err("a redirection without a place".into());
+            return Err("a redirection without a Location".into());
         };
         let mut to = location.to_str()?.parse::<Uri>()?.into_parts();
         if to.scheme.is_none() {
@@ -378,10 +371,10 @@ impl Members {
         if self.authorization.is_none() {
             return;
         }
-        let words = "etcd refuses user or password, or the user's rights (HTTP 401)";
+        let text = "etcd refuses user or password, or the user's rights (HTTP 401)";
         let refused = status == StatusCode::UNAUTHORIZED;
-        self.let_in.store(!refused, Ordering::Relaxed);
-        self.pinned.lock().await.refused = refused.then(|| RefusedLogin::now(words.into()));
+        self.logged_in.store(!refused, Ordering::Relaxed);
+        self.pinned.lock().await.refused = refused.then(|| RefusedLogin::now(text.into()));
     }
 }
 
@@ -391,12 +384,12 @@ fn head_of(response: &Response<Incoming>) -> (u16, i64) {
     (response.status().as_u16(), index.unwrap_or(0))
 }
 
-async fn read_body(response: Response<Incoming>) -> Result<Reply, Cause> {
+async fn read_body(response: Response<Incoming>) -> Result<RawResponse, Cause> {
     let (status, index) = head_of(&response);
     let body = Limited::new(response.into_body(), MAX_ANSWER)
         .collect()
         .await?;
-    Ok(Reply {
+    Ok(RawResponse {
         status,
         index,
         body: body.to_bytes(),
@@ -404,49 +397,6 @@ async fn read_body(response: Response<Incoming>) -> Result<Reply, Cause> {
     })
 }
 
-pub(in super::super) fn bare_config() -> ClientConfig {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider);
-    match config.with_safe_default_protocol_versions() {
-        Ok(config) => config,
-        // ring has every version that rustls has.
-        Err(_) => ClientConfig::builder(),
-    }
-    .with_root_certificates(RootCertStore::empty())
-    .with_no_client_auth()
-}
-
-pub(in super::super) fn tls_config(files: Option<TlsFiles>) -> Result<ClientConfig, Cause> {
-    let Some(files) = files else {
-        return Ok(bare_config());
-    };
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&files.authorities) {
-        roots.add(certificate?)?;
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots);
-    Ok(match files.identity {
-        None => config.with_no_client_auth(),
-        Some((cert, key)) => {
-            let chain = CertificateDer::pem_slice_iter(&cert).collect::<Result<_, _>>()?;
-            config.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(&key)?)?
-        }
-    })
-}
-
-/// An error with its causes in one line, without repetitions.
 fn explain(error: &(dyn StdError + Send + Sync + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let more = inner.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = inner.source();
-    }
-    text
+    with_causes(error.to_string(), error.source())
 }

@@ -4,8 +4,6 @@
 //! member it came from, and a dead one costs every other request. So one is pinned, as
 //! flannel v0.11 does, until it fails.
 
-use std::error::Error as StdError;
-use std::fmt;
 use std::time::Duration;
 
 use etcd_client::{Certificate, Client, ConnectOptions, Error as EtcdError, Identity, TlsOptions};
@@ -13,14 +11,16 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
 
-use super::super::StoreError;
-use super::super::etcd::{CONNECT_TIMEOUT, EtcdOptions, EtcdOptionsError};
-use super::super::login::RefusedLogin;
+use super::super::etcd::{
+    CONNECT_TIMEOUT, EtcdOptions, EtcdOptionsError, Failures, RefusedLogin, TlsFileError,
+};
+use super::super::{StoreError, StoreErrorKind};
+use super::failure::{Failure, Fault};
 
-/// Longest time for one try at one member: etcd itself gives up a request after some 5 s.
-const ATTEMPT: Duration = Duration::from_secs(7);
-/// All members failed: time to wait before asking all of them once more.
-const SECOND_ROUND: Duration = Duration::from_millis(250);
+/// For one try at one member: etcd itself gives up a request after some 5 s.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(7);
+/// Pause before all members are tried a second time.
+const ROUND_INTERVAL: Duration = Duration::from_millis(250);
 /// Ping an idle stream after this time. etcd ends connections that are pinged more often
 /// than every 5 s (its `--grpc-keepalive-min-time`).
 const PING_INTERVAL: Duration = Duration::from_secs(10);
@@ -44,47 +44,18 @@ struct Pinned {
     refused: Option<RefusedLogin>,
 }
 
-/// A client and where it comes from.
-pub(super) struct Lent {
+/// A clone of the pinned client.
+pub(super) struct Borrowed {
     pub(super) client: Client,
     pub(super) endpoint: usize,
     generation: u64,
 }
 
-/// What to do about an error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    /// The member or the way to it is at fault.
-    NextEndpoint,
-    /// The login is out of date: a new one may help.
-    LogIn,
-    /// etcd has answered, and another member would say the same.
-    Final,
-}
-
 /// A failed call.
 #[derive(Debug)]
 pub(super) struct CallError {
-    lease_gone: bool,
+    pub(super) fault: Fault,
     error: StoreError,
-}
-
-impl CallError {
-    /// Whether etcd does not know the lease (any more).
-    pub(super) fn is_lease_gone(&self) -> bool {
-        self.lease_gone
-    }
-
-    /// Whether the answer was larger than what is read.
-    pub(super) fn is_too_large(&self) -> bool {
-        is_too_large(&self.error.source.to_string())
-    }
-
-    /// Whether the revision that was asked for is compacted.
-    pub(super) fn is_compacted(&self) -> bool {
-        let text = self.error.source.to_string();
-        text.contains("required revision has been compacted")
-    }
 }
 
 impl From<CallError> for StoreError {
@@ -93,35 +64,12 @@ impl From<CallError> for StoreError {
     }
 }
 
-/// What the members said, for a person.
-#[derive(Debug, Default, thiserror::Error)]
-struct Failures(Vec<(String, String)>);
-
-impl Failures {
-    /// Notes the latest word of a member.
-    fn note(&mut self, endpoint: &str, text: String) {
-        match self.0.iter_mut().find(|(known, _)| known == endpoint) {
-            Some((_, old)) => *old = text,
-            None => self.0.push((endpoint.to_owned(), text)),
-        }
-    }
-}
-
-impl fmt::Display for Failures {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, (endpoint, text)) in self.0.iter().enumerate() {
-            let separator = if index == 0 { "" } else { "; " };
-            write!(f, "{separator}{endpoint}: {text}")?;
-        }
-        Ok(())
-    }
-}
-
 /// State of one call over its tries.
 struct Progress {
     deadline: Instant,
     failures: Failures,
     tries: usize,
+    /// Whether any failed try may succeed later.
     transient: bool,
     logged_in_again: bool,
 }
@@ -174,108 +122,112 @@ impl Connection {
         };
         let mut unsure = false;
         loop {
-            let until = progress.deadline.min(Instant::now() + ATTEMPT);
-            let mut lent = None;
+            let until = progress.deadline.min(Instant::now() + ATTEMPT_TIMEOUT);
+            let mut borrowed = None;
             let attempt = async {
                 let got = self.client().await?;
                 let client = got.client.clone();
-                lent = Some(got);
-                request(client, unsure).await
+                borrowed = Some(got);
+                request(client, unsure).await.map_err(Failure::from)
             };
-            let error = match timeout_at(until, attempt).await {
+            let failure = match timeout_at(until, attempt).await {
                 Ok(Ok(value)) => return Ok(value),
-                Ok(Err(error)) => Some(error),
-                Err(_) => None,
+                Ok(Err(failure)) => failure,
+                Err(_) => Failure::timeout(),
             };
             // Before a client existed, nothing was sent.
-            unsure |= lent.is_some();
-            if let Some(failed) = self.judge(&mut progress, error.as_ref(), lent).await {
+            unsure |= borrowed.is_some();
+            let fault = failure.fault;
+            if let Some(kind) = self.give_up_after(&mut progress, failure, borrowed).await {
                 let error = StoreError {
                     operation,
                     location: self.location(key),
-                    transient: failed && progress.transient,
+                    kind,
                     source: Box::new(progress.failures),
                 };
-                let lease_gone = error_is_lease_gone(&error);
-                return Err(CallError { lease_gone, error });
+                return Err(CallError { fault, error });
             }
         }
     }
 
-    /// Takes note of a failed try. `None`: try again. `Some`: give up; whether it is the
-    /// members' or the way's fault, rather than etcd's own answer.
-    async fn judge(
+    /// Notes a failed try. `None`: try again. `Some`: give up, with this kind of error.
+    async fn give_up_after(
         &self,
         progress: &mut Progress,
-        error: Option<&EtcdError>,
-        lent: Option<Lent>,
-    ) -> Option<bool> {
-        let (generation, endpoint) = match &lent {
-            Some(lent) => (lent.generation, lent.endpoint),
-            None => {
-                let pinned = self.pinned.lock().await;
-                (pinned.generation, pinned.endpoint)
-            }
+        failure: Failure,
+        borrowed: Option<Borrowed>,
+    ) -> Option<StoreErrorKind> {
+        let (generation, endpoint) = match &borrowed {
+            Some(borrowed) => (borrowed.generation, borrowed.endpoint),
+            None => self.current().await,
         };
-        let text = error.map_or_else(|| "no answer in time".to_owned(), explain);
-        debug!(endpoint = self.url(endpoint), %text, "etcd request failed");
-        progress.transient |= error.is_none_or(is_transient);
-        progress.failures.note(self.url(endpoint), text);
-        match error.map_or(Verdict::NextEndpoint, verdict) {
-            Verdict::LogIn if !progress.logged_in_again => {
-                progress.logged_in_again = true;
-                self.discard(generation, endpoint).await;
-                return None;
-            }
-            // The last word is etcd's: what other members said before is of no interest.
-            last @ (Verdict::LogIn | Verdict::Final) => {
-                // Without a user, no login will ever be fresh.
-                let hopeless = last == Verdict::LogIn && self.options.username.is_none();
-                progress.transient = !hopeless && error.is_some_and(is_transient);
-                let last = self.url(endpoint);
-                progress.failures.0.retain(|(from, _)| from == last);
-                return Some(true);
-            }
-            Verdict::NextEndpoint => {}
+        let Failure { fault, text } = failure;
+        let url = self.url(endpoint);
+        debug!(endpoint = url, %text, "etcd request failed");
+        progress.transient |= fault.kind() == StoreErrorKind::Transient;
+        progress.failures.note(url, text);
+        if fault == Fault::StaleLogin && !progress.logged_in_again {
+            progress.logged_in_again = true;
+            self.discard(generation, endpoint).await;
+            return None;
+        }
+        if !fault.is_of_one_member() {
+            // etcd has answered: what other members said before is of no interest.
+            progress.failures.keep_only(url);
+            // Without a user, no login will ever be fresh.
+            let hopeless = fault == Fault::StaleLogin && self.options.username.is_none();
+            return Some(match hopeless {
+                true => StoreErrorKind::Permanent,
+                false => fault.kind(),
+            });
         }
         self.discard(generation, endpoint + 1).await;
         progress.tries += 1;
         let members = self.options.endpoints.len();
         if progress.tries >= 2 * members || Instant::now() >= progress.deadline {
-            return Some(true);
+            return Some(match progress.transient {
+                true => StoreErrorKind::Transient,
+                false => StoreErrorKind::Permanent,
+            });
         }
         if progress.tries == members {
-            sleep(SECOND_ROUND).await;
+            sleep(ROUND_INTERVAL).await;
         }
         None
     }
 
     /// The client of the member in use, logged in. Without a user, this sends nothing.
-    pub(super) async fn client(&self) -> Result<Lent, EtcdError> {
+    pub(super) async fn client(&self) -> Result<Borrowed, Failure> {
         let mut pinned = self.pinned.lock().await;
-        if pinned.client.is_none() {
-            if let Some(words) = pinned.refused.as_ref().and_then(RefusedLogin::still) {
-                return Err(EtcdError::Internal(words));
-            }
-            let connected = self.connect(self.url(pinned.endpoint)).await;
-            pinned.refused = match &connected {
-                Err(error) if is_refused_login(&message(error)) => {
-                    Some(RefusedLogin::now(message(error)))
+        let client = match &pinned.client {
+            Some(client) => client.clone(),
+            None => {
+                if let Some(text) = pinned.refused.as_ref().and_then(RefusedLogin::still) {
+                    let fault = Fault::LoginRefused;
+                    return Err(Failure { fault, text });
                 }
-                _ => None,
-            };
-            pinned.client = Some(connected?);
-            pinned.generation += 1;
-        }
-        let (endpoint, generation) = (pinned.endpoint, pinned.generation);
-        match &pinned.client {
-            Some(client) => Ok(Lent {
-                client: client.clone(),
-                endpoint,
-                generation,
-            }),
-            None => Err(EtcdError::Internal("no client".into())),
-        }
+                let connected = self.connect(self.url(pinned.endpoint)).await;
+                pinned.refused = match &connected {
+                    Err(Failure { fault, text }) if *fault == Fault::LoginRefused => {
+                        Some(RefusedLogin::now(text.clone()))
+                    }
+                    _ => None,
+                };
+                let connected = connected?;
+                pinned.generation += 1;
+                pinned.client.insert(connected).clone()
+            }
+        };
+        Ok(Borrowed {
+            client,
+            endpoint: pinned.endpoint,
+            generation: pinned.generation,
+        })
+    }
+
+    async fn current(&self) -> (u64, usize) {
+        let pinned = self.pinned.lock().await;
+        (pinned.generation, pinned.endpoint)
     }
 
     /// Gives up a client for the member `next`, unless that has happened already.
@@ -289,41 +241,38 @@ impl Connection {
         }
     }
 
-    /// Gives up a client whose watch ended; `log_in` keeps the member.
-    pub(super) async fn give_back(&self, lent: &Lent, log_in: bool) {
-        let next = if log_in {
-            lent.endpoint
-        } else {
-            lent.endpoint + 1
+    /// Gives up a client whose watch ended; after a stale login the member is kept.
+    pub(super) async fn give_back(&self, borrowed: &Borrowed, fault: Fault) {
+        let next = match fault {
+            Fault::StaleLogin => borrowed.endpoint,
+            _ => borrowed.endpoint + 1,
         };
-        self.discard(lent.generation, next).await;
+        self.discard(borrowed.generation, next).await;
     }
 
     /// After a failed [`Self::client`]: the next call goes to the next member.
     pub(super) async fn skip(&self) {
-        let (generation, endpoint) = {
-            let pinned = self.pinned.lock().await;
-            (pinned.generation, pinned.endpoint)
-        };
+        let (generation, endpoint) = self.current().await;
         self.discard(generation, endpoint + 1).await;
     }
 
-    async fn connect(&self, url: &str) -> Result<Client, EtcdError> {
+    async fn connect(&self, url: &str) -> Result<Client, Failure> {
         let options = connect_options(&self.options, url)
             .map_err(|error| EtcdError::IoError(std::io::Error::other(error)))?;
+        let connect = async |options| Client::connect([url], Some(options)).await;
         let (Some(user), Some(password)) = (&self.options.username, &self.options.password) else {
-            return Client::connect([url], Some(options)).await;
+            return Ok(connect(options).await?);
         };
-        let logged_in = options.clone().with_user(user, password.expose());
-        match Client::connect([url], Some(logged_in)).await {
+        let with_user = options.clone().with_user(user, password.expose());
+        match connect(with_user).await.map_err(Failure::from) {
             // As Go's client does: a user where auth is off is no error.
-            Err(error) if message(&error).contains("authentication is not enabled") => {
+            Err(failure) if failure.fault == Fault::AuthDisabled => {
                 warn!(
                     event = "etcd_no_auth",
                     endpoint = url,
                     "etcd has no authentication enabled: user and password are unused"
                 );
-                Client::connect([url], Some(options)).await
+                Ok(connect(options).await?)
             }
             other => other,
         }
@@ -331,10 +280,7 @@ impl Connection {
 }
 
 /// The library's options for one endpoint, without the user.
-fn connect_options(
-    options: &EtcdOptions,
-    endpoint: &str,
-) -> Result<ConnectOptions, EtcdOptionsError> {
+fn connect_options(options: &EtcdOptions, endpoint: &str) -> Result<ConnectOptions, TlsFileError> {
     let connect = ConnectOptions::new()
         .with_connect_timeout(CONNECT_TIMEOUT)
         .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
@@ -349,103 +295,4 @@ fn connect_options(
         tls = tls.identity(Identity::from_pem(cert, key));
     }
     Ok(connect.with_tls(tls))
-}
-
-/// etcd's own words in an error, or the library's.
-fn message(error: &EtcdError) -> String {
-    match error {
-        EtcdError::GRpcStatus(status) => status.message().to_owned(),
-        // Ours, of a login that was not tried again.
-        EtcdError::Internal(words) => words.clone(),
-        other => other.to_string(),
-    }
-}
-
-/// Whether a text of etcd's says that user or password are wrong.
-fn is_refused_login(text: &str) -> bool {
-    text.contains("authentication failed")
-}
-
-/// Whether a text says that an answer was larger than what is read.
-pub(super) fn is_too_large(text: &str) -> bool {
-    text.contains("message length too large")
-}
-
-/// Whether a text of etcd's says that the login is out of date.
-pub(super) fn is_stale_login(text: &str) -> bool {
-    text.contains("invalid auth token")
-        || text.contains("revision of auth store is old")
-        || text.contains("revision in header is old")
-        // Auth was enabled after we connected without.
-        || text.contains("user name is empty")
-}
-
-fn error_is_lease_gone(error: &StoreError) -> bool {
-    error
-        .source
-        .to_string()
-        .contains("requested lease not found")
-}
-
-/// gRPC code of an answer (the numbers of `google.rpc.Code`).
-fn code(error: &EtcdError) -> Option<i32> {
-    match error {
-        EtcdError::GRpcStatus(status) => Some(status.code() as i32),
-        _ => None,
-    }
-}
-
-const UNAUTHENTICATED: i32 = 16;
-/// Cancelled, Unknown, DeadlineExceeded, Aborted, Internal, Unavailable, DataLoss.
-const OF_ONE_MEMBER: [i32; 7] = [1, 2, 4, 10, 13, 14, 15];
-/// ResourceExhausted: too many requests, or the database is full.
-const RESOURCE_EXHAUSTED: i32 = 8;
-
-fn verdict(error: &EtcdError) -> Verdict {
-    let Some(code) = code(error) else {
-        return match error {
-            EtcdError::InvalidArgs(_) | EtcdError::InvalidUri(_) => Verdict::Final,
-            EtcdError::Internal(words) if is_refused_login(words) => Verdict::Final,
-            _ => Verdict::NextEndpoint,
-        };
-    };
-    if code == UNAUTHENTICATED || is_stale_login(&message(error)) {
-        Verdict::LogIn
-    } else if OF_ONE_MEMBER.contains(&code) {
-        Verdict::NextEndpoint
-    } else {
-        Verdict::Final
-    }
-}
-
-/// Whether the same request may succeed later without anybody changing a setting.
-fn is_transient(error: &EtcdError) -> bool {
-    // "invalid peer certificate: …" of ours, "BadCertificate" of the member's.
-    if explain(error).to_lowercase().contains("certificate") {
-        return false;
-    }
-    match verdict(error) {
-        Verdict::NextEndpoint | Verdict::LogIn => true,
-        Verdict::Final => code(error) == Some(RESOURCE_EXHAUSTED),
-    }
-}
-
-/// An error with its causes in one line, without the repetitions that the layers of the
-/// HTTP stack add.
-pub(super) fn explain(error: &EtcdError) -> String {
-    let mut text = message(error);
-    let mut cause: Option<&(dyn StdError + 'static)> = match error {
-        EtcdError::GRpcStatus(status) => status.source(),
-        EtcdError::TransportError(transport) => transport.source(),
-        EtcdError::IoError(io) => io.source(),
-        _ => None,
-    };
-    while let Some(inner) = cause {
-        let more = inner.to_string();
-        if more != "transport error" && !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = inner.source();
-    }
-    text
 }

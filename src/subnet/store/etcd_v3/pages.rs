@@ -1,29 +1,30 @@
-//! A list that neither many records nor large ones can end.
+//! Lists of any size, read in pages.
 
 use etcd_client::GetOptions;
 
 use super::super::etcd::MAX_ANSWER;
 use super::super::{Listing, Record, StoreError};
 use super::connection::CallError;
+use super::failure::Fault;
 use super::{Inner, revision_of};
 
 /// Records of one page.
-const PAGE: i64 = 1024;
+const PAGE_LIMIT: i64 = 1024;
 /// Largest page, in bytes. A single record may be larger: etcd's limit for one is 1.5 MiB by
-/// default, and nobody believes in one beyond 64 KiB.
+/// default. Records beyond 64 KiB are refused later.
 const MAX_PAGE: usize = 8 << 20;
 
-struct Page {
+struct ListPage {
     revision: i64,
     records: Vec<Record>,
     /// The key from which the next page begins.
     next: Option<Vec<u8>>,
 }
 
-/// A list in the making.
+/// A list that is being read.
 struct Pages {
     from: Vec<u8>,
-    /// Its revision is 0 until the first page has come: etcd's word for the newest.
+    /// Its revision is 0 before the first page: for etcd that means the newest.
     listing: Listing,
 }
 
@@ -38,8 +39,8 @@ impl Pages {
         }
     }
 
-    /// Takes a page in; the list, if that was the last one.
-    fn take(&mut self, page: Page) -> Option<Listing> {
+    /// Adds a page; returns the list after the last one.
+    fn add(&mut self, page: ListPage) -> Option<Listing> {
         let listing = &mut self.listing;
         if listing.revision == 0 {
             listing.revision = page.revision;
@@ -59,22 +60,22 @@ impl Pages {
 }
 
 impl Inner {
-    /// All records, read in pages at one revision: neither many nor large ones end it.
+    /// All records at one revision.
     pub(super) async fn list(&self) -> Result<Listing, StoreError> {
         let mut tries = 0;
-        let mut limit = PAGE;
+        let mut limit = PAGE_LIMIT;
         let mut pages = Pages::begin(&self.records);
         loop {
             match self.page(&pages, limit).await {
                 Ok(page) => {
-                    if let Some(listing) = pages.take(page) {
+                    if let Some(listing) = pages.add(page) {
                         return Ok(listing);
                     }
-                    limit = (limit * 2).min(PAGE);
+                    limit = (limit * 2).min(PAGE_LIMIT);
                 }
-                Err(error) if error.is_too_large() && limit > 1 => limit /= 4,
-                // Somebody compacted between two pages: what was read is of no use.
-                Err(error) if error.is_compacted() && tries < 3 => {
+                Err(error) if error.fault == Fault::TooLarge && limit > 1 => limit /= 4,
+                // Compacted between two pages: start again at a newer revision.
+                Err(error) if error.fault == Fault::Compacted && tries < 3 => {
                     tries += 1;
                     pages = Pages::begin(&self.records);
                 }
@@ -83,7 +84,7 @@ impl Inner {
         }
     }
 
-    async fn page(&self, pages: &Pages, limit: i64) -> Result<Page, CallError> {
+    async fn page(&self, pages: &Pages, limit: i64) -> Result<ListPage, CallError> {
         let mut end = self.records.clone().into_bytes();
         if let Some(slash) = end.last_mut() {
             *slash += 1;
@@ -102,7 +103,7 @@ impl Inner {
                     let mut kv = client.kv_client().max_decoding_message_size(most);
                     let answer = kv.get(pages.from.as_slice(), Some(options.clone())).await?;
                     let last = answer.kvs().last().filter(|_| answer.more());
-                    Ok(Page {
+                    Ok(ListPage {
                         revision: revision_of(answer.header())?,
                         records: answer.kvs().iter().map(|kv| self.record(kv)).collect(),
                         next: last.map(|kv| [kv.key(), &[0]].concat()),

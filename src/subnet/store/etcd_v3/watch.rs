@@ -1,184 +1,114 @@
-//! A watch that goes on: over lost connections, restarts, compactions and wiped stores.
+//! A watch that survives lost connections, restarts, compactions and wiped stores.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{KeyValue, WatchOptions, WatchResponse, WatchStream};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, sleep_until};
-use tracing::{debug, info, warn};
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::debug;
 
-use super::super::WatchEvent;
 use super::super::etcd::MAX_ANSWER;
+use super::super::feed::{self, Feed, ReceiverGone};
+use super::super::{StoreError, WatchEvent};
 use super::Inner;
 use super::anchor::Anchor;
-use super::connection::{Lent, explain, is_stale_login, is_too_large};
+use super::connection::Borrowed;
+use super::failure::{Failure, Fault};
 
-/// First and longest wait between tries, as flannel's.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// A stream that lived so long has shown that the member serves us: the next wait is short
+/// A stream that lived this long has shown that the member serves us: the next wait is short
 /// again. One that ends sooner has not, however often it opens.
-const STEADY: Duration = Duration::from_secs(5);
-/// A watch must be confirmed by the server within this time.
-const CONFIRMATION: Duration = Duration::from_secs(10);
-/// Events that may wait for the receiver; then the stream's flow control holds etcd back.
-const CAPACITY: usize = 256;
+const STEADY_AFTER: Duration = Duration::from_secs(5);
+/// The server must confirm a watch within this time.
+const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why one stream of events ended.
+/// Why a stream of events ended.
 enum End {
-    /// Nobody listens any more.
     ReceiverGone,
-    /// Events after the cursor are not to be had: list.
+    /// The events after the cursor are lost.
     HistoryGone(String),
     /// Try again from the cursor.
-    Failed(String),
+    Failed(Failure),
+}
+
+impl From<ReceiverGone> for End {
+    fn from(_: ReceiverGone) -> Self {
+        Self::ReceiverGone
+    }
+}
+
+impl From<Failure> for End {
+    fn from(failure: Failure) -> Self {
+        match failure.fault {
+            // It would be too large again; a list is read in pages.
+            Fault::TooLarge => Self::HistoryGone(failure.text),
+            _ => Self::Failed(failure),
+        }
+    }
+}
+
+impl From<StoreError> for End {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(Failure::of_member(error.to_string()))
+    }
 }
 
 struct Watcher {
     store: Arc<Inner>,
-    /// Last revision seen.
-    cursor: i64,
-    events: mpsc::Sender<WatchEvent>,
-    /// Tries since the last stream that lived.
-    failures: u32,
-    /// By what the store is known again after a break.
+    feed: Feed,
     anchor: Option<Anchor>,
 }
 
-/// Starts the task; it ends when the receiver is dropped.
 pub(super) fn spawn(store: Arc<Inner>, revision: i64) -> mpsc::Receiver<WatchEvent> {
-    let (events, receiver) = mpsc::channel(CAPACITY);
-    let watcher = Watcher {
-        store,
-        cursor: revision,
-        events,
-        failures: 0,
-        anchor: None,
-    };
-    tokio::spawn(watcher.run());
-    receiver
-}
-
-/// What is more than one answer may hold would be so again: a list is read in pages.
-fn ended(url: &str, error: &etcd_client::Error) -> End {
-    let text = format!("{url}: {}", explain(error));
-    match is_too_large(&text) {
-        true => End::HistoryGone(text),
-        false => End::Failed(text),
-    }
+    feed::spawn(|events| {
+        let watcher = Watcher {
+            store,
+            feed: Feed::new(events, revision),
+            anchor: None,
+        };
+        watcher.run()
+    })
 }
 
 impl Watcher {
-    async fn run(mut self) {
-        let closed = self.events.clone();
-        tokio::select! {
-            () = closed.closed() => {}
-            () = self.go_on() => {}
-        }
-    }
-
-    async fn go_on(&mut self) {
+    async fn run(mut self) -> Result<(), ReceiverGone> {
         loop {
             match self.follow().await {
-                End::ReceiverGone => return,
+                End::ReceiverGone => return Err(ReceiverGone),
                 End::HistoryGone(reason) => {
-                    // The first list comes at once; a store that loses its history again and
-                    // again is not asked faster than one that does not answer.
-                    if self.failures > 0 {
-                        self.pause(&reason).await;
-                    }
-                    self.failures = self.failures.saturating_add(1);
-                    warn!(
-                        event = "etcd_watch_history",
-                        cursor = self.cursor,
-                        reason,
-                        "etcd watch lost history: listing all leases"
-                    );
-                    if !self.resync().await {
-                        return;
-                    }
-                }
-                End::Failed(reason) => self.pause(&reason).await,
-            }
-        }
-    }
-
-    /// Waits, longer each time, and logs an outage once.
-    async fn pause(&mut self, reason: &str) {
-        if self.failures == 0 {
-            warn!(
-                event = "etcd_watch_lost",
-                reason,
-                cursor = self.cursor,
-                "etcd watch interrupted, trying again"
-            );
-        } else {
-            debug!(
-                reason,
-                tries = self.failures,
-                "etcd watch still interrupted"
-            );
-        }
-        let doubled = BACKOFF.0.saturating_mul(1 << self.failures.min(10));
-        // Jitter: a thousand hosts that lost one etcd must not come back as one.
-        let wait = doubled
-            .min(BACKOFF.1)
-            .mul_f64(rand::random_range(0.5..=1.0));
-        self.failures = self.failures.saturating_add(1);
-        sleep(wait).await;
-    }
-
-    fn recovered(&mut self) {
-        if self.failures > 0 {
-            info!(
-                event = "etcd_watch_back",
-                cursor = self.cursor,
-                tries = self.failures,
-                "etcd watch goes on"
-            );
-        }
-        self.failures = 0;
-    }
-
-    /// Lists until it works, and hands the list on; `false` when nobody listens.
-    async fn resync(&mut self) -> bool {
-        loop {
-            match self.store.list().await {
-                Ok(listing) => {
-                    self.cursor = listing.revision;
+                    let store = &self.store;
+                    self.feed.relist(&reason, || store.list()).await?;
                     self.anchor = None;
-                    return self.events.send(WatchEvent::Resync(listing)).await.is_ok();
                 }
-                Err(error) => self.pause(&error.to_string()).await,
+                End::Failed(failure) => self.feed.pause(&failure.text).await,
             }
         }
     }
 
     /// Follows one stream to its end.
     async fn follow(&mut self) -> End {
-        let lent = match self.store.connection.client().await {
-            Ok(lent) => lent,
-            Err(error) => {
+        let borrowed = match self.store.connection.client().await {
+            Ok(borrowed) => borrowed,
+            Err(failure) => {
                 self.store.connection.skip().await;
-                return End::Failed(explain(&error));
+                return End::Failed(failure);
             }
         };
-        let end = self.stream(&lent).await;
-        if let End::Failed(reason) = &end {
-            self.store
-                .connection
-                .give_back(&lent, is_stale_login(reason))
-                .await;
+        let Err(end) = self.stream(&borrowed).await;
+        if let End::Failed(failure) = &end {
+            let connection = &self.store.connection;
+            connection.give_back(&borrowed, failure.fault).await;
         }
         end
     }
 
-    async fn stream(&mut self, lent: &Lent) -> End {
+    async fn stream(&mut self, borrowed: &Borrowed) -> Result<Infallible, End> {
         let options = WatchOptions::new()
             .with_prefix()
-            .with_start_revision(self.cursor.saturating_add(1))
+            .with_start_revision(self.feed.cursor.saturating_add(1))
             .with_progress_notify();
-        let mut client = lent
+        let mut client = borrowed
             .client
             .watch_client()
             .max_decoding_message_size(MAX_ANSWER);
@@ -189,61 +119,49 @@ impl Watcher {
             let first = stream.message().await?;
             Ok::<_, etcd_client::Error>((stream, first))
         };
-        let url = self.store.connection.url(lent.endpoint).to_owned();
-        let (mut stream, first) = match tokio::time::timeout(CONFIRMATION, opened).await {
+        let url = self.store.connection.url(borrowed.endpoint).to_owned();
+        let (mut stream, first) = match timeout(CONFIRMATION_TIMEOUT, opened).await {
             Ok(Ok((stream, Some(first)))) => (stream, first),
-            Ok(Ok((_, None))) => return End::Failed(format!("{url}: the stream ended")),
-            Ok(Err(error)) => return ended(&url, &error),
-            Err(_) => return End::Failed(format!("{url}: no answer in time")),
+            Ok(Ok((_, None))) => return Err(stream_ended(&url)),
+            Ok(Err(error)) => return Err(Failure::from(error).at(&url).into()),
+            Err(_) => return Err(Failure::timeout().at(&url).into()),
         };
-        if let Some(end) = self.take(&first, &url).await {
-            return end;
-        }
-        if let Some(end) = self.check_not_wiped(&first).await {
-            return end;
-        }
-        if let Some(end) = self.check_anchor(&url).await {
-            return end;
-        }
+        self.take(&first, &url).await?;
+        self.check_not_wiped(&first).await?;
+        self.check_anchor(&url).await?;
         self.receive(&mut stream, &url).await
     }
 
-    async fn receive(&mut self, stream: &mut WatchStream, url: &str) -> End {
-        let steady = Instant::now() + STEADY;
+    async fn receive(&mut self, stream: &mut WatchStream, url: &str) -> Result<Infallible, End> {
+        let steady = Instant::now() + STEADY_AFTER;
         loop {
-            let answer = tokio::select! {
-                answer = stream.message() => answer,
-                () = sleep_until(steady), if self.failures > 0 => {
-                    self.recovered();
+            let response = tokio::select! {
+                response = stream.message() => response,
+                () = sleep_until(steady), if self.feed.is_interrupted() => {
+                    self.feed.recovered();
                     continue;
                 }
             };
-            let answer = match answer {
-                Ok(Some(answer)) => answer,
-                Ok(None) => return End::Failed(format!("{url}: the stream ended")),
-                Err(error) => return ended(url, &error),
-            };
-            if let Some(end) = self.take(&answer, url).await {
-                return end;
+            match response {
+                Ok(Some(response)) => self.take(&response, url).await?,
+                Ok(None) => return Err(stream_ended(url)),
+                Err(error) => return Err(Failure::from(error).at(url).into()),
             }
         }
     }
 
-    /// Hands the events of one answer on and moves the cursor.
-    async fn take(&mut self, answer: &WatchResponse, url: &str) -> Option<End> {
-        if answer.compact_revision() != 0 {
-            let oldest = answer.compact_revision();
-            return Some(End::HistoryGone(format!(
-                "{url}: compacted up to revision {oldest}"
-            )));
+    /// Forwards the events of one response and moves the cursor.
+    async fn take(&mut self, response: &WatchResponse, url: &str) -> Result<(), End> {
+        if response.compact_revision() != 0 {
+            let oldest = response.compact_revision();
+            let text = format!("{url}: compacted up to revision {oldest}");
+            return Err(End::HistoryGone(text));
         }
-        if answer.canceled() {
-            return Some(End::Failed(format!(
-                "{url}: watch refused: {}",
-                answer.cancel_reason()
-            )));
+        if response.canceled() {
+            let text = format!("{url}: watch refused: {}", response.cancel_reason());
+            return Err(Failure::of_message(text).into());
         }
-        for event in answer.events() {
+        for event in response.events() {
             let Some(kv) = event.kv() else {
                 debug!(url, "etcd watch event without a key skipped");
                 continue;
@@ -251,7 +169,7 @@ impl Watcher {
             self.follow_anchor(kv);
             let record = self.store.record(kv);
             let revision = record.revision;
-            // Only a deleted key has version 0. The event's type is not asked: the library
+            // Only a deleted key has version 0. The event's type is not read: the library
             // panics at types that it does not know.
             let event = if kv.version() == 0 {
                 WatchEvent::Delete {
@@ -261,70 +179,55 @@ impl Watcher {
             } else {
                 WatchEvent::Put(record)
             };
-            if self.events.send(event).await.is_err() {
-                return Some(End::ReceiverGone);
-            }
-            self.cursor = self.cursor.max(revision);
+            self.feed.send(event, revision).await?;
         }
-        if answer.events().is_empty() && !answer.created() {
+        if response.events().is_empty() && !response.created() {
             // A progress report: everything up to here was delivered.
-            let reported = answer
-                .header()
-                .map_or(0, etcd_client::ResponseHeader::revision);
-            self.cursor = self.cursor.max(reported);
+            let header = response.header();
+            self.feed
+                .advance(header.map_or(0, etcd_client::ResponseHeader::revision));
         }
-        None
+        Ok(())
     }
 
-    /// A store restored from a backup, or begun anew, stands behind the cursor; a watch
-    /// there would stay silent until the store catches up. A member that only lags
-    /// behind the others looks the same, so a list (which asks the leader) decides.
-    async fn check_not_wiped(&mut self, first: &WatchResponse) -> Option<End> {
-        let revision = first
-            .header()
-            .map_or(0, etcd_client::ResponseHeader::revision);
-        if revision >= self.cursor {
-            return None;
+    /// A store that was restored from a backup, or wiped, is behind the cursor; a watch there
+    /// would stay silent until the store catches up. A member that only lags behind the others
+    /// looks the same, so a list (which asks the leader) decides.
+    async fn check_not_wiped(&self, first: &WatchResponse) -> Result<(), End> {
+        let header = first.header();
+        let cursor = self.feed.cursor;
+        if header.map_or(0, etcd_client::ResponseHeader::revision) >= cursor {
+            return Ok(());
         }
-        match self.store.list().await {
-            Ok(listing) if listing.revision < self.cursor => Some(End::HistoryGone(format!(
-                "the store is at revision {}, before our {}: it was replaced",
-                listing.revision, self.cursor
-            ))),
-            Ok(_) => None,
-            Err(error) => Some(End::Failed(error.to_string())),
+        let now = self.store.list().await?.revision;
+        if now >= cursor {
+            return Ok(());
         }
+        Err(End::HistoryGone(format!(
+            "the store is at revision {now}, before our {cursor}: it was replaced"
+        )))
     }
 
-    /// Whether this is the store that we watched until the break. Its revision cannot tell: a
-    /// lease that is kept alive makes none, so our cursor may be small, and a store begun anew
-    /// soon beyond it. One record tells, as it was at the cursor: its etcd lease has a random
-    /// number. It may also have changed rightly since the break; then a list too many is read.
-    async fn check_anchor(&mut self, url: &str) -> Option<End> {
+    /// Whether this is the store that we watched until the break. Its revision cannot tell:
+    /// keeping a lease alive does not raise it, so our cursor may be small and a new store soon
+    /// beyond it. One record can, as it was at the cursor: its etcd lease has a random number.
+    /// That record may also have changed legitimately since; then one list too many is read.
+    async fn check_anchor(&mut self, url: &str) -> Result<(), End> {
         let Some(known) = self.anchor.take() else {
-            match self.store.anchor().await {
-                // A younger one comes as an event.
-                Ok(found) => self.anchor = found.filter(|found| found.revision <= self.cursor),
-                Err(error) => return Some(End::Failed(error.to_string())),
-            }
-            return None;
+            let found = self.store.anchor().await?;
+            // A younger one comes as an event.
+            self.anchor = found.filter(|found| found.revision <= self.feed.cursor);
+            return Ok(());
         };
-        match self.store.read_anchor(&known.key).await {
-            Ok(Some(found)) if found == known => {
-                self.anchor = Some(known);
-                None
-            }
-            Ok(_) => {
-                let key = String::from_utf8_lossy(&known.key).into_owned();
-                Some(End::HistoryGone(format!(
-                    "{url}: {key} is not what it was: it changed meanwhile, or the store was replaced"
-                )))
-            }
-            Err(error) => {
-                self.anchor = Some(known);
-                Some(End::Failed(error.to_string()))
-            }
+        let found = self.store.read_anchor(&known.key).await;
+        let key = String::from_utf8_lossy(&known.key).into_owned();
+        if found.is_err() || matches!(&found, Ok(Some(found)) if *found == known) {
+            self.anchor = Some(known);
+            return found.map(drop).map_err(End::from);
         }
+        Err(End::HistoryGone(format!(
+            "{url}: {key} differs from what it was: it changed meanwhile, or the store was replaced"
+        )))
     }
 
     /// Our own record is the best anchor: nobody else changes it.
@@ -334,4 +237,8 @@ impl Watcher {
             self.anchor = (kv.version() != 0).then(|| Anchor::of(kv));
         }
     }
+}
+
+fn stream_ended(url: &str) -> End {
+    End::Failed(Failure::of_member(format!("{url}: the stream ended")))
 }

@@ -3,27 +3,27 @@
 
 use libfuzzer_sys::fuzz_target;
 use uvxlan::subnet::store::WatchEvent;
-use uvxlan::subnet::store::etcd_v2::answer::{self, Answer};
+use uvxlan::subnet::store::etcd_v2::response::{self, Response};
 
 const BASE: &str = "/coreos.com/network/subnets";
 
 fuzz_target!(|input: (u16, &[u8])| {
     let (status, body) = input;
-    let Ok(answer) = answer::read(status, body, BASE) else {
+    let Ok(response) = response::parse(status, body, BASE) else {
         return;
     };
-    match answer {
-        Answer::Directory(records) => {
+    match response {
+        Response::Directory(records) => {
             assert!(status < 300);
             assert!(records.iter().all(|record| body.len() > record.name.len()));
         }
-        Answer::Key(key) => {
+        Response::Key(key) => {
             let (elsewhere, name) = (key.elsewhere, key.record.name.clone());
-            match answer::event(key) {
+            match response::event(key) {
                 // Only what lies below the base is a record.
                 Some(WatchEvent::Put(record)) => assert_eq!(record.name, name),
                 Some(WatchEvent::Delete { name: gone, .. }) => assert_eq!(gone, name),
-                Some(WatchEvent::Resync(_)) => panic!("an answer is no list"),
+                Some(WatchEvent::Resync(_)) => panic!("a response is no list"),
                 None => assert!(elsewhere),
             }
         }

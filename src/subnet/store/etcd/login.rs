@@ -10,20 +10,20 @@ const REFUSED_FOR: Duration = Duration::from_secs(30);
 
 /// A login that etcd refused.
 #[derive(Debug, Clone)]
-pub(super) struct RefusedLogin {
+pub(in super::super) struct RefusedLogin {
     at: Instant,
     words: String,
 }
 
 impl RefusedLogin {
     /// Just now, in etcd's words.
-    pub(super) fn now(words: String) -> Self {
+    pub(in super::super) fn now(words: String) -> Self {
         let at = Instant::now();
         Self { at, words }
     }
 
     /// What to say instead of trying; `None` when it may be tried.
-    pub(super) fn still(&self) -> Option<String> {
+    pub(in super::super) fn still(&self) -> Option<String> {
         let left = REFUSED_FOR.checked_sub(self.at.elapsed())?;
         (!left.is_zero()).then(|| {
             format!(

@@ -1,12 +1,12 @@
-//! What etcd's v2 API answers, read: pure, from bytes.
+//! Parser of responses of etcd's v2 API: pure, from bytes.
 //!
-//! Source of the shapes: etcd's `Documentation/v2/api.md` and `errorcode.md`, and what
-//! flannel v0.11 reads of them (`subnet/etcdv2/registry.go`).
+//! The format is that of etcd's `Documentation/v2/api.md` and `errorcode.md`, as far as
+//! flannel v0.11 reads it (`subnet/etcdv2/registry.go`).
 
 use bytes::Bytes;
 use serde::Deserialize;
 
-use super::super::{Record, WatchEvent, cut};
+use super::super::{Record, StoreErrorKind, WatchEvent, cut};
 
 /// A key does not exist.
 const KEY_NOT_FOUND: u32 = 100;
@@ -17,7 +17,7 @@ const NODE_EXISTS: u32 = 105;
 /// Events from there on are not kept any more.
 const EVENT_INDEX_CLEARED: u32 = 401;
 
-/// An answer: an event or a read, or an error.
+/// The body of an event, a read or an error.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Body {
@@ -42,27 +42,27 @@ struct Node {
     expiration: Option<String>,
 }
 
-/// What an answer says.
+/// A parsed response.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum Response {
     /// A key, as it is after the request.
     Key(Key),
     /// A directory: all keys below it.
     Directory(Vec<Record>),
     /// There is no such key.
     NotFound,
-    /// The key is not as the request demanded.
+    /// The condition of the request does not hold.
     Conflict,
-    /// The events that were asked for are gone.
+    /// The requested events are no longer kept.
     Cleared,
-    /// Anything else that etcd refused, in its words.
+    /// Any other refusal, as etcd words it.
     Refused(String),
 }
 
-/// A key and what else an answer says of it.
+/// A key and its metadata.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Key {
-    /// The record; its name is the whole key where it does not lie below the base.
+    /// The record; its name is the whole key if that is not below the base.
     pub record: Record,
     /// Seconds until it expires.
     pub ttl: Option<i64>,
@@ -70,14 +70,23 @@ pub struct Key {
     pub expiration: Option<String>,
     /// `set`, `delete`, `expire`, …
     pub action: String,
-    /// Whether it is a directory, or lies elsewhere than directly below the base.
+    /// Whether it is a directory, or not directly below the base.
     pub elsewhere: bool,
 }
 
-/// Why bytes are no answer of the v2 API.
+impl Key {
+    pub(super) fn is_deletion(&self) -> bool {
+        matches!(
+            self.action.as_str(),
+            "delete" | "expire" | "compareAndDelete"
+        )
+    }
+}
+
+/// Why bytes are not a usable response of the v2 API.
 #[derive(Debug, thiserror::Error)]
-pub enum AnswerError {
-    /// The server has the v2 API switched off, or never had it.
+pub enum ResponseError {
+    /// The server has the v2 API disabled, or never had it.
     #[error(
         "this etcd does not serve API v2 (etcd 3.4 and 3.5 do with --enable-v2=true, 3.6 never): \
          use --etcd-api v3"
@@ -88,11 +97,11 @@ pub enum AnswerError {
     Unauthorized {
         /// HTTP status.
         status: u16,
-        /// What the server said.
+        /// The beginning of the body.
         text: String,
     },
     /// Something else.
-    #[error("HTTP {status} with what is no answer of etcd: {text}")]
+    #[error("HTTP {status}, and the body is not a response of etcd: {text}")]
     Unreadable {
         /// HTTP status.
         status: u16,
@@ -101,27 +110,35 @@ pub enum AnswerError {
     },
 }
 
-/// Reads an answer; `base` is the key of the directory of records, without a slash at its
-/// end.
+impl ResponseError {
+    pub(super) fn kind(&self) -> StoreErrorKind {
+        match self {
+            Self::Unauthorized { status: 401, .. } => StoreErrorKind::LoginRefused,
+            _ => StoreErrorKind::Permanent,
+        }
+    }
+}
+
+/// Parses a response; `base` is the key of the directory of records, without a trailing slash.
 ///
 /// # Errors
-/// [`AnswerError`].
-pub fn read(status: u16, body: &[u8], base: &str) -> Result<Answer, AnswerError> {
+/// [`ResponseError`].
+pub fn parse(status: u16, body: &[u8], base: &str) -> Result<Response, ResponseError> {
     let text = || {
         let start: String = String::from_utf8_lossy(body).chars().take(120).collect();
         start.trim().escape_debug().to_string()
     };
     let parsed: Option<Body> = serde_json::from_slice(body).ok();
     match (status, parsed) {
-        (401 | 403, _) => Err(AnswerError::Unauthorized {
+        (401 | 403, _) => Err(ResponseError::Unauthorized {
             status,
             text: text(),
         }),
         (_, Some(body)) if body.error_code != 0 => Ok(match body.error_code {
-            KEY_NOT_FOUND => Answer::NotFound,
-            COMPARE_FAILED | NODE_EXISTS => Answer::Conflict,
-            EVENT_INDEX_CLEARED => Answer::Cleared,
-            code => Answer::Refused(format!("{} ({}), code {code}", body.message, body.cause)),
+            KEY_NOT_FOUND => Response::NotFound,
+            COMPARE_FAILED | NODE_EXISTS => Response::Conflict,
+            EVENT_INDEX_CLEARED => Response::Cleared,
+            code => Response::Refused(format!("{} ({}), code {code}", body.message, body.cause)),
         }),
         (
             200 | 201,
@@ -131,23 +148,23 @@ pub fn read(status: u16, body: &[u8], base: &str) -> Result<Answer, AnswerError>
                 ..
             }),
         ) => Ok(found(action, node, base)),
-        (404, None) => Err(AnswerError::NoV2),
-        _ => Err(AnswerError::Unreadable {
+        (404, None) => Err(ResponseError::NoV2),
+        _ => Err(ResponseError::Unreadable {
             status,
             text: text(),
         }),
     }
 }
 
-fn found(action: String, node: Node, base: &str) -> Answer {
+fn found(action: String, node: Node, base: &str) -> Response {
     // Events of a directory (its removal) carry its key; a read of it its content.
     if node.dir && action == "get" {
         let mut records = Vec::new();
         collect(node, base, &mut records);
-        return Answer::Directory(records);
+        return Response::Directory(records);
     }
     let elsewhere = node.dir || !is_below(&node.key, base);
-    Answer::Key(Key {
+    Response::Key(Key {
         ttl: node.ttl,
         expiration: node.expiration.clone(),
         record: record(node, base),
@@ -186,18 +203,18 @@ fn record(node: Node, base: &str) -> Record {
     }
 }
 
-/// The event that a watch's answer is; `None` where only a list can tell what happened (a
+/// The event in a response to a watch; `None` if only a list can tell what happened (a
 /// directory was removed).
 pub fn event(key: Key) -> Option<WatchEvent> {
     if key.elsewhere {
         return None;
     }
-    Some(match key.action.as_str() {
-        "delete" | "expire" | "compareAndDelete" => WatchEvent::Delete {
+    Some(match key.is_deletion() {
+        true => WatchEvent::Delete {
             name: key.record.name,
             revision: key.record.revision,
         },
-        _ => WatchEvent::Put(key.record),
+        false => WatchEvent::Put(key.record),
     })
 }
 
@@ -208,8 +225,8 @@ mod tests {
     const BASE: &str = "/coreos.com/network/subnets";
 
     fn key(body: &str) -> Key {
-        match read(200, body.as_bytes(), BASE).unwrap() {
-            Answer::Key(key) => key,
+        match parse(200, body.as_bytes(), BASE).unwrap() {
+            Response::Key(key) => key,
             other => panic!("{other:?}"),
         }
     }
@@ -221,7 +238,7 @@ mod tests {
             {"key":"/coreos.com/network/subnets/10.5.2.0-24","value":"r","modifiedIndex":8,"createdIndex":8},
             {"key":"/coreos.com/network/subnets/d","dir":true,"nodes":[
                 {"key":"/coreos.com/network/subnets/d/x","value":"y","modifiedIndex":9,"createdIndex":9}]}]}}"#;
-        let Answer::Directory(records) = read(200, body.as_bytes(), BASE).unwrap() else {
+        let Response::Directory(records) = parse(200, body.as_bytes(), BASE).unwrap() else {
             panic!("no directory");
         };
         let seen: Vec<_> = records
@@ -242,19 +259,19 @@ mod tests {
     fn errors_are_told_apart() {
         let error = |status, code| {
             let body = format!(r#"{{"errorCode":{code},"message":"m","cause":"c","index":12}}"#);
-            read(status, body.as_bytes(), BASE).unwrap()
+            parse(status, body.as_bytes(), BASE).unwrap()
         };
-        assert_eq!(error(404, 100), Answer::NotFound);
-        assert_eq!(error(412, 101), Answer::Conflict);
-        assert_eq!(error(412, 105), Answer::Conflict);
-        assert_eq!(error(400, 401), Answer::Cleared);
-        assert!(matches!(error(403 + 100, 300), Answer::Refused(text) if text.contains("m (c)")));
-        let off = read(404, b"404 page not found\n", BASE).unwrap_err();
+        assert_eq!(error(404, 100), Response::NotFound);
+        assert_eq!(error(412, 101), Response::Conflict);
+        assert_eq!(error(412, 105), Response::Conflict);
+        assert_eq!(error(400, 401), Response::Cleared);
+        assert!(matches!(error(403 + 100, 300), Response::Refused(text) if text.contains("m (c)")));
+        let off = parse(404, b"404 page not found\n", BASE).unwrap_err();
         assert!(off.to_string().contains("--enable-v2"), "{off}");
-        let login = read(401, br#"{"message":"Insufficient credentials"}"#, BASE).unwrap_err();
+        let login = parse(401, br#"{"message":"Insufficient credentials"}"#, BASE).unwrap_err();
         assert!(login.to_string().contains("Insufficient"), "{login}");
         for body in ["", "{", "[1]", "<html>\n", r#"{"action":"get"}"#] {
-            assert!(read(200, body.as_bytes(), BASE).is_err(), "{body}");
+            assert!(parse(200, body.as_bytes(), BASE).is_err(), "{body}");
         }
     }
 
