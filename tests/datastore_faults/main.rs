@@ -10,7 +10,7 @@ mod support;
 mod auth;
 mod contents;
 mod lab;
-mod memory;
+mod offline_start;
 mod proxy;
 mod quorum;
 mod sleep;

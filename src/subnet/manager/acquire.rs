@@ -55,11 +55,11 @@ pub struct Acquired {
 }
 
 impl Acquired {
-    /// Whether this is what an earlier life of this host had, and not what the store said: no
-    /// record has revision 0. The lease is then as good as not confirmed, and the list is
-    /// compared with the store's as soon as that answers.
+    /// Whether this is from the offline cache, not from the store: no record of the store has
+    /// revision 0. The lease is unconfirmed then, and the store's list replaces this one as soon
+    /// as it is read.
     #[must_use]
-    pub const fn is_remembered(&self) -> bool {
+    pub const fn is_cached(&self) -> bool {
         self.lease.revision == 0
     }
 }

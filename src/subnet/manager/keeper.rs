@@ -94,7 +94,7 @@ impl Keeper {
     pub fn new(store: Arc<dyn Store>, acquired: &Acquired, margin: Duration) -> Self {
         let lease = &acquired.lease;
         let interval = interval(acquired.ttl, margin);
-        let (state, first) = match acquired.is_remembered() {
+        let (state, first) = match acquired.is_cached() {
             true => {
                 let reason = "the store has not answered since the start".into();
                 (OwnState::Unconfirmed(reason), BACKOFF.0)
@@ -193,7 +193,7 @@ impl Keeper {
             return Ok(self.note(outcome, value));
         };
         let finding = self.judge(&record);
-        // Written before the reboot after which we went on from memory, most likely.
+        // Most likely our own, from before the reboot after which we started from the cache.
         if self.revision == 0
             && matches!(finding, Finding::Foreign(OwnState::Contended))
             && let Some(state) = self.claim(&record, value.clone()).await?

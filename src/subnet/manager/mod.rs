@@ -9,9 +9,9 @@ pub mod acquire;
 pub mod books;
 pub mod claim;
 pub mod keeper;
+mod offline;
 pub mod peers;
 mod refusals;
-mod remembered;
 
 #[cfg(test)]
 mod tests;
@@ -195,8 +195,8 @@ impl Manager {
         acquired: Acquired,
         mut wishes: mpsc::Receiver<LeaseAttrs>,
     ) -> Result<(), ConsumerGone> {
-        let mut events = match acquired.is_remembered() {
-            true => remembered::list_and_watch(Arc::clone(&self.store)),
+        let mut events = match acquired.is_cached() {
+            true => offline::list_and_watch(Arc::clone(&self.store)),
             false => self.store.watch(acquired.listing.revision),
         };
         let first = self.peers.lock().resync(acquired.listing);

@@ -38,8 +38,8 @@ async fn living(host: &AcquireRequest) -> (Arc<Memory>, Running) {
     (store, running)
 }
 
-/// What a start from memory has, of a host that the store did not answer.
-fn remembered(host: &AcquireRequest) -> Acquired {
+/// The lease of a start from the offline cache.
+fn cached(host: &AcquireRequest) -> Acquired {
     let lease = Lease {
         subnet: net("10.5.7.0/24"),
         attrs: host.attrs.clone(),
@@ -62,7 +62,7 @@ async fn a_reboot_while_the_store_is_away_costs_no_lease() {
     let now = host(1, "secret", "next boot");
     let store = left_by(&host(1, "secret", "boot"));
     let stop = CancellationToken::new();
-    let running = spawn(store.clone(), remembered(&now), peer_set(), HOUR, stop);
+    let running = spawn(store.clone(), cached(&now), peer_set(), HOUR, stop);
     tokio::time::sleep(Duration::from_secs(20)).await;
     assert_eq!(*running.own.borrow(), OwnState::Held);
     let expected = now.attrs.encode().unwrap();
@@ -73,7 +73,7 @@ async fn a_reboot_while_the_store_is_away_costs_no_lease() {
     let other = host(2, "secret", "boot");
     let store = left_by(&other);
     let stop = CancellationToken::new();
-    let running = spawn(store.clone(), remembered(&now), peer_set(), HOUR, stop);
+    let running = spawn(store.clone(), cached(&now), peer_set(), HOUR, stop);
     tokio::time::sleep(Duration::from_secs(20)).await;
     assert_eq!(*running.own.borrow(), OwnState::Contended);
     let kept = other.attrs.encode().unwrap();
@@ -83,7 +83,7 @@ async fn a_reboot_while_the_store_is_away_costs_no_lease() {
     // Nor that of a twin that lives.
     let (store, twin) = living(&host(1, "secret", "boot")).await;
     let stop = CancellationToken::new();
-    let running = spawn(store.clone(), remembered(&now), peer_set(), HOUR, stop);
+    let running = spawn(store.clone(), cached(&now), peer_set(), HOUR, stop);
     tokio::time::sleep(Duration::from_secs(20)).await;
     assert_eq!(*running.own.borrow(), OwnState::Contended);
     assert_eq!(*twin.own.borrow(), OwnState::Held);

@@ -1,4 +1,4 @@
-//! A manager that began with what was remembered, because the store did not answer.
+//! The watch of a manager that started from the offline cache.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,26 +9,25 @@ use tracing::{debug, warn};
 
 use super::super::store::{Listing, Store, WatchEvent};
 
-/// First and longest wait between two tries to read the store.
+/// First and longest pause between two attempts to read the store.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 /// Events that may wait for the receiver.
 const CAPACITY: usize = 64;
 
-/// Watches as [`Store::watch`] does, and tells a complete list before anything else, as soon
-/// as the store answers.
+/// As [`Store::watch`], but with a complete list first, as soon as the store answers.
 pub(super) fn list_and_watch(store: Arc<dyn Store>) -> mpsc::Receiver<WatchEvent> {
     let (sender, receiver) = mpsc::channel(CAPACITY);
     tokio::spawn(async move {
         let closed = sender.clone();
         tokio::select! {
             () = closed.closed() => {}
-            () = go_on(store, sender) => {}
+            () = forward(store, sender) => {}
         }
     });
     receiver
 }
 
-async fn go_on(store: Arc<dyn Store>, sender: mpsc::Sender<WatchEvent>) {
+async fn forward(store: Arc<dyn Store>, sender: mpsc::Sender<WatchEvent>) {
     let listing = list(&*store).await;
     let mut events = store.watch(listing.revision);
     let mut next = Some(WatchEvent::Resync(listing));
@@ -46,7 +45,7 @@ async fn list(store: &dyn Store) -> Listing {
         match store.list().await {
             Ok(listing) => return listing,
             Err(error) if pause == BACKOFF.0 => {
-                warn!(event = "leases_unread", %error, "leases can't be read: peers are those that were remembered");
+                warn!(event = "leases_unread", %error, "leases can't be read: the peers are those of the offline cache");
             }
             Err(error) => debug!(%error, "leases still can't be read"),
         }

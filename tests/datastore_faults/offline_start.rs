@@ -1,5 +1,4 @@
-//! A daemon that is killed and started again while etcd is away: it goes on from what it
-//! remembers.
+//! A daemon that is killed and restarted while etcd is down starts from its offline cache.
 
 use std::time::Duration;
 
@@ -8,8 +7,8 @@ use super::lab::{Lab, losing_nothing, status};
 use crate::support::need;
 use crate::support::nodes::{NodeUnderTest, eventually, possible};
 
-/// Whether the node's memory on disk has this subnet as a peer's.
-fn remembers(node: &NodeUnderTest, subnet: &str) -> bool {
+/// Whether the node's offline cache has this subnet as a peer's.
+fn is_cached(node: &NodeUnderTest, subnet: &str) -> bool {
     let text = std::fs::read_to_string(node.folder.join("state/network.json"));
     let text = text.unwrap_or_default();
     text.split("\"peers\"")
@@ -17,7 +16,7 @@ fn remembers(node: &NodeUnderTest, subnet: &str) -> bool {
         .is_some_and(|peers| peers.contains(subnet))
 }
 
-fn killed_and_started_again(node: &mut NodeUnderTest) {
+fn kill_and_restart(node: &mut NodeUnderTest) {
     // SIGKILL; the device goes with the process.
     drop(node.daemon.take());
     node.start_daemon();
@@ -31,12 +30,12 @@ fn a_daemon_killed_while_etcd_is_away_forwards_again_and_follows_it_later() {
     let mut nodes = lab.nodes(&flags);
     let before = lab.leases();
     let subnets = [0, 1].map(|n: usize| nodes[n].env.unwrap().subnet.to_string());
-    eventually("each remembers the other", || {
-        remembers(&nodes[0], &subnets[1]) && remembers(&nodes[1], &subnets[0])
+    eventually("each has the other in its cache", || {
+        is_cached(&nodes[0], &subnets[1]) && is_cached(&nodes[1], &subnets[0])
     });
 
     lab.members[0].kill();
-    killed_and_started_again(&mut nodes[0]);
+    kill_and_restart(&mut nodes[0]);
     eventually("the containers reach each other", || {
         nodes[0].reaches(&nodes[1]) && nodes[1].reaches(&nodes[0])
     });
@@ -48,8 +47,8 @@ fn a_daemon_killed_while_etcd_is_away_forwards_again_and_follows_it_later() {
     assert_eq!(now["datastore"]["lease"], "unconfirmed", "{now}");
     assert!(now["datastore"]["memory_seconds"].is_u64(), "{now}");
     assert!(now["datastore"]["heard_seconds_ago"].is_null(), "{now}");
-    // Once more, from the memory of a memory.
-    killed_and_started_again(&mut nodes[0]);
+    // Once more, from a cache that no store has confirmed since.
+    kill_and_restart(&mut nodes[0]);
     eventually("and again", || nodes[0].reaches(&nodes[1]));
 
     losing_nothing(&nodes, || {
@@ -65,7 +64,7 @@ fn a_daemon_killed_while_etcd_is_away_forwards_again_and_follows_it_later() {
     });
     assert_eq!(lab.leases(), before, "the same leases");
 
-    // Of another prefix nothing is known, and who asked for an end gets it.
+    // The cache is not used for another prefix, nor with --fail-fast.
     lab.members[0].kill();
     drop(nodes[0].daemon.take());
     let another = |flag: &str| {
@@ -110,7 +109,7 @@ fn a_daemon_killed_while_etcd_is_away_forwards_again_and_follows_it_later() {
 }
 
 #[test]
-fn what_is_remembered_outlives_a_store_that_comes_back_empty() {
+fn cached_peers_outlive_a_store_that_comes_back_empty() {
     need!(possible(&["etcd", "etcdctl"]));
     let mut lab = Lab::with_config(1);
     let flags = [
@@ -121,7 +120,9 @@ fn what_is_remembered_outlives_a_store_that_comes_back_empty() {
     let mut nodes = lab.nodes(&flags);
     let before = lab.leases();
     let other = nodes[1].env.unwrap().subnet.to_string();
-    eventually("it remembers the other", || remembers(&nodes[0], &other));
+    eventually("it has the other in its cache", || {
+        is_cached(&nodes[0], &other)
+    });
     // The other cannot put itself back before the first complete list was read.
     lab.members[0].kill();
     lab.members[0].wipe();
@@ -129,7 +130,7 @@ fn what_is_remembered_outlives_a_store_that_comes_back_empty() {
         let pid = i32::try_from(daemon.pid()).unwrap();
         (daemon, rustix::process::Pid::from_raw(pid).unwrap())
     });
-    killed_and_started_again(&mut nodes[0]);
+    kill_and_restart(&mut nodes[0]);
     eventually("the containers reach each other", || {
         nodes[0].reaches(&nodes[1])
     });
@@ -137,7 +138,7 @@ fn what_is_remembered_outlives_a_store_that_comes_back_empty() {
     signal(rustix::process::Signal::STOP);
     lab.members[0].start();
     lab.wait();
-    eventually("the guard holds what is remembered", || {
+    eventually("the guard holds the cached peers", || {
         nodes[0].log().contains("event=\"leases_missing\"")
     });
     let routed = nodes[0].output(
