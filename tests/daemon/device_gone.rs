@@ -132,7 +132,7 @@ fn a_device_that_cannot_be_made_costs_neither_answers_nor_the_watchdog_nor_the_s
         let asked = Instant::now();
         let answer = status(&a);
         let phase = answer["phase"].as_str().unwrap();
-        assert!(phase.contains("making the device anew"), "{phase}");
+        assert!(phase.contains("rebuilding the device"), "{phase}");
         assert!(metrics(&a).contains("uvxlan_serving"), "a page of metrics");
         let took = asked.elapsed();
         assert!(took < PROMPTLY, "answered after {took:?}");

@@ -118,7 +118,9 @@ impl Serving {
             place: self.store.describe(),
             lease,
             detail,
-            heard_seconds_ago: cache_age.is_none().then(|| self.heard().as_secs()),
+            heard_seconds_ago: cache_age
+                .is_none()
+                .then(|| self.datastore_silence().as_secs()),
             memory_seconds: cache_age,
             lease_ends_in_seconds: counts.left.map(|left| left.as_secs()),
             renewals: counts.renewals,
@@ -169,7 +171,7 @@ impl Serving {
         };
         let health = self.probes.health(peer.subnet);
         let loss = health.and_then(|health| health.loss);
-        let seen = self.seen.get(&peer.subnet).and_then(|seen| seen.last);
+        let seen = self.received.get(&peer.subnet).and_then(|it| it.last);
         let seen = seen.max(health.and_then(|health| health.heard));
         let seen = seen.map(|last| last.elapsed().as_secs());
         let state = match blocked {

@@ -1,7 +1,10 @@
-//! Counts repairs of what others had changed on this host.
+//! Repairs of what others have changed on this host.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use crate::daemon::backoff::Backoff;
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Repaired {
@@ -26,5 +29,40 @@ impl Repairs {
         let counts = self.0.iter().map(|count| count.load(Ordering::Relaxed));
         let names = ["device", "routes", "rules"].map(str::to_owned);
         names.into_iter().zip(counts).collect()
+    }
+}
+
+/// A device that is gone, and the attempts to rebuild it.
+#[derive(Debug)]
+pub(crate) struct DeviceRepair {
+    due: Instant,
+    backoff: Backoff,
+    /// Why it is gone, or why the last attempt failed.
+    error: String,
+}
+
+impl DeviceRepair {
+    pub(super) fn new(error: String) -> Self {
+        Self {
+            due: Instant::now(),
+            backoff: Backoff::default(),
+            error,
+        }
+    }
+
+    pub(super) const fn due(&self) -> Instant {
+        self.due
+    }
+
+    pub(super) fn error(&self) -> &str {
+        &self.error
+    }
+
+    /// An attempt has failed. Returns whether to log that.
+    pub(super) fn failed(&mut self, error: String) -> bool {
+        let (should_log, pause) = self.backoff.next();
+        self.due = Instant::now() + pause;
+        self.error = error;
+        should_log
     }
 }

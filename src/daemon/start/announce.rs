@@ -11,7 +11,7 @@ use crate::daemon::notify::Watchdog;
 use crate::daemon::probes::{self, Probes};
 use crate::daemon::serve::mtu::BridgeMtus;
 use crate::daemon::serve::suspend::SuspendDetector;
-use crate::daemon::serve::{Due, Serving};
+use crate::daemon::serve::{Serving, Timers};
 use crate::daemon::state::offline_cache::{CacheWriter, OfflineCache};
 use crate::daemon::state::state_file::State;
 use crate::host::netlink::{Changes, LinkInfo};
@@ -54,7 +54,7 @@ pub(super) async fn announce(
         started: inputs.started,
         store: Arc::clone(inputs.store),
         probes: Probes::start(probe_setup, running.incoming_probes),
-        seen: BTreeMap::new(),
+        received: BTreeMap::new(),
         config: Arc::new(host.network.config),
         netlink: inputs.netlink.clone(),
         overlay: running.overlay,
@@ -74,13 +74,13 @@ pub(super) async fn announce(
         repairs: inputs.repairs,
         offline_cache: cache_writer,
         suspend_detector: SuspendDetector::default(),
-        due: Due::default(),
+        timers: Timers::default(),
         unpublished: None,
-        repair: None,
+        device_repair: None,
         _rules: rules,
         _lock: host.lock,
     };
-    serving.tell_probes();
+    serving.update_probes();
     Ok(serving)
 }
 

@@ -84,10 +84,10 @@ mod tests {
         let Daemon::Answers(status) = &mut facts.daemon else {
             unreachable!("it answers");
         };
-        status.phase = Phase::Other("making the device anew: no".into());
+        status.phase = Phase::Other("rebuilding the device: no".into());
         let found = life(&facts);
         assert_eq!(found.status, Outcome::Error);
-        assert!(found.seen.contains("making the device anew"), "{found:?}");
+        assert!(found.seen.contains("rebuilding the device"), "{found:?}");
     }
 
     #[test]
