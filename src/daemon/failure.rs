@@ -94,8 +94,8 @@ pub(crate) enum Failure {
     Health { address: String, source: io::Error },
     /// The interface's MTU leaves no room for a tunnel.
     #[error(
-        "interface {interface} ({address}) has MTU {mtu}, too small for a tunnel: at least 626 \
-         (576 and 50 for the encapsulation)"
+        "interface {interface} ({address}) has MTU {mtu}, too small for a tunnel: it takes at least \
+         626 (576 plus 50 for the encapsulation)"
     )]
     Mtu {
         interface: String,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::bring_up::Running;
+use super::bring_up::RunningOverlay;
 use super::discover::Discovered;
 use super::inputs::Inputs;
 use crate::daemon::failure::Failure;
@@ -21,7 +21,7 @@ use crate::host::netlink::{Changes, LinkInfo};
 pub(super) async fn announce(
     inputs: Inputs<'_>,
     host: Discovered,
-    mut running: Running,
+    mut running: RunningOverlay,
 ) -> Result<Serving, Failure> {
     let state = state(&host, &running);
     let probe_setup = probe_setup(&inputs, &host, &running);
@@ -84,7 +84,7 @@ pub(super) async fn announce(
     Ok(serving)
 }
 
-fn state(host: &Discovered, running: &Running) -> State {
+fn state(host: &Discovered, running: &RunningOverlay) -> State {
     State {
         vtep_mac: running.vtep.mac,
         subnet: running.lease.subnet,
@@ -96,7 +96,7 @@ fn state(host: &Discovered, running: &Running) -> State {
 }
 
 /// Stops the packet loop and removes the device, unless it was there before.
-async fn remove_overlay(inputs: &Inputs<'_>, running: Running, links_before: &[LinkInfo]) {
+async fn remove_overlay(inputs: &Inputs<'_>, running: RunningOverlay, links_before: &[LinkInfo]) {
     let ifindex = running.overlay.ifindex();
     running.overlay.stop();
     // Without --keep-device it is gone with the packet loop.
@@ -111,7 +111,7 @@ async fn remove_overlay(inputs: &Inputs<'_>, running: Running, links_before: &[L
 fn cache_writer(
     inputs: &Inputs<'_>,
     config: &str,
-    running: &mut Running,
+    running: &mut RunningOverlay,
     state: &State,
 ) -> CacheWriter {
     let cached = running.cache.take();
@@ -130,7 +130,7 @@ fn cache_writer(
     CacheWriter::new(inputs.options.state_dir.clone(), cache, offline)
 }
 
-fn probe_setup(inputs: &Inputs<'_>, host: &Discovered, running: &Running) -> probes::Setup {
+fn probe_setup(inputs: &Inputs<'_>, host: &Discovered, running: &RunningOverlay) -> probes::Setup {
     probes::Setup {
         vtep: running.vtep,
         port: host.network.config.backend.port,

@@ -28,7 +28,7 @@ use crate::subnet::manager::{self, PeerSet};
 use crate::subnet::validate::Context;
 
 /// The overlay with the peers of this moment, and the manager that keeps it up to date.
-pub(super) struct Running {
+pub(super) struct RunningOverlay {
     pub(super) vtep: LocalVtep,
     pub(super) lease: Lease,
     /// The cache, if the lease is from it.
@@ -46,7 +46,7 @@ pub(super) async fn bring_up(
     inputs: &Inputs<'_>,
     host: &Discovered,
     leased: Leased,
-) -> Result<Running, Failure> {
+) -> Result<RunningOverlay, Failure> {
     let Inputs {
         options, netlink, ..
     } = inputs;
@@ -88,7 +88,7 @@ pub(super) async fn bring_up(
     if let Some(changes) = manager.changes.recv().await {
         overlay.apply(&changes).await?;
     }
-    Ok(Running {
+    Ok(RunningOverlay {
         vtep,
         lease,
         cache,

@@ -134,7 +134,7 @@ impl PeerSet {
     }
 
     /// Refuses subnets that hold one of these addresses: this host's own outside the
-    /// overlay, its gateway, its resolvers, the store's endpoints.
+    /// overlay, its gateways and the store's endpoints.
     #[must_use]
     pub fn with_protected(mut self, addresses: impl IntoIterator<Item = Ipv4Addr>) -> Self {
         self.protected.extend(addresses);
