@@ -1,5 +1,5 @@
-//! A packet loop in its stride asks for no memory. A program of its own: the allocator counts
-//! what the whole process asks for.
+//! In steady state the packet loop allocates no memory. A separate binary, since the allocator
+//! counts for the whole process.
 
 mod support;
 

@@ -1,6 +1,6 @@
-//! The testbed without root: the process makes itself root in a user namespace first.
+//! The testbed without root: the process first becomes root in a user namespace.
 //!
-//! Without the test harness, whose threads `unshare_user` would be refused for.
+//! Without the test harness, since `unshare_user` fails in a process with several threads.
 
 #[path = "support/skip.rs"]
 mod skip;

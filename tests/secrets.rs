@@ -1,4 +1,4 @@
-//! No password in any line of the log, at the finest level of all crates together.
+//! No password appears in the log, even at the finest level of all crates.
 
 mod support;
 
@@ -51,7 +51,7 @@ async fn enable_auth(etcd: &Etcd) {
     auth.auth_enable().await.unwrap();
 }
 
-/// The password as it may lie in a text: as it is, as bytes, and in Basic authentication.
+/// The forms in which the password may appear: plain, as bytes, and in Basic authentication.
 fn disguises(password: &str) -> Vec<String> {
     let basic = base64::engine::general_purpose::STANDARD.encode(format!("{USER}:{password}"));
     let numbers: Vec<_> = password.bytes().map(|byte| byte.to_string()).collect();
@@ -67,7 +67,7 @@ async fn no_level_of_any_crate_shows_a_password() {
     enable_auth(&etcd).await;
     let lines = Lines::default();
     let writer = lines.clone();
-    // As the daemon sets it up, records of the `log` crate included.
+    // As in the daemon, including records of the `log` crate.
     tracing_subscriber::registry()
         .with(LevelFilter::TRACE)
         .with(layer().with_ansi(false).with_writer(move || writer.clone()))
@@ -87,7 +87,7 @@ async fn no_level_of_any_crate_shows_a_password() {
             let _ = v3.watch(1);
             assert!(v3.keep_alive().await.unwrap());
         }
-        // Its API knows nothing of the users of v3: it takes any.
+        // The v2 API does not know the users of v3: it accepts any.
         let v2 = EtcdV2Store::new(with(password)).unwrap();
         v2.list().await.unwrap();
         tracing::trace!(store = ?v3, options = ?with(password), "said on purpose");

@@ -1,5 +1,5 @@
-//! `uvxlan capture`: read back by tshark, with the reasons of drops, and nothing lost from
-//! forwarding when its reader sleeps.
+//! `uvxlan capture`: readable by tshark, with the reasons of drops, and without any loss in
+//! forwarding if its reader stalls.
 
 use std::io::Read;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -57,7 +57,7 @@ impl Lab {
         self.a.host.namespace().command(command)
     }
 
-    /// Begins a capture on host a into the file, and waits until it has.
+    /// Starts a capture on host a into the file, and waits until it runs.
     fn begin(&self, arguments: &[&str]) -> Running {
         let file = self.file();
         let _ = std::fs::remove_file(&file);
@@ -84,11 +84,11 @@ impl Lab {
     }
 }
 
-/// A capture that runs; killed when dropped.
+/// A running capture; killed on drop.
 struct Running(Child);
 
 impl Running {
-    /// Ends it as Ctrl-C does; what it said.
+    /// Ends it as Ctrl-C does; returns its output.
     fn interrupt(mut self) -> String {
         let pid = Pid::from_raw(i32::try_from(self.0.id()).unwrap()).unwrap();
         kill_process(pid, Signal::INT).unwrap();
@@ -111,7 +111,7 @@ impl Drop for Running {
     }
 }
 
-/// Fields of each packet as tshark reads them, one line a packet.
+/// Fields of each packet as tshark reads them, one line per packet.
 fn tshark(file: &Path, filter: &str, fields: &[&str]) -> Vec<String> {
     let mut command = Command::new("tshark");
     command
@@ -173,7 +173,7 @@ fn drops_have_their_reason_and_strangers_are_seen() {
     need!(possible(&["ip", "tshark"]));
     let lab = Lab::new();
     let capture = lab.begin(&["--dropped"]);
-    // Nobody leases that subnet (SubnetMax is below), and somebody routes it to the device.
+    // No daemon leases that subnet (SubnetMax is below it), but a route leads to the device.
     let nowhere = Ipv4Addr::new(10, 5, 253, 9);
     lab.a
         .change(&["route", "add", "10.5.253.0/24", "dev", "flannel.1"]);
@@ -184,7 +184,8 @@ fn drops_have_their_reason_and_strangers_are_seen() {
         ..PingRequest::new(nowhere)
     };
     assert!(!ping(from, request).unwrap().is_complete());
-    // A stranger's, which the kernel drops while nobody looks; and a peer's, too short.
+    // One from an unknown source, which the kernel drops while no capture runs; and a peer's, too
+    // short.
     eventually("the stranger is let as far as the packet loop", || {
         lab.datagram(2, &[8, 0, 0, 0, 0, 0, 1, 0]);
         std::fs::metadata(lab.file()).unwrap().len() > 0
@@ -196,7 +197,7 @@ fn drops_have_their_reason_and_strangers_are_seen() {
             .is_empty()
     });
     lab.datagram(1, &[8, 0, 0, 0, 0, 0, 1, 0]);
-    // What passes is not in it.
+    // Packets that pass are not in it.
     assert!(lab.a.ping(&lab.b, 1).is_complete());
     std::thread::sleep(Duration::from_millis(200));
     let said = capture.interrupt();
@@ -271,7 +272,7 @@ fn only_root_and_the_daemons_user_may_capture() {
     let open = |path: &Path, mode| {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     };
-    // Somebody of the socket's group, as far as the file goes.
+    // A member of the socket's group, as far as file permissions go.
     open(&socket, 0o666);
     for folder in socket.ancestors().skip(1).take(2) {
         open(folder, 0o755);
@@ -297,8 +298,8 @@ fn only_root_and_the_daemons_user_may_capture() {
     );
 }
 
-/// Datagrams from a container to an echo server in the other one's, and back: `window` of
-/// them on the way, never more, until `go_on` says otherwise. Returns how many came back.
+/// Datagrams from a container to an echo server in the other one and back, with at most `window`
+/// in flight, while `go_on` returns true. Returns how many came back.
 fn echoes(
     from: &NodeUnderTest,
     to: &NodeUnderTest,
@@ -364,7 +365,7 @@ fn a_reader_that_sleeps_costs_no_packet() {
         .spawn()
         .unwrap();
     let mut reader = Running(child);
-    // Not a byte is read meanwhile: pipe, socket and queue (8192 packets) are full soon.
+    // Not a byte is read meanwhile: pipe, socket and queue (8192 packets) soon fill up.
     std::thread::sleep(Duration::from_millis(300));
     let answered = echoes(a, b, 32, |answered| answered < 9600);
     assert_eq!(answered, 9600, "a datagram got lost");
@@ -410,7 +411,7 @@ fn a_capture_ends_while_packets_keep_coming_to_a_slow_reader() {
         .spawn()
         .unwrap();
     let mut capture = Running(child);
-    // About 400 kB a second are read, and more is sent for as long as the capture runs.
+    // About 400 kB are read per second, and more is sent as long as the capture runs.
     let mut stdout = capture.0.stdout.take().unwrap();
     let reader = std::thread::spawn(move || {
         let mut piece = vec![0; 8192];

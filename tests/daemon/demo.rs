@@ -1,4 +1,4 @@
-//! `uvxlan demo` as a person runs it.
+//! `uvxlan demo` as a user runs it.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Output, Stdio};
@@ -71,7 +71,7 @@ fn figures_come_as_json_too() {
     assert_eq!(contenders[0]["pings_received"], 20);
 }
 
-/// Killed when dropped, if it still runs.
+/// Killed on drop.
 struct Running(Child);
 
 impl Drop for Running {
@@ -81,7 +81,7 @@ impl Drop for Running {
     }
 }
 
-/// Runs a command as a person would who copied it; what it printed once that has the words.
+/// Runs a command as a user would copy it, until its output contains the words; returns the output.
 fn says(command: &str, words: &str) {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {

@@ -1,5 +1,5 @@
-//! A device that is gone and cannot be made anew for a while: a daemon in that state still
-//! answers, feeds the watchdog, follows its peers, and stops when it is told to.
+//! A deleted device that cannot be recreated for a while: a daemon in that state still answers,
+//! feeds the watchdog, follows its peers, and stops on a signal.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -14,7 +14,7 @@ use uvxlan::testbed::Topology;
 use crate::support::need;
 use crate::support::nodes::{CONFIG, NodeUnderTest, PROGRAM, eventually, executable, possible};
 
-/// A question must be answered within this time, on a busy machine too.
+/// Time limit for an answer, on a busy machine too.
 const PROMPTLY: Duration = Duration::from_secs(3);
 
 struct Lab {
@@ -38,7 +38,7 @@ impl Lab {
         }
     }
 
-    /// The daemon as under a service manager with `WatchdogSec=10`.
+    /// The daemon under a service manager with `WatchdogSec=10`.
     fn program(&self) -> PathBuf {
         let path = self.folder.path().join("daemon");
         let text = format!(
@@ -65,8 +65,8 @@ impl Lab {
     }
 }
 
-/// Puts something else in the place of the node's device. The daemon, which would be faster,
-/// stands still meanwhile.
+/// Replaces the node's device with another one. The daemon, which would be faster, is stopped
+/// meanwhile.
 fn occupy(node: &NodeUnderTest) {
     let pid = node.daemon.as_ref().unwrap().pid();
     let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
@@ -127,7 +127,7 @@ fn a_device_that_cannot_be_made_costs_neither_answers_nor_the_watchdog_nor_the_s
         a.log().contains("restore_failed")
     });
     lab.told();
-    // Longer than two looks, and than the first pauses between two tries.
+    // Longer than two checks, and than the first pauses between two retries.
     for _ in 0..10 {
         let asked = Instant::now();
         let answer = status(&a);
@@ -141,7 +141,7 @@ fn a_device_that_cannot_be_made_costs_neither_answers_nor_the_watchdog_nor_the_s
     let told = lab.told();
     assert!(told.contains("WATCHDOG=1"), "the watchdog was fed: {told}");
 
-    // Peers come and go meanwhile.
+    // Peers are added and removed meanwhile.
     let record = lab.folder.path().join("store/subnets/10.5.253.0-24");
     let value = r#"{"PublicIP":"192.0.2.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:00:00:00:00:99"}}"#;
     fs::write(&record, value).unwrap();
@@ -158,7 +158,7 @@ fn a_device_that_cannot_be_made_costs_neither_answers_nor_the_watchdog_nor_the_s
     eventually("it cannot again", || {
         a.log().matches("restore_failed").count() > 1
     });
-    // While it waits for the next try.
+    // While it waits for the next retry.
     let asked = Instant::now();
     let log = a.stop_daemon();
     assert!(

@@ -1,4 +1,4 @@
-//! The daemon as a process, in network namespaces: its life, and everything it can be asked.
+//! The daemon as a process in network namespaces: its life cycle, and all requests to it.
 
 #[path = "../support/mod.rs"]
 mod support;

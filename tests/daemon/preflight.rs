@@ -1,5 +1,5 @@
-//! What a start needs is looked at before anything is changed, and all that is missing is
-//! said at once.
+//! A start checks its requirements before it changes anything, and reports all that are missing
+//! at once.
 
 use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -10,11 +10,11 @@ use std::time::Instant;
 use uvxlan::testbed::{Host, Topology, kernel_has_vxlan};
 
 use crate::support::need;
-use crate::support::nodes::{PATIENCE, PROGRAM, eventually, possible};
+use crate::support::nodes::{PROGRAM, TIMEOUT, eventually, possible};
 
 const CONFIG: &str = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#;
 const PORT: u16 = 8472;
-/// Where there is nothing to run.
+/// A PATH without programs.
 const NO_PATH: &str = "/nonexistent";
 const NO_TUN: &str = "mount -t tmpfs none /dev/net";
 const READ_ONLY_SYSCTLS: &str =
@@ -25,14 +25,14 @@ struct Lab {
     folder: tempfile::TempDir,
 }
 
-/// How a daemon's start ended, or that it serves.
+/// How the start of a daemon ended, or that it serves.
 struct Start {
     status: Option<i32>,
     log: String,
 }
 
 impl Start {
-    /// What was said of this before a subnet was leased.
+    /// What was logged about this before a subnet was leased.
     fn assert_said_first(&self, words: &str) {
         let said = self.log.find(words);
         assert!(said.is_some(), "{words}: {}", self.log);
@@ -58,8 +58,8 @@ impl Lab {
         self.folder.path().join(name)
     }
 
-    /// Starts the daemon in a mount namespace of its own, changed by shell commands, and
-    /// waits until it serves or has ended. Whatever serves is stopped.
+    /// Starts the daemon in its own mount namespace, changed by shell commands, and waits until it
+    /// serves or ends. If it serves, it is stopped.
     fn start(&self, changes: &[&str], search_path: Option<&str>) -> Start {
         let changes = [changes, &["true"]].concat().join(" && ");
         let search_path = search_path.map_or(String::new(), |path| format!("PATH={path}; "));
@@ -99,7 +99,7 @@ impl Lab {
     }
 
     fn until_serving(&self, child: &mut Child) -> Option<i32> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             if let Some(status) = child.try_wait().unwrap() {
                 return Some(status.code().unwrap());
@@ -126,7 +126,7 @@ impl Lab {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Device, routes, rules, lease and files are as if nobody had been here.
+    /// Asserts that device, routes, rules, lease and files are untouched.
     fn assert_untouched(&self, start: &Start) {
         let seen = self.shell(
             "ip -o link; ip route; sysctl net.ipv4.ip_forward; \
@@ -171,7 +171,7 @@ fn a_folder_that_cannot_be_written_is_named_with_its_flag() {
         start.assert_said_first("Read-only file system");
         lab.assert_untouched(&start);
 
-        // A file in its place.
+        // A file where the folder should be.
         fs::remove_dir(&folder).unwrap();
         fs::write(&folder, "").unwrap();
         let start = lab.start(&[], None);
@@ -179,7 +179,7 @@ fn a_folder_that_cannot_be_written_is_named_with_its_flag() {
         start.assert_said_first(folder.to_str().unwrap());
         lab.assert_untouched(&start);
 
-        // A folder that is not there yet is made.
+        // A missing folder is created.
         fs::remove_file(&folder).unwrap();
         let start = lab.start(&[], None);
         assert_eq!(start.status, None, "{}", start.log);
@@ -202,7 +202,7 @@ fn what_it_can_do_without_is_named_and_it_goes_on() {
     start.assert_said_first("sysctl -w net.ipv4.ip_forward=1");
     assert_eq!(lab.shell("sysctl -n net.ipv4.ip_forward"), "0\n");
 
-    // Where it can be written, it is.
+    // If it is writable, it is switched on.
     let start = lab.start(&[], None);
     assert_eq!(start.status, None, "{}", start.log);
     assert!(
@@ -290,7 +290,7 @@ fn a_port_of_both_families_is_named_and_one_of_ipv6_alone_is_free() {
         let socket = socket(AddressFamily::INET6, SocketType::DGRAM, None).unwrap();
         sockopt::set_ipv6_v6only(&socket, true).unwrap();
         let any: std::net::SocketAddr = format!("[::]:{PORT}").parse().unwrap();
-        // A program that another test is starting has a copy of the holder's socket for a moment.
+        // A child that another test is just starting still has a copy of the holder's socket.
         eventually("the port is free", || bind(&socket, &any).is_ok());
         socket
     });
@@ -313,7 +313,7 @@ fn a_kernel_device_excuses_its_own_port_and_no_other() {
     };
     let devices = || lab.shell("ip -o link show type vxlan");
 
-    // flannel's own, on another port: what has ours is somebody else.
+    // flannel's own device, on another port: ours is taken by another program.
     make("flannel.1", 1, 4789);
     let bind = || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)).unwrap();
     let holder = lab.host().namespace().run(bind).unwrap();
@@ -327,7 +327,7 @@ fn a_kernel_device_excuses_its_own_port_and_no_other() {
     );
     drop(holder);
 
-    // Another device of the kernel's on our port.
+    // Another kernel vxlan device on our port.
     make("vxlan42", 42, PORT);
     let start = lab.start(&[], None);
     assert_eq!(start.status, Some(1), "{}", start.log);

@@ -1,4 +1,4 @@
-//! A running daemon holds no more privileges than its work needs, and its work still works.
+//! A running daemon holds no more privileges than it needs, and still does all of its work.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -8,14 +8,14 @@ use uvxlan::testbed::{DaemonProcess, Topology, UNDERLAY_DEVICE};
 
 use crate::support::need;
 use crate::support::nodes::{
-    CONFIG, NodeUnderTest, PATIENCE, PROGRAM, eventually, executable, possible,
+    CONFIG, NodeUnderTest, PROGRAM, TIMEOUT, eventually, executable, possible,
 };
 
 /// Bits of `CAP_DAC_OVERRIDE`, `CAP_NET_BIND_SERVICE`, `CAP_NET_ADMIN` and `CAP_NET_RAW`
 /// (`include/uapi/linux/capability.h`).
 const SERVING: u64 = 1 << 1 | 1 << 10 | 1 << 12 | 1 << 13;
 const NET_ADMIN: u64 = 1 << 12;
-/// Its bit in a mask of signals.
+/// The bit of a signal in a mask.
 const SIGTERM: u64 = 1 << (15 - 1);
 
 /// Name and `/proc/PID/task/TID/status` of every thread.
@@ -37,7 +37,7 @@ fn bits(fields: &BTreeMap<String, String>, name: &str) -> u64 {
     u64::from_str_radix(&fields[name], 16).unwrap()
 }
 
-/// The packet threads have given up everything, all others what they do not need.
+/// Asserts that the packet threads have no capabilities, and all others only those they need.
 fn check(pid: u32) {
     let packet_threads_ready = || {
         let found = threads(pid);
@@ -48,7 +48,7 @@ fn check(pid: u32) {
     for (name, fields) in threads(pid) {
         let is_packet_thread = name.starts_with("uvxlan-");
         assert_eq!(fields["NoNewPrivs"], "1", "{name}");
-        // What a handler does, a packet thread may not: the signal would be lost.
+        // A packet thread may not do what a handler does: the signal would be lost.
         let takes_sigterm = bits(&fields, "SigBlk") & SIGTERM == 0;
         assert_eq!(takes_sigterm, !is_packet_thread, "{name}");
         let allowed = if is_packet_thread { 0 } else { SERVING };
@@ -62,7 +62,7 @@ fn check(pid: u32) {
     }
 }
 
-/// The daemon with the capabilities that the unit leaves it.
+/// The daemon with the capabilities that the unit grants.
 fn as_the_unit_starts_it(folder: &Path) -> PathBuf {
     let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/systemd/uvxlan.service");
     let unit = std::fs::read_to_string(unit).unwrap();
@@ -129,8 +129,8 @@ fn under_the_unit_the_holder_of_the_port_is_named() {
     let store = format!("--store=dir:{}", store.display());
     let node = folder.path().join("node");
     let mut daemon = DaemonProcess::start(&program, host, &node, [store.as_str()]).unwrap();
-    let ended = daemon.ready(PATIENCE).unwrap_err().to_string();
-    // This process has capabilities that the daemon has not.
+    let ended = daemon.ready(TIMEOUT).unwrap_err().to_string();
+    // This process has capabilities that the daemon does not have.
     let holder = format!("(pid {})", std::process::id());
     assert!(ended.contains(&holder), "{ended}");
 }
@@ -141,8 +141,8 @@ fn everything_works((_topology, a, b): &(Topology, NodeUnderTest, NodeUnderTest)
     a.transfer(b, 16 << 20);
     b.transfer(a, 16 << 20);
 
-    // What only the control thread can do, it still can: the device with new packet threads
-    // and sockets, routes, rules, and files.
+    // The control thread can still do its work: recreate the device with new packet threads and
+    // sockets, and set routes, rules and files.
     a.change(&["link", "del", "flannel.1"]);
     eventually("traffic flows over the new device", || {
         a.log().contains("device_restored") && a.reaches(b)
@@ -157,8 +157,8 @@ fn everything_works((_topology, a, b): &(Topology, NodeUnderTest, NodeUnderTest)
     a.output("iptables", &["-t", "nat", "-F"]);
     eventually("the rules are back", masquerades);
 
-    // And what a packet thread asks the kernel only now and then. The device keeps the
-    // configured MTU; else it would follow the interface before the first packet.
+    // And the rare system calls of a packet thread. The device keeps the configured MTU; otherwise
+    // it would follow the interface before the first packet.
     for node in [a, b] {
         node.change(&["link", "set", UNDERLAY_DEVICE, "mtu", "1400"]);
     }

@@ -1,4 +1,4 @@
-//! The daemon as a process: what it says, how it ends, and what it leaves.
+//! The daemon as a process: its log, how it ends, and what it leaves behind.
 
 use std::io::Read;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use uvxlan::testbed::{Host, Topology};
 
 use crate::support::need;
-use crate::support::nodes::{self, NodeUnderTest, PATIENCE, PROGRAM, eventually, possible};
+use crate::support::nodes::{self, NodeUnderTest, PROGRAM, TIMEOUT, eventually, possible};
 
 const CONFIG: &str = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#;
 
@@ -43,7 +43,7 @@ impl Lab {
         format!("--store=dir:{}", self.path("store").display())
     }
 
-    /// The daemon's command line in the host's namespace, all its files in the folder.
+    /// The daemon's command line in the host's namespace, with all its files in the folder.
     fn command(&self, program: &Path, arguments: &[&str]) -> Command {
         let mut command = Command::new(program);
         command
@@ -80,9 +80,9 @@ impl Lab {
     }
 }
 
-/// Waits for the end; a daemon that goes on is killed, and a failure.
+/// Waits for the end; a daemon that keeps running is killed and fails the test.
 fn ended(mut child: Child) -> Output {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while child.try_wait().unwrap().is_none() {
         if Instant::now() > deadline {
             child.kill().unwrap();
@@ -161,7 +161,7 @@ fn an_interface_that_is_not_there_is_named_with_those_that_are() {
     assert!(text.contains("eth7") && text.contains("eth0"), "{text}");
 }
 
-/// As flannel, which logs it and tries what else was given.
+/// As flannel, which logs it and tries the other options.
 #[test]
 fn an_expression_that_is_none_is_passed_over() {
     need!(possible(&[]));
@@ -241,7 +241,7 @@ fn a_second_daemon_for_one_device_refuses() {
 fn without_a_datastore_it_waits_or_says_so() {
     need!(possible(&[]));
     let lab = Lab::new("");
-    // Port 9 of the other host: nobody answers.
+    // Port 9 of the other host: nothing listens there.
     let endpoint = format!(
         "--etcd-endpoints=http://{}:9",
         lab.topology.hosts()[1].address()
@@ -284,7 +284,7 @@ fn ready_comes_after_the_subnet_file() {
     let lab = Lab::new(CONFIG);
     let path = lab.path("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     let store = lab.store_flag();
     let arguments = ["run", &store, "--iface=eth0"];
     let child = lab
@@ -348,7 +348,7 @@ fn health_is_answered_from_the_start_and_readiness_when_it_serves() {
     eventually("it is ready", is_ready);
     assert!(get("/readyz").ends_with("\r\n\r\nflanneld is ready"));
 
-    // The device is gone, and somebody else has its name before it can be made anew.
+    // The device is deleted, and another has its name before it can be recreated.
     let ip = |arguments: &[&str]| {
         let mut command = Command::new("ip");
         command.args(arguments);
@@ -388,8 +388,8 @@ fn it_is_flanneld_by_name_with_options_in_one_argument() {
     etcd.ctl(&["put", &format!("{}/config", nodes::PREFIX), nodes::CONFIG]);
     let program = lab.path("flanneld");
     std::os::unix::fs::symlink(PROGRAM, &program).unwrap();
-    // As systemd passes ${FLANNEL_OPTIONS}: one argument, with blanks at both ends, and the
-    // spellings with a hyphen more.
+    // As systemd passes ${FLANNEL_OPTIONS}: one argument, with blanks at both ends, and spellings
+    // with an extra hyphen.
     let options = format!(
         " --etcd-endpoints={},http://192.0.2.99:2379 --etcd-ca-file= --etcd-cert-file= \
          --etcd-key-file= ",

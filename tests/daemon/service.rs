@@ -1,5 +1,5 @@
-//! The daemon under a service manager: when it says READY, what a signal does and leaves,
-//! and the argument list of a widely copied installation guide.
+//! The daemon under a service manager: when it reports READY, the effect of signals, and the
+//! argument list of a widely copied installation guide.
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
@@ -13,15 +13,15 @@ use uvxlan::testbed::{Host, Topology};
 
 use crate::support::etcd;
 use crate::support::need;
-use crate::support::nodes::{self, EtcdOnHost, PATIENCE, PROGRAM, eventually, possible};
+use crate::support::nodes::{self, EtcdOnHost, PROGRAM, TIMEOUT, eventually, possible};
 
 const CONFIG: &str = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#;
-/// A peer's lease, for a route that can be looked for.
+/// A peer's lease, whose route shows that the daemon serves.
 const PEER: (&str, &str) = (
     "10.5.200.0-24",
     r#"{"PublicIP":"192.0.2.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:11:22:33:44:55"}}"#,
 );
-/// A wait for the datastore must not be waited out; far below the client's own patience.
+/// A stop must not wait for the datastore: far below the client's own timeout.
 const PROMPTLY: Duration = Duration::from_secs(6);
 
 /// A host, and a folder with a directory store and the daemon's files.
@@ -62,7 +62,7 @@ impl Lab {
         self.start(Path::new(PROGRAM), &arguments)
     }
 
-    /// The daemon with these arguments and no more; its files are named by the environment.
+    /// The daemon with these arguments only; its files are set by the environment.
     fn start(&self, program: &Path, arguments: &[&str]) -> Service {
         let address = self.path("notify");
         let _ = fs::remove_file(&address);
@@ -118,7 +118,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// A running daemon, and what it tells the service manager. Killed when dropped.
+/// A running daemon, and its messages to the service manager. Killed on drop.
 struct Service {
     child: Child,
     socket: UnixDatagram,
@@ -127,7 +127,7 @@ struct Service {
 }
 
 impl Service {
-    /// All that was told so far.
+    /// All messages so far.
     fn told(&mut self) -> &str {
         let mut buffer = [0; 4096];
         while let Ok(length) = self.socket.recv(&mut buffer) {
@@ -141,7 +141,7 @@ impl Service {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Waits until the log or what was told has these words.
+    /// Waits until the log or the messages contain these words.
     fn until(&mut self, words: &str) {
         eventually(words, || {
             let found = self.told().contains(words) || self.log().contains(words);
@@ -173,7 +173,7 @@ impl Service {
 
     fn stop(&mut self) {
         self.signal(Signal::TERM);
-        assert_eq!(self.ended(PATIENCE).code(), Some(0), "{}", self.log());
+        assert_eq!(self.ended(TIMEOUT).code(), Some(0), "{}", self.log());
     }
 }
 
@@ -202,7 +202,7 @@ fn a_datastore_that_is_away_is_waited_for_without_ready() {
     assert!(!service.told().contains("READY=1"));
     lab.assert_untouched();
 
-    // It comes up, without and then with a config.
+    // It starts up, first without and then with a config.
     let etcd = EtcdOnHost::start(other, lab.folder.path());
     service.until("Couldn't fetch network config");
     assert!(!service.told().contains("READY=1"));
@@ -220,7 +220,7 @@ fn a_datastore_that_is_away_is_waited_for_without_ready() {
 fn sigterm_ends_every_kind_of_waiting_promptly() {
     need!(possible(&["ip"]));
     let lab = Lab::new();
-    // Takes connections, and never says a word.
+    // Accepts connections, and never answers.
     let silent = lab
         .host()
         .namespace()
@@ -239,7 +239,7 @@ fn sigterm_ends_every_kind_of_waiting_promptly() {
     service.signal(Signal::TERM);
     assert_eq!(service.ended(PROMPTLY).code(), Some(0), "{}", service.log());
 
-    // Nobody is there: the address is the other host's, which has no such port.
+    // The address is the other host's, where nothing listens.
     let endpoint = format!(
         "--etcd-endpoints=http://{}:9",
         lab.topology.hosts()[1].address()
@@ -249,7 +249,7 @@ fn sigterm_ends_every_kind_of_waiting_promptly() {
     service.signal(Signal::INT);
     assert_eq!(service.ended(PROMPTLY).code(), Some(0), "{}", service.log());
 
-    // It is there, without a config.
+    // It is up, without a config.
     let mut service = lab.serve(&[]);
     service.until("Couldn't fetch network config");
     service.signal(Signal::TERM);
@@ -266,12 +266,7 @@ fn without_a_subnet_file_there_is_no_ready() {
     fs::write(&file, "").unwrap();
     let nowhere = file.join("subnet.env");
     let mut service = lab.serve(&[&format!("--subnet-file={}", nowhere.display())]);
-    assert_eq!(
-        service.ended(PATIENCE).code(),
-        Some(73),
-        "{}",
-        service.log()
-    );
+    assert_eq!(service.ended(TIMEOUT).code(), Some(73), "{}", service.log());
     assert!(!service.told().contains("READY=1"), "{}", service.told());
     let log = service.log();
     assert!(log.contains("write the subnet file"), "{log}");
@@ -307,7 +302,7 @@ fn the_watchdog_hears_of_packet_threads_that_move() {
     let lab = Lab::with_config();
     let mut service = lab.serve(&[]);
     service.until("READY=1");
-    // Idle ones as well, well within the limit of ten seconds.
+    // Idle ones too, well within the limit of ten seconds.
     let deadline = Instant::now() + Duration::from_secs(10);
     while service.told().matches("WATCHDOG=1").count() < 3 {
         assert!(Instant::now() < deadline, "{}", service.told());
@@ -336,7 +331,7 @@ fn the_watchdog_hears_nothing_while_one_packet_thread_stands_still() {
         service.until("worker_stuck");
         let count = |service: &mut Service| service.told().matches("WATCHDOG=1").count();
         let before = count(&mut service);
-        // More than two looks.
+        // More than two checks.
         std::thread::sleep(Duration::from_secs(5));
         assert_eq!(count(&mut service), before, "{}", service.log());
         before
@@ -369,11 +364,11 @@ fn either_signal_takes_the_device_and_leaves_the_records() {
         let running = records();
         assert_eq!(running.len(), 4, "two leases, two files: {running:?}");
         service.signal(signal);
-        assert_eq!(service.ended(PATIENCE).code(), Some(0), "{}", service.log());
+        assert_eq!(service.ended(TIMEOUT).code(), Some(0), "{}", service.log());
         service.until("STOPPING=1");
         assert!(!lab.has_device() && !lab.has_route(), "{signal:?}");
         assert_eq!(records(), running, "{signal:?}");
-        // The next life has the same subnet and MAC.
+        // The next start has the same subnet and MAC.
         assert_eq!(*before.get_or_insert(running.clone()), running);
     }
 }
@@ -398,18 +393,13 @@ fn a_kept_device_is_removed_by_down_but_never_from_under_a_daemon() {
     assert!(down(0).contains("removed flannel.1"));
     assert!(!lab.has_device() && !lab.has_route());
 
-    // A device that is somebody else's is not removed.
+    // Another program's device is not removed.
     let added = lab.here("ip", &["link", "add", "flannel.1", "type", "bridge"]);
     assert!(added.status.success(), "{added:?}");
     assert!(down(0).contains("there is no TUN device"));
     assert!(lab.has_device());
     let mut service = lab.serve(&[]);
-    assert_eq!(
-        service.ended(PATIENCE).code(),
-        Some(78),
-        "{}",
-        service.log()
-    );
+    assert_eq!(service.ended(TIMEOUT).code(), Some(78), "{}", service.log());
     assert!(
         service.log().contains("is of kind bridge"),
         "{}",
@@ -418,9 +408,9 @@ fn a_kept_device_is_removed_by_down_but_never_from_under_a_daemon() {
     assert!(lab.has_device());
 }
 
-/// `flanneld --ip-masq ${FLANNEL_OPTIONS}`: systemd hands that over as one argument, blanks at
-/// both ends, and the guide spells `ca-file` where flannel has `cafile`. The server takes
-/// nobody without a certificate, so each of the three files must have been understood.
+/// `flanneld --ip-masq ${FLANNEL_OPTIONS}`: systemd passes that as one argument, with blanks at
+/// both ends, and the guide spells `ca-file` where flannel has `cafile`. The server rejects
+/// clients without a certificate, so each of the three files must have been recognized.
 #[test]
 fn the_guides_arguments_reach_an_etcd_with_certificates() {
     need!(possible(&["ip", "etcd", "etcdctl"]));
@@ -439,7 +429,7 @@ fn the_guides_arguments_reach_an_etcd_with_certificates() {
 
     let program = lab.path("flanneld");
     std::os::unix::fs::symlink(PROGRAM, &program).unwrap();
-    // Two of three members are away.
+    // Two of three members are down.
     let options = format!(
         " --etcd-endpoints=https://192.0.2.2:2379,{},https://127.0.0.1:9 --etcd-ca-file={ca} \
          --etcd-cert-file={cert} --etcd-key-file={key} ",
@@ -451,14 +441,14 @@ fn the_guides_arguments_reach_an_etcd_with_certificates() {
     assert!(env.ends_with("FLANNEL_IPMASQ=true\n"), "{env}");
     let leases = ctl(&["get", "--prefix", &format!("{}/subnets/", etcd::PREFIX)]);
     assert!(leases.contains("\"PublicIP\":\"192.0.2.1\""), "{leases}");
-    // flannel ignores such an argument, so it has to be told that it was not.
+    // flannel ignores such an argument, so the log must say that we do not.
     let log = service.log();
     assert!(log.contains("split at the blanks and honoured"), "{log}");
     service.stop();
 
-    // Without the certificate the same server is no help: the test before proves something.
+    // Without the certificate the same server rejects us, so the first half proves something.
     let anonymous = format!(" --etcd-endpoints={} --etcd-ca-file={ca} ", server.url());
     let mut service = lab.start(&program, &["--ip-masq", &anonymous, "--fail-fast"]);
-    assert_ne!(service.ended(PATIENCE).code(), Some(0), "{}", service.log());
+    assert_ne!(service.ended(TIMEOUT).code(), Some(0), "{}", service.log());
     assert!(!service.told().contains("READY=1"));
 }

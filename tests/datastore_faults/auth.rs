@@ -46,7 +46,7 @@ fn enable(lab: &mut Lab) {
     lab.login = vec!["--user=root:rootpass".into()];
 }
 
-/// Logins that the member has refused since it runs, by its own count.
+/// Logins that the member has refused since it started, by its own count.
 fn refused_logins(lab: &Lab) -> u64 {
     let namespace = lab.topology.hosts()[2].namespace();
     let address = lab.topology.hosts()[2].address();
@@ -69,7 +69,7 @@ fn refused_logins(lab: &Lab) -> u64 {
         .sum()
 }
 
-/// An etcd that asks for passwords, and two nodes that have one.
+/// An etcd that requires passwords, and two nodes that have one.
 fn with_passwords() -> (Lab, [NodeUnderTest; 2]) {
     let mut lab = Lab::new(1);
     // etcd forgets a token five seconds after its last use.
@@ -101,15 +101,15 @@ fn tokens_expire_and_passwords_change_without_loss() {
     let (mut lab, nodes) = with_passwords();
     let before = lab.leases();
     losing_nothing(&nodes, || {
-        // Keepalives come every four seconds; tokens of other calls are dead by then.
+        // Keepalives are sent every four seconds; tokens of other calls have expired by then.
         std::thread::sleep(Duration::from_secs(14));
         lab.news_arrive(&nodes[0]);
-        // Each change makes all tokens stale.
+        // Each change invalidates all tokens.
         for number in 0..3 {
             lab.ctl(&["user", "add", &format!("user{number}:x")]);
             lab.news_arrive(&nodes[number % 2]);
         }
-        // All tokens are gone with the process.
+        // The process takes all tokens with it.
         lab.members[0].restart();
         lab.wait();
         lab.news_arrive(&nodes[0]);
@@ -119,7 +119,7 @@ fn tokens_expire_and_passwords_change_without_loss() {
     assert_no_password_is_logged(&nodes);
 }
 
-/// It is told, not given up, and etcd is not hammered.
+/// It is logged and retried, without flooding etcd.
 #[test]
 fn a_user_that_is_gone_for_a_while_costs_no_packet_and_few_tries() {
     need!(possible(&["etcd", "etcdctl"]));
@@ -134,7 +134,7 @@ fn a_user_that_is_gone_for_a_while_costs_no_packet_and_few_tries() {
             nodes[0].log().contains("authentication failed")
         });
         std::thread::sleep(Duration::from_secs(12));
-        // Each of the two: one try, and one more for each half minute.
+        // Each of the two: one attempt, and one more every 30 seconds.
         let refused = refused_logins(&lab);
         let most = 2 * (1 + since.elapsed().as_secs() / 30);
         assert!(
@@ -143,7 +143,7 @@ fn a_user_that_is_gone_for_a_while_costs_no_packet_and_few_tries() {
         );
         lab.ctl(&["user", "add", "node:geheim"]);
         lab.ctl(&["user", "grant-role", "node", "flannel"]);
-        // A watch that was refused its login tries again after half a minute.
+        // A watch whose login was refused retries after 30 seconds.
         std::thread::sleep(Duration::from_secs(20));
         lab.news_arrive(&nodes[0]);
         lab.news_arrive(&nodes[1]);

@@ -1,5 +1,5 @@
-//! What happens to the records: wiped, compacted, buried in rubbish, deleted, taken (T20 to
-//! T23), and a store that is away for longer than leases live (T19).
+//! Records that are wiped, compacted, surrounded by invalid ones, deleted or taken over (T20 to
+//! T23), and a store that is down for longer than the leases' TTL (T19).
 
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ fn a_wiped_store_is_filled_again_and_no_packet_is_lost() {
         eventually("both are there again, on the same subnets", || {
             lab.leases() == before
         });
-        // Past the time for which peers that are missing are kept.
+        // Longer than missing peers are kept.
         std::thread::sleep(Duration::from_secs(8));
         lab.put_config();
         lab.news_arrive(&nodes[0]);
@@ -57,7 +57,7 @@ fn a_wiped_store_is_filled_again_and_no_packet_is_lost() {
 fn a_lease_that_went_while_history_was_compacted_is_missed_by_nobody() {
     need!(possible(&["etcd", "etcdctl"]));
     let mut lab = Lab::with_config(1);
-    // A list that lacks one of two peers is doubted.
+    // A list that is missing one of two peers is held.
     let flags = ["--lease-ttl=60", "--mass-delete-hold=3"].map(String::from);
     let nodes = lab.nodes(&[[lab.endpoints()].as_slice(), &flags].concat());
     let before = lab.leases();
@@ -71,7 +71,7 @@ fn a_lease_that_went_while_history_was_compacted_is_missed_by_nobody() {
     }
     let logged = [0, 1].map(|n: usize| lines(&nodes[n]));
     losing_nothing(&nodes, || {
-        // Where the daemons do not look.
+        // Outside of the daemons' prefix.
         lab.members[0].kill();
         lab.members[0].port = 12_379;
         lab.members[0].start();
@@ -112,7 +112,7 @@ fn ten_thousand_rubbish_records_cost_no_packet_and_little_memory() {
     let nodes = lab.nodes(&[lab.endpoints(), "--lease-ttl=60".into()]);
     let before = lab.leases();
     let pids = [0, 1].map(|n: usize| nodes[n].daemon.as_ref().unwrap().pid());
-    // What the first traffic and the first answers take is not rubbish's.
+    // The memory for the first traffic and replies does not count.
     lab.news_arrive(&nodes[0]);
     let resident = pids.map(resident);
     let logged = [0, 1].map(|n: usize| lines(&nodes[n]));
@@ -195,7 +195,7 @@ fn a_record_that_is_deleted_or_taken_is_told_and_nothing_moves() {
     std::thread::sleep(Duration::from_secs(3));
     let found = lab.ctl(&["get", "--print-value-only", &own]);
     assert_eq!(found.trim(), STRANGERS, "it is not overwritten");
-    // What is on this host stays as it is, and in use.
+    // The state of this host stays as it is, and in use.
     assert!(route(&nodes[0], &far).contains("flannel.1"));
     let table = nodes[0].output("ip", &["-o", "addr", "show", "flannel.1"]);
     assert!(table.contains(&env.subnet.network().to_string()), "{table}");
@@ -209,7 +209,7 @@ fn a_record_that_is_deleted_or_taken_is_told_and_nothing_moves() {
     assert!(!nodes[0].reaches(&nodes[1]), "the peers follow the store");
     assert!(sent() > before, "packets are still taken to the tunnel");
 
-    // A start that finds its containers' subnet taken does not take another by itself.
+    // A start that finds its containers' subnet taken does not choose another by itself.
     drop(nodes[0].daemon.take());
     let refused = uvxlan::testbed::DaemonProcess::start(
         &nodes[0].program,

@@ -1,4 +1,4 @@
-//! Hosts, members of etcd that can be killed and changed, and the steady ping.
+//! Hosts, etcd members that can be killed and changed, and a steady ping.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -10,19 +10,19 @@ pub(crate) use crate::support::nodes::losing_nothing;
 
 use crate::support::nodes::{self, NodeUnderTest, PREFIX, eventually};
 
-/// A subnet that no daemon leases: `SubnetMax` is below.
+/// A subnet that no daemon leases: `SubnetMax` is below it.
 pub(crate) const STRANGER: &str = "10.5.253.0";
 
-/// A member of etcd on a host, on the usual ports. Killed when dropped.
+/// An etcd member on a host, on the usual ports. Killed on drop.
 pub(crate) struct Member {
     host: Host,
     folder: PathBuf,
     name: String,
     /// URLs of all members: `name=http://…:2380,…`.
     cluster: String,
-    /// Files of TLS for clients: certificate and key.
+    /// TLS files for clients: certificate and key.
     pub(crate) tls: Option<(PathBuf, PathBuf)>,
-    /// Where clients connect to, other than the usual port.
+    /// The clients' port, if not the usual one.
     pub(crate) port: u16,
     pub(crate) arguments: Vec<String>,
     child: Option<Child>,
@@ -34,7 +34,7 @@ impl Member {
         format!("{scheme}://{}:{}", self.host.address(), self.port)
     }
 
-    /// Starts the program on its data; does not wait.
+    /// Starts it on its data; does not wait.
     pub(crate) fn start(&mut self) {
         let log = File::create(self.folder.join("log")).unwrap();
         let peer = format!("http://{}:2380", self.host.address());
@@ -71,7 +71,7 @@ impl Member {
         self.start();
     }
 
-    /// Removes all that it has stored; it must not run.
+    /// Removes all of its data; it must not run.
     pub(crate) fn wipe(&self) {
         assert!(self.child.is_none(), "kill first");
         std::fs::remove_dir_all(self.folder.join("data")).unwrap();
@@ -84,17 +84,17 @@ impl Drop for Member {
     }
 }
 
-/// Two hosts for daemons, and one for each member of etcd.
+/// Two hosts for daemons, and one for each etcd member.
 pub(crate) struct Lab {
     pub(crate) topology: Topology,
     pub(crate) folder: tempfile::TempDir,
     pub(crate) members: Vec<Member>,
-    /// Arguments of etcdctl beside the endpoints.
+    /// Arguments of etcdctl other than the endpoints.
     pub(crate) login: Vec<String>,
 }
 
 impl Lab {
-    /// Members that do not run yet.
+    /// Members, not started yet.
     pub(crate) fn new(members: usize) -> Self {
         let topology = Topology::with_hosts(2 + members).unwrap();
         let folder = tempfile::tempdir().unwrap();
@@ -184,7 +184,7 @@ impl Lab {
         format!("--etcd-endpoints={}", urls.join(","))
     }
 
-    /// A daemon on each of the first two hosts, and their containers, which reach each other.
+    /// A daemon on each of the first two hosts, with containers that reach each other.
     pub(crate) fn nodes(&self, flags: &[String]) -> [NodeUnderTest; 2] {
         let nodes = [0, 1].map(|number| {
             let host = &self.topology.hosts()[number];
@@ -196,11 +196,11 @@ impl Lab {
         nodes
     }
 
-    /// A peer appears in the datastore, and goes again; the node must notice both.
+    /// Adds a peer to the datastore and removes it again; the node must notice both.
     pub(crate) fn news_arrive(&self, node: &NodeUnderTest) {
         let key = format!("{PREFIX}/subnets/{STRANGER}-24");
         let value = r#"{"PublicIP":"192.0.2.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:00:00:00:00:99"}}"#;
-        // Members that just came or went cost etcdctl a try.
+        // After a member has started or stopped, etcdctl may fail once.
         let change = |arguments: &[&str]| {
             eventually("etcd takes a write", || self.try_ctl(arguments).is_some());
         };
@@ -211,7 +211,7 @@ impl Lab {
         eventually("its route goes with it", || routed().is_empty());
     }
 
-    /// Something with a client of the first member.
+    /// Runs `work` with a client of the first member.
     pub(crate) fn with_client(&self, work: impl AsyncFnOnce(etcd_client::Client) + Send) {
         let url = self.members[0].url();
         let ran = self.members[0].host.namespace().run(|| {
@@ -240,7 +240,7 @@ impl Lab {
     }
 }
 
-/// What the node's daemon says of itself.
+/// The status of the node's daemon.
 pub(crate) fn status(node: &NodeUnderTest) -> serde_json::Value {
     let mut command = Command::new(nodes::PROGRAM);
     command

@@ -1,6 +1,6 @@
-//! What the datastore does to a running overlay: two daemons and their containers in network
-//! namespaces, a real etcd on a third host, and a ping between the containers that never
-//! stops and loses nothing.
+//! Faults of the datastore under a running overlay: two daemons and their containers in network
+//! namespaces, a real etcd on a third host, and a steady ping between the containers that must
+//! not lose a packet.
 //!
 //! These tests mostly wait, each in its own namespaces, so all of them run at the same time.
 

@@ -1,4 +1,4 @@
-//! A way to etcd that is slow, breaks, or swallows everything (T26).
+//! A connection to etcd that is slow, breaks, or drops everything (T26).
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
@@ -13,24 +13,24 @@ use super::lab::{Lab, losing_nothing};
 use crate::support::need;
 use crate::support::nodes::possible;
 
-/// What the proxy does with what passes.
+/// The fault that the proxy injects.
 #[derive(Clone, Copy, PartialEq)]
 #[repr(u8)]
 enum Manner {
     Honest,
-    /// Each piece waits this long before it goes on.
+    /// Each chunk is delayed by this time.
     Slow,
-    /// Every third connection is cut after its first answer, and all that stand are cut.
+    /// All connections are cut, and then every third one after its first response.
     Cutting,
-    /// Connections are taken, and nothing goes through.
+    /// Connections are accepted, but nothing is forwarded.
     Silent,
-    /// Connections are taken and closed.
+    /// Connections are accepted and closed.
     Refusing,
 }
 
 const DELAY: Duration = Duration::from_secs(5);
 
-/// Between the daemons and etcd, on etcd's host.
+/// A proxy between the daemons and etcd, on etcd's host.
 struct Proxy {
     manner: Arc<AtomicU8>,
     connections: Arc<AtomicU64>,
@@ -51,7 +51,7 @@ impl Proxy {
         let (shared, count) = (Arc::clone(&manner), Arc::clone(&connections));
         let namespace = host.namespace().clone();
         let to = SocketAddrV4::new(host.address(), port);
-        // They end with the process, and hold nothing but sockets of the namespace.
+        // They end with the process, and hold only sockets of the namespace.
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let number = count.fetch_add(1, Ordering::Relaxed);
@@ -119,15 +119,15 @@ fn a_slow_cut_or_closed_way_to_etcd_costs_no_packet_and_no_lease() {
 #[test]
 fn a_silent_way_to_etcd_is_noticed_and_costs_no_packet_and_no_lease() {
     need!(possible(&["etcd", "etcdctl"]));
-    // Long enough for a watch to find out that nobody is there: by pings, every ten seconds,
-    // five for the answer.
+    // Long enough for a watch to notice the loss: by pings every ten seconds, with five seconds
+    // for the reply.
     let noticed = Duration::from_secs(24);
     let tried = for_a_while(&[Manner::Silent], noticed);
     assert!(tried > 0, "nobody noticed in {noticed:?}");
 }
 
-/// The proxy does this and that, for so long each, and is honest again in between. Returns how
-/// many connections were tried meanwhile.
+/// Injects these faults for these times, with normal forwarding in between. Returns the number of
+/// connection attempts meanwhile.
 fn for_a_while(manners: &[Manner], noticed: Duration) -> u64 {
     let mut lab = Lab::new(1);
     lab.members[0].port = 12_379;

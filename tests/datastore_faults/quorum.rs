@@ -14,7 +14,7 @@ fn a_cluster_loses_members_and_its_quorum_and_no_packet_is_lost() {
     let nodes = lab.nodes(&[lab.endpoints(), "--lease-ttl=60".into()]);
     let before = lab.leases();
     losing_nothing(&nodes, || {
-        // Whichever the daemons talk to is among those that go.
+        // The member that the daemons talk to is among those that stop.
         for gone in 0..3 {
             lab.members[gone].kill();
             lab.news_arrive(&nodes[0]);

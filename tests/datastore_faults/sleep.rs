@@ -1,4 +1,4 @@
-//! A daemon that sleeps past its lease (T28), and two hosts with one address (T30).
+//! A daemon that sleeps past its lease's TTL (T28), and two hosts with one address (T30).
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ fn a_daemon_that_slept_past_its_lease_takes_the_same_subnet_again() {
     let lab = Lab::with_config(1);
     let nodes = lab.nodes(&[lab.endpoints(), "--lease-ttl=5".into()]);
     let before = lab.leases();
-    // As a suspended machine: its clock jumps, its lease ends meanwhile.
+    // As on a suspended machine: its clock jumps, and its lease expires meanwhile.
     signal(&nodes[0], Signal::STOP);
     eventually("the lease ends", || lab.leases().len() == 1);
     let route = || {
@@ -45,7 +45,7 @@ fn of_two_hosts_with_one_address_the_first_stays() {
     let flags = [lab.endpoints(), "--lease-ttl=5".into()];
     let folder = lab.folder.path().join("third");
     let mut third = NodeUnderTest::start(&lab.topology.hosts()[2], &folder, &flags);
-    // In both orders: it is the first to come that stays, not the smaller number.
+    // In both orders: the first to start stays, not the smaller number.
     for (first, second) in [(0, 1), (1, 0)] {
         let hosts = lab.topology.hosts();
         let address = hosts[first].address().to_string();
@@ -56,7 +56,7 @@ fn of_two_hosts_with_one_address_the_first_stays() {
             nodes[0].reaches(&nodes[1])
         });
         let before = lab.leases();
-        // The same address there: a NAT's, or a machine that was cloned.
+        // The same address there: that of a NAT, or of a cloned machine.
         let machine = folder.join("machine-id");
         std::fs::write(&machine, format!("{:032x}\n", 0xc10e_u32)).unwrap();
         let script = format!(

@@ -1,4 +1,4 @@
-//! Certificates that are replaced, expire, or are for somebody else (T25).
+//! Certificates that are replaced, expire, or have another name (T25).
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use super::lab::{Lab, losing_nothing};
 use crate::support::need;
 use crate::support::nodes::{NodeUnderTest, eventually, possible};
 
-/// An authority, and where its certificates are written to.
+/// A CA, and the folder of its certificates.
 struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
@@ -37,7 +37,7 @@ impl Authority {
         params.not_after = rcgen::date_time_ymd(until, 1, 1);
         let paths = ["pem", "key"].map(|kind| folder.join(format!("{name}.{kind}")));
         let pem = params.signed_by(&key, &self.issuer).unwrap().pem();
-        // As a tool that renews would: a reader sees the old file or the new one.
+        // Replaced atomically, as renewal tools do: a reader sees the old file or the new one.
         for (path, text) in paths.iter().zip([pem, key.serialize_pem()]) {
             let new = path.with_extension("new");
             std::fs::write(&new, text).unwrap();

@@ -1,4 +1,4 @@
-//! `uvxlan lease` and `uvxlan config`, as a person uses them, on both kinds of stores.
+//! `uvxlan lease` and `uvxlan config`, as a user calls them, on all kinds of stores.
 
 use std::process::{Command, Output};
 
@@ -154,7 +154,7 @@ async fn etcd_by_api_v2_is_managed() {
          10.5.9.0/24         192.0.2.9        0e:00:00:00:00:09  lease     ok\n\
          10.5.10.0/24        192.0.2.9        0e:00:00:00:00:09  lease     duplicate_address\n"
     );
-    // The lease of a host is made its reservation, as it is.
+    // The lease of a host becomes its reservation, unchanged.
     let reserve = ["lease", "reserve", "10.5.9.0/24", "192.0.2.9"];
     assert_eq!(
         good(&store, &reserve),
@@ -166,7 +166,7 @@ async fn etcd_by_api_v2_is_managed() {
     let shown = good(&store, &["lease", "show", "10.5.10.0/24"]);
     assert!(shown.contains("older lease (10.5.9.0-24)"), "{shown}");
     last_words(&store);
-    // The other API has nothing of it, and says where it lies.
+    // The other API does not have it, and the error names the one that has.
     let three = [store[0].clone(), "--etcd-api=v3".into()];
     bad(&three, &["lease", "list"], 78);
 }

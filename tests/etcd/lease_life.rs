@@ -1,4 +1,4 @@
-//! The life of leases on real stores: many hosts at once, and what goes wrong on the way.
+//! The life cycle of leases on real stores: many hosts at once, and faults.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -23,7 +23,7 @@ use crate::support::etcd::{Etcd, PREFIX, until_up};
 const HOSTS: u8 = 20;
 const WAIT: Duration = Duration::from_secs(20);
 
-/// 31 subnets, so that 20 hosts meet.
+/// 31 subnets, so that 20 hosts collide.
 fn config() -> NetworkConfig {
     let text = br#"{"Network":"10.5.0.0/19","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
     NetworkConfig::parse(text, None).unwrap()
@@ -71,7 +71,7 @@ async fn changes(running: &mut Running) -> Vec<PeerChange> {
         .unwrap()
 }
 
-/// Waits until the record is there again, and returns whether it has a TTL.
+/// Waits until the record exists again, and returns whether it has a TTL.
 async fn until_present(store: &dyn Store, name: &str) -> bool {
     let deadline = tokio::time::Instant::now() + WAIT;
     loop {
@@ -86,7 +86,7 @@ async fn until_present(store: &dyn Store, name: &str) -> bool {
     }
 }
 
-/// Each host has a store of its own, as processes would.
+/// Each host has its own store client, as processes would.
 async fn hosts_at_once(stores: Vec<Arc<dyn Store>>) {
     let ttl = Duration::from_secs(60);
     let mut tasks = tokio::task::JoinSet::new();
@@ -98,7 +98,7 @@ async fn hosts_at_once(stores: Vec<Arc<dyn Store>>) {
     let records = stores[0].list().await.unwrap().records;
     assert_eq!(records.len(), stores.len(), "one record each");
 
-    // Started again, all come back to where they were.
+    // After a restart all have the same subnets.
     for (host, store) in (1..).zip(&stores) {
         assert!(subnets.contains(&take(&**store, host, ttl).await.lease.subnet));
     }
@@ -194,7 +194,7 @@ async fn hosts_see_each_other(one: Arc<dyn Store>, two: Arc<dyn Store>) {
         (second_subnet, Ipv4Addr::new(192, 168, 0, 2))
     );
 
-    // Somebody deletes the second's record: it is back, in place, and still one peer.
+    // The second's record is deleted: it is restored, and is still one peer.
     let name = format!("{}-24", second_subnet.addr());
     let revision = one.get(&name).await.unwrap().unwrap().revision;
     one.delete(&name, revision).await.unwrap();
@@ -224,7 +224,7 @@ async fn hosts_see_each_other_through_a_directory() {
     hosts_see_each_other(store(), store()).await;
 }
 
-/// A host that lives answers a clone of it through the store; one that is gone does not.
+/// A running host answers its clone through the store; one that is down does not.
 async fn a_clone_is_refused(store: Arc<dyn Store>, other: Arc<dyn Store>) {
     let host = |secret: &str| {
         let mut request = request(1, Duration::from_secs(60));
@@ -255,7 +255,7 @@ async fn a_clone_is_refused(store: Arc<dyn Store>, other: Arc<dyn Store>) {
             (before.value.clone(), before.expires)
         );
     }
-    // What was written to answer is kept alive as before.
+    // The record written as the answer is kept alive as before.
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(store.keep_alive().await.unwrap());
     assert_eq!(*running.own.borrow(), OwnState::Held);

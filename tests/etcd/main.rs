@@ -1,4 +1,4 @@
-//! The etcd stores and the life of leases in them, on a real etcd on loopback.
+//! The etcd stores, and the life cycle of leases, on a real etcd on loopback.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -17,7 +17,7 @@ fn value() -> bytes::Bytes {
     bytes::Bytes::from_static(b"{}")
 }
 
-/// How often etcd was asked for a login, by its own count.
+/// Number of logins, by etcd's own count.
 fn logins(etcd: &Etcd) -> u64 {
     let mut stream = std::net::TcpStream::connect(("127.0.0.1", etcd.port())).unwrap();
     let request = "GET /metrics HTTP/1.0\r\nHost: etcd\r\n\r\n";
@@ -68,11 +68,11 @@ async fn a_user_with_the_documented_rights_can_do_all() {
     };
     let store = as_node(&etcd, "geheim");
     let other = as_node(&etcd, "geheim");
-    // Auth is still off: a user that is not needed is no error.
+    // Auth is still off: needless credentials are not an error.
     assert_eq!(store.config().await.unwrap(), None);
     let client = etcd.client().await;
     enable_auth(&client).await;
-    // Now the connections made without a login have to log in.
+    // Now the connections without a login have to log in.
     contract::check(&store, &other).await;
     assert!(store.keep_alive().await.unwrap());
 
@@ -95,7 +95,7 @@ async fn a_changed_auth_store_costs_no_call() {
         .await
         .unwrap();
     for round in 0..3 {
-        // Makes every token stale ("revision of auth store is old").
+        // Invalidates every token ("revision of auth store is old").
         root.auth_client()
             .user_add(format!("user{round}"), "x", None)
             .await
@@ -133,7 +133,7 @@ async fn a_wrong_password_is_tried_once_in_half_a_minute() {
     enable_auth(&etcd.client().await).await;
     let store = as_node(&etcd, "verraten");
     let before = logins(&etcd);
-    // Everything that a daemon asks, at once and again and again, for some seconds.
+    // All requests of a daemon, concurrently and repeatedly, for some seconds.
     let mut events = store.watch(1);
     for _ in 0..20 {
         assert!(store.list().await.is_err());
@@ -147,7 +147,7 @@ async fn a_wrong_password_is_tried_once_in_half_a_minute() {
     }
     assert!(events.try_recv().is_err());
     assert_eq!(logins(&etcd) - before, 1);
-    // A right one is not held up by that, nor is it counted.
+    // A correct one is neither delayed by that nor counted.
     as_node(&etcd, "geheim").list().await.unwrap();
     assert_eq!(logins(&etcd) - before, 2);
 }

@@ -1,4 +1,4 @@
-//! The etcd store of API v2 against a real etcd, and the choice between the APIs.
+//! The etcd v2 store against a real etcd, and the choice between the APIs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::support::fleet::{attrs, follow, subnet};
 use crate::support::proxy::Proxy;
 
 const NAME: &str = "172.20.97.0-24";
-/// As the seed of flannel v0.11 shows it.
+/// As flannel v0.11 writes it.
 const VALUE: &str = r#"{"PublicIP":"10.211.55.101","BackendType":"vxlan","BackendData":{"VtepMAC":"f6:df:b4:d0:5d:72"}}"#;
 const CONFIG: &str = r#"{"Network":"172.20.0.0/16","Backend":{"Type":"vxlan"}}"#;
 
@@ -81,7 +81,7 @@ async fn a_lease_lives_by_keepalive_and_dies_without() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert!(store.keep_alive().await.unwrap());
     }
-    // Its keeper sees the revision that it wrote, however often it was renewed.
+    // Its holder sees the revision that it wrote, however often it was renewed.
     let seen = store.get(NAME).await.unwrap().unwrap();
     assert_eq!(seen.revision, revision);
     assert!(other.get(NAME).await.unwrap().unwrap().revision > revision);
@@ -89,7 +89,7 @@ async fn a_lease_lives_by_keepalive_and_dies_without() {
     while let Ok(event) = events.try_recv() {
         assert!(matches!(event, WatchEvent::Put(ref record) if record.value == VALUE));
     }
-    // Compared with what the keeper knows, a write goes through.
+    // A write that is compared with what the holder knows succeeds.
     let again = store.replace(NAME, value(), revision, Some(short)).await;
     let revision = written(again.unwrap());
     match next(&mut events).await {
@@ -141,7 +141,7 @@ async fn a_watch_survives_kill_cleared_history_and_wipe() {
     let store = etcd.v2_store();
     written(store.create(NAME, value(), TTL).await.unwrap());
     let start = store.list().await.unwrap();
-    // A watch from far before the 1,000 events that etcd keeps.
+    // A watch from long before the 1,000 events that etcd keeps.
     for round in 0..1010 {
         store
             .put_config(Bytes::from(format!("{{\"round\":{round}}}")))
@@ -153,7 +153,7 @@ async fn a_watch_survives_kill_cleared_history_and_wipe() {
         WatchEvent::Resync(listing) => assert_eq!(listing.records.len(), 1),
         event => panic!("{event:?}"),
     }
-    // A whole directory removed is no single event.
+    // Removing a whole directory is not a single event.
     etcd.ctl_api("2", &["rm", "--recursive", &format!("{PREFIX}/subnets")]);
     match next(&mut events).await {
         WatchEvent::Resync(listing) => assert_eq!(listing.records, []),
@@ -211,7 +211,7 @@ async fn a_store_begun_anew_is_noticed_beyond_our_cursor_too() {
         }
         event => panic!("{event:?}"),
     }
-    // The same history goes on over a break: no list is read.
+    // The watch resumes after a disconnect, without another list.
     proxy.shut();
     tokio::time::sleep(Duration::from_millis(300)).await;
     proxy.open();
@@ -222,7 +222,7 @@ async fn a_store_begun_anew_is_noticed_beyond_our_cursor_too() {
     }
 }
 
-/// A server that answers every request alike; whether a user came along is told.
+/// A server that answers every request alike, and reports whether credentials were sent.
 async fn answering(answer: String) -> (u16, tokio::sync::mpsc::UnboundedReceiver<bool>) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -261,7 +261,7 @@ async fn a_member_that_points_to_another_is_followed() {
         ..etcd.options()
     };
     let store = EtcdV2Store::new(of(port)).unwrap();
-    // Method and body go along.
+    // Method and body are kept.
     store
         .put_config(Bytes::from_static(CONFIG.as_bytes()))
         .await
@@ -270,7 +270,7 @@ async fn a_member_that_points_to_another_is_followed() {
     assert_eq!(store.config().await.unwrap().unwrap(), CONFIG);
     assert_eq!(asked.recv().await, Some(true));
 
-    // Not in circles, and not with the password to another host without TLS.
+    // Neither in a loop, nor with the password to another host without TLS.
     let (port, _asked) = answering(redirecting_to("/v2/keys/again")).await;
     let error = EtcdV2Store::new(of(port))
         .unwrap()
@@ -395,7 +395,7 @@ async fn the_store_that_holds_the_config_is_used() {
     v2.put_config(Bytes::from_static(CONFIG.as_bytes()))
         .await
         .unwrap();
-    // The one that found nothing goes on looking.
+    // The one that found nothing keeps searching.
     assert_eq!(nowhere.config().await.unwrap().unwrap(), CONFIG);
     assert!(nowhere.describe().starts_with("etcd v2"));
     assert_eq!(nowhere.lease_form(), LeaseForm::V011);
@@ -403,7 +403,7 @@ async fn the_store_that_holds_the_config_is_used() {
     assert_eq!(v2.list().await.unwrap().records.len(), 1);
     assert_eq!(v3.list().await.unwrap().records, []);
 
-    // Who insists on v3 is told where it lies.
+    // With v3 as the only choice, the error names the API that has it.
     let three = auto(&etcd, EtcdApi::V3);
     assert_eq!(three.config().await.unwrap(), None);
     let why = three.why_no_config().await.unwrap();
@@ -421,11 +421,11 @@ async fn the_store_that_holds_the_config_is_used() {
     let two = auto(&etcd, EtcdApi::V2);
     assert_eq!(two.config().await.unwrap().unwrap(), CONFIG);
     assert!(two.describe().starts_with("etcd v2"));
-    // What was found once is not given up for what appears later.
+    // An API once chosen is kept, whatever appears in the other later.
     assert!(nowhere.describe().starts_with("etcd v2"));
 }
 
-/// A daemon that waits for its config; killed when dropped.
+/// A daemon that waits for its config; killed on drop.
 struct Waiting {
     child: std::process::Child,
     log: std::path::PathBuf,

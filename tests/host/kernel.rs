@@ -1,4 +1,4 @@
-//! What the host modules do to a real kernel, in namespaces that vanish with the test.
+//! The host modules on a real kernel, in namespaces that end with the test.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -65,7 +65,7 @@ fn settings(address: &str) -> DeviceSettings {
     }
 }
 
-/// Runs `work` in the node, whose error types are its own.
+/// Runs `work` in the node, with any error type.
 fn in_node<T: Send>(node: &Node, work: impl AsyncFnOnce(Netlink) -> T + Send) -> T {
     let run = async || work(Netlink::connect().unwrap()).await;
     node.block_on(run).unwrap()
@@ -158,7 +158,7 @@ fn the_device_gets_mtu_one_address_and_no_ipv6() {
                 .await
                 .unwrap();
         }
-        // The second time must find nothing to do, and fail at nothing.
+        // The second time must neither change anything nor fail.
         for _ in 0..2 {
             configure(&netlink, index, settings("10.3.9.0"))
                 .await
@@ -173,7 +173,7 @@ fn the_device_gets_mtu_one_address_and_no_ipv6() {
             let expected = [(ip("10.3.9.0").into(), 32), (ip("169.254.7.7").into(), 16)];
             assert_eq!(seen, BTreeSet::from(expected));
         }
-        // A device nobody has open is without carrier, and makes no address anyway.
+        // A device that no process has open has no carrier, and gets no address anyway.
         for (setting, expected) in [("accept_ra", "0"), ("addr_gen_mode", "1")] {
             let path = format!("/proc/sys/net/ipv6/conf/{DEVICE}/{setting}");
             if let Ok(value) = std::fs::read_to_string(path) {
@@ -217,7 +217,7 @@ fn routes_follow_the_peers_and_foreign_ones_stay() {
         assert_eq!((report.added, report.removed), (1, 1));
         expect_ours(&netlink, device, &["10.3.6.0/24", "10.3.8.0/24"]).await;
 
-        // Single changes, without reading what there is; one is not as it is said to be.
+        // Single changes, without reading the kernel's routes; one differs from what it should be.
         assert!(report.foreign.contains(&foreign.destination));
         let tunnel = Some(NextHop::Tunnel);
         let change = |subnet: &str, before, after| NextHopChange {
@@ -246,7 +246,7 @@ fn routes_follow_the_peers_and_foreign_ones_stay() {
     });
 }
 
-/// A route for a peer's very subnet, as a person would have typed it.
+/// A route with the prefix of a peer's subnet, as an administrator would add it.
 async fn foreign_route(netlink: &Netlink) -> Result<Route, NetlinkError> {
     netlink.create_bridge("eth0").await?;
     let index = netlink.expect_link("eth0").await?.index;
@@ -380,8 +380,8 @@ fn nothing_is_left_when_a_topology_is_dropped() {
     let (survivor, _) = topology.pair().unwrap();
     let survivor = survivor.node().clone();
     drop(topology);
-    // The veth pair dies with the other end's namespace, which the kernel clears away in
-    // its own time.
+    // The veth pair is deleted with the other end's namespace, which the kernel removes
+    // asynchronously.
     let give_up = Instant::now() + Duration::from_secs(20);
     loop {
         let links = survivor

@@ -1,4 +1,4 @@
-//! The changes that the program makes to a host, and the doctor that examines one.
+//! Changes that the program makes to a host, and the doctor.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,6 +1,6 @@
-//! A daemon in a large and lively cluster (T27): every lease is routed, every change is
-//! followed, at no cost to etcd, and a ping beside it loses nothing. How fast it is,
-//! `cargo bench --bench lease` tells.
+//! A daemon in a large cluster with many changes (T27): every lease has a route, every change is
+//! followed without load on etcd, and a ping at the same time loses nothing. For speed, see
+//! `cargo bench --bench lease`.
 
 use crate::support::alone::alone;
 use crate::support::need;
@@ -29,7 +29,7 @@ fn thousands_of_leases_that_come_go_and_change_are_followed_and_no_packet_is_los
         churn.delays.len() as u32 > churn.events / 2,
         "routes were seen to change"
     );
-    // Two daemons; what they ask for does not grow with the events.
+    // Two daemons, whose requests do not grow with the number of events.
     let (requests, events) = (churn.requests, churn.events);
     assert!(
         requests * 20 <= u64::from(events),
@@ -37,8 +37,7 @@ fn thousands_of_leases_that_come_go_and_change_are_followed_and_no_packet_is_los
     );
     let (_, most) = memory(nodes[0].daemon.as_ref().unwrap().pid());
     assert!((1..64 * 1024).contains(&most), "{most} KiB");
-    // What it did itself was no reason to look at everything again and again: no change of
-    // its own was taken for somebody else's.
+    // Its own changes did not cause checks of the whole host: none was taken for a foreign one.
     let log = nodes[0].log();
     assert!(!log.contains("routes_repaired"), "{log}");
 }

@@ -1,4 +1,4 @@
-//! Empty datagrams, as fast as they go, hold up no packet thread.
+//! A flood of empty datagrams does not block any packet thread.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsFd;
@@ -15,7 +15,7 @@ use crate::support::alone::alone;
 use crate::support::need;
 use crate::support::receiving::Receiving;
 
-/// Datagrams of this length from a peer's address, as fast as they go.
+/// Sends datagrams of this length from a peer's address at full rate.
 fn pour(from: &Host, to: Ipv4Addr, length: usize, over: &AtomicBool) {
     let open = || UdpSocket::sender(from.address()).unwrap();
     let socket = from.namespace().run(open).unwrap();
@@ -57,7 +57,7 @@ fn nobody_holds_a_packet_thread_with_datagrams_of_nothing() {
             let end = EndOf(&over);
             let sender = receiving.hosts().0.clone();
             let to = receiving.address();
-            // Several flows, so that each worker has its part.
+            // Several flows, so that each worker gets some.
             for _ in 0..3 {
                 let (sender, over) = (sender.clone(), &over);
                 scope.spawn(move || pour(&sender, to, length, over));

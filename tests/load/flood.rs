@@ -1,4 +1,4 @@
-//! Junk from a stranger, as much of it as this machine makes, does not starve the overlay.
+//! A flood from an unknown source, at this machine's full rate, does not starve the overlay.
 
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsFd;
@@ -16,29 +16,28 @@ use crate::support::alone::alone;
 use crate::support::need;
 use crate::support::nodes::{CONFIG, NodeUnderTest, counter, eventually, possible, spoofed};
 
-/// How long it rains.
+/// Duration of the flood.
 const FLOOD: Duration = Duration::from_secs(3);
-/// Bytes of each datagram of the legitimate streams.
+/// Payload of each datagram of the legitimate streams, in bytes.
 const PAYLOAD: usize = 1_200;
-/// Bits a second of the stream to the node it rains on, and back. The checked build of the
-/// daemon is several times slower than the one that is shipped, and so is its share.
+/// Bits per second of the stream to the flooded node and back. The debug build of the daemon is
+/// several times slower than the release build, and so is its share.
 const BITS: u64 = if cfg!(debug_assertions) {
     20_000_000
 } else {
     100_000_000
 };
 const BITS_BACK: u64 = BITS / 5;
-/// Datagrams that are sent in a row, when some are due.
+/// Maximum number of datagrams in a burst.
 const MOST_AT_ONCE: u64 = 40;
 /// The receive buffers of two packet threads in KiB: 92 of the longest datagram each. A flood
-/// fills those that were not needed before; more than that it takes none.
+/// touches those that were not needed before, and takes no other memory.
 const BUFFERS: u64 = 2 * 92 * 66;
-/// Percent of the legitimate packets that arrive where the packet threads themselves must read
-/// all of the junk: whoever takes half of the reading leaves the other half, on a machine
-/// with few processors.
+/// Percentage of the legitimate packets that must arrive if the packet threads themselves read
+/// the whole flood: on a machine with few processors it takes half of the reading.
 const FLOOR_WITHOUT_FILTER: u64 = 20;
 
-/// Sets a flag when dropped: the flood ends after a failed assertion too.
+/// Sets a flag on drop, so that the flood ends after a failed assertion too.
 struct EndOf<'a>(&'a AtomicBool);
 
 impl Drop for EndOf<'_> {
@@ -47,7 +46,7 @@ impl Drop for EndOf<'_> {
     }
 }
 
-/// What rains: from whom, and what it is.
+/// The flood: its source and its content.
 #[derive(Clone, Copy)]
 struct Junk<'a> {
     host: &'a Host,
@@ -56,7 +55,7 @@ struct Junk<'a> {
     frame: &'a [u8],
 }
 
-/// The same datagram to the tunnel port, over and over.
+/// Sends the same datagram to the tunnel port repeatedly.
 fn flood(junk: Junk<'_>, sent: &AtomicU64, over: &AtomicBool) {
     let open = || Batched::sender(junk.source).unwrap();
     let socket = junk.host.namespace().run(open).unwrap();
@@ -82,14 +81,14 @@ fn flood(junk: Junk<'_>, sent: &AtomicU64, over: &AtomicBool) {
     }
 }
 
-/// A frame with a right header and nothing right inside.
+/// A frame with a valid header and invalid content.
 fn nonsense() -> Vec<u8> {
     let head = EncapTemplate::ipv4(Vni::DEFAULT, MacAddr([2; 6])).towards(MacAddr([4; 6]));
     [head.as_slice(), &[0x5a; 78]].concat()
 }
 
-/// A stream of datagrams between two containers, so many bits a second in bursts of a
-/// millisecond; returns how many left and arrived.
+/// A stream of datagrams between two containers at a bit rate, in bursts of a millisecond;
+/// returns how many were sent and arrived.
 fn stream(from: &NodeUnderTest, to: &NodeUnderTest, bits: u64, duration: Duration) -> (u64, u64) {
     let bind = |node: &NodeUnderTest| {
         let address = node.container().address();
@@ -114,7 +113,7 @@ fn stream(from: &NodeUnderTest, to: &NodeUnderTest, bits: u64, duration: Duratio
         let mut sent = 0;
         while start.elapsed() < duration {
             let due = start.elapsed().as_micros() as u64 * bits / (PAYLOAD as u64 * 8 * 1_000_000);
-            // A test that was away for a while does not make up for it in one burst.
+            // A test that was not scheduled for a while does not catch up in one burst.
             for _ in 0..due.saturating_sub(sent).min(MOST_AT_ONCE) {
                 let left = sender.send_to(&[1; PAYLOAD], destination);
                 sent += u64::from(left.is_ok());
@@ -125,8 +124,7 @@ fn stream(from: &NodeUnderTest, to: &NodeUnderTest, bits: u64, duration: Duratio
     })
 }
 
-/// Datagrams to an address of the overlay that nobody has, which each cost the sender's host
-/// one packet.
+/// Datagrams to an address of the overlay without a lease, one packet each for the sender's host.
 fn lose(from: &NodeUnderTest, over: &AtomicBool) -> u64 {
     let address = from.container().address();
     let open = || UdpSocket::bind((address, 0)).unwrap();
@@ -153,8 +151,8 @@ fn resident(pid: u32) -> u64 {
         .unwrap()
 }
 
-/// Every packet that was read is sent, delivered, or dropped under one name: exactly, in both
-/// directions. Returns what was read in each, and dropped.
+/// Asserts that in both directions every packet that was read was sent, delivered, or dropped
+/// under exactly one name. Returns the numbers read in each direction, and dropped.
 fn balance(log: &str) -> Books {
     let line = log.lines().rev().find(|line| line.contains("udp_read="));
     let line = line.unwrap_or_else(|| panic!("no counters in:\n{log}"));
@@ -184,33 +182,33 @@ fn balance(log: &str) -> Books {
     books
 }
 
-/// Out and in.
+/// Outbound and inbound.
 #[derive(Debug)]
 struct Books {
     read: [u64; 2],
     dropped: [u64; 2],
-    /// Dropped by the kernel before the device was read.
+    /// Dropped by the kernel before we read the device.
     overflow: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum From {
     Stranger,
-    /// A stranger with a peer's address.
+    /// An unknown source with a peer's address.
     SpoofedPeer,
 }
 
 struct Rain {
     junk: u64,
-    /// Datagrams to the node it rains on, and from it.
+    /// Datagrams to and from the flooded node.
     streams: [(u64, u64); 2],
-    /// Packets to nowhere that each node's container sent.
+    /// Packets without a destination that each node's container sent.
     lost: [u64; 2],
     pings: (u16, u16),
     /// Growth of resident memory in KiB, from before the flood to its middle, and to its end.
     growth: [u64; 2],
     lines: usize,
-    /// Of the node it rains on.
+    /// Counters of the flooded node.
     log: String,
     books: [Books; 2],
 }
@@ -229,14 +227,14 @@ fn rain(filter: &str, who: From) -> Rain {
         |number: usize| NodeUnderTest::start(&topology.hosts()[number], folder.path(), &flags);
     let (mut a, mut b) = (start(0), start(1));
     eventually("the containers reach each other", || a.reaches(&b));
-    // Buffers are touched before memory is measured.
+    // Touch the buffers before memory is measured.
     a.transfer(&b, 16 << 20);
     b.transfer(&a, 16 << 20);
     let stranger = &topology.hosts()[2];
     let (source, frame) = match who {
         From::Stranger => (stranger.address(), nonsense()),
         From::SpoofedPeer => {
-            // It answers for nobody, so that the peer gets what is the peer's.
+            // It does not answer ARP, so that the peer gets its own packets.
             for (setting, value) in [("arp_ignore", "1"), ("arp_announce", "2")] {
                 let setting = format!("net/ipv4/conf/all/{setting}");
                 stranger.node().sysctl(&setting, value).unwrap();
@@ -257,7 +255,7 @@ fn rain(filter: &str, who: From) -> Rain {
         to: b.host.address(),
         frame: &frame,
     };
-    // A way into the device for what has no peer behind it.
+    // A route into the device for packets without a peer.
     for node in [&a, &b] {
         node.change(&["route", "add", "10.5.255.0/24", "dev", "flannel.1"]);
     }
@@ -322,13 +320,13 @@ impl Rain {
         );
     }
 
-    /// What holds whoever sends the junk, and whoever drops it.
+    /// Holds for every flood, wherever it is dropped.
     fn assert_bounded(&self) {
         assert!(self.junk > 10_000, "it did rain: {}", self.junk);
         let [first, then] = self.growth;
         assert!(first <= BUFFERS && then < 1024, "{:?} KiB", self.growth);
         assert!(self.lines <= 10, "{}", self.log);
-        // All that went nowhere is in the books of its node, and nothing of it is elsewhere.
+        // Every packet without a destination is counted by its node, and by no other.
         for (books, lost) in self.books.iter().zip(self.lost) {
             assert!(lost > 100, "{lost}");
             let booked = books.dropped[0] + books.overflow;
@@ -337,7 +335,7 @@ impl Rain {
         }
     }
 
-    /// Of a hundred legitimate packets so many arrive at least.
+    /// Asserts that at least this percentage of the legitimate packets arrived.
     fn assert_passes(&self, percent: u64) {
         for (sent, arrived) in self.streams {
             assert!(arrived * 100 >= sent * percent, "{arrived} of {sent}");
@@ -354,7 +352,7 @@ fn a_flood_from_a_stranger_costs_the_peers_little() {
     rain.assert_bounded();
     rain.assert_passes(90);
     assert!(rain.pings.1 * 10 >= rain.pings.0 * 9, "{:?}", rain.pings);
-    // Nothing of it reached a packet thread.
+    // None of it reached a packet thread.
     assert!(
         counter(&rain.log, "socket_drops") > rain.junk / 2,
         "{}",

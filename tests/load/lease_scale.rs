@@ -1,4 +1,4 @@
-//! Many leases: all are seen, and every change is followed.
+//! Many leases: all of them are seen, and every change is followed.
 
 use std::sync::Arc;
 use std::time::Duration;

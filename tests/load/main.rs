@@ -1,4 +1,4 @@
-//! Floods, large clusters and memory: each test has the machine to itself.
+//! Floods, large clusters and memory. Each test has the machine to itself.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,4 +1,4 @@
-//! What the daemon keeps in memory, with a thousand peers and under load.
+//! Memory of the daemon, with a thousand peers and under load.
 
 use std::path::Path;
 use std::time::Duration;

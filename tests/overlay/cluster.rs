@@ -1,4 +1,4 @@
-//! The whole of it: daemons on hosts, a real etcd, and containers that reach each other.
+//! The whole system: daemons on hosts, a real etcd, and containers that reach each other.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -18,7 +18,7 @@ impl Cluster {
         (a, b)
     }
 
-    /// Seconds that the etcd lease under a key was granted; 0 where there is none.
+    /// TTL of the etcd lease of a key, in seconds; 0 if there is none.
     fn granted_ttl(&self, key: &str) -> u64 {
         let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
         let found = json(&self.etcd.ctl(&["get", key, "-w", "json"]));
@@ -47,14 +47,14 @@ fn tools() -> Result<(), String> {
     possible(&["etcd", "etcdctl"])
 }
 
-/// The MAC that the node's daemon has, by its own state and not by what it published.
+/// The MAC of the node's daemon in its own state, not the published one.
 fn mac(node: &NodeUnderTest) -> String {
     let text = std::fs::read(node.folder.join("state/state.json")).unwrap();
     let state: serde_json::Value = serde_json::from_slice(&text).unwrap();
     state["vtep_mac"].as_str().unwrap().to_owned()
 }
 
-/// Sets a flag when dropped: a thread that waits for it ends after a failed assertion too.
+/// Sets a flag on drop, so that a thread that waits for it ends after a failed assertion too.
 struct EndOf<'a>(&'a AtomicBool);
 
 impl Drop for EndOf<'_> {
@@ -86,7 +86,7 @@ fn containers_reach_each_other_and_the_leases_are_flannels() {
             node.host.address(),
             mac(node)
         );
-        // Behind flannel's fields those of ours.
+        // Our fields follow flannel's.
         assert_eq!(without_writer(&value), expected);
         assert!(value.contains(",\"Instance\":"), "{value}");
         assert!(value.ends_with(",\"Probe\":1}"), "{value}");
@@ -177,7 +177,7 @@ fn a_third_host_joins_and_leaves_while_others_talk() {
         eventually("the newcomer is reached", || a.reaches(&c) && c.reaches(&b));
         let subnet = c.env.unwrap().subnet;
         c.stop_daemon();
-        // As with flannel, the lease outlives the daemon: the containers may, too.
+        // As with flannel, the lease outlives the daemon, since the containers may, too.
         let key = cluster.lease(&c).0;
         cluster
             .etcd
@@ -209,7 +209,7 @@ fn a_restart_keeps_subnet_and_mac_whatever_is_lost() {
         ("the state directory", |folder| {
             std::fs::remove_dir_all(folder.join("state")).unwrap();
         }),
-        // What is left is the lease, found by the public IP.
+        // Only the lease is left, found by its public IP.
         ("all of it", |folder| {
             std::fs::remove_file(folder.join("subnet.env")).unwrap();
             std::fs::remove_dir_all(folder.join("state")).unwrap();
@@ -245,7 +245,7 @@ fn nothing_is_lost_while_etcd_is_away() {
     need!(tools());
     let mut cluster = Cluster::new(3, CONFIG);
     let (a, b) = cluster.pair();
-    // Eight seconds without a gap, before, at and after the death.
+    // Eight seconds without a gap: before, during and after the kill.
     std::thread::scope(|scope| {
         let talks = [(&a, &b), (&b, &a)].map(|(from, to)| scope.spawn(|| from.ping(to, 160)));
         std::thread::sleep(Duration::from_millis(500));
@@ -306,7 +306,7 @@ fn what_somebody_changes_on_the_host_is_mended() {
             is_whole() && !a.output("ip", &["addr"]).contains("10.5.9.9")
         });
     };
-    // With its last address the kernel takes every route from a device.
+    // With the last address of a device the kernel deletes all of its routes.
     mended(&["addr", "del", &own, "dev", "flannel.1"]);
     a.change(&["route", "add", "198.18.0.0/24", "dev", "flannel.1"]);
     mended(&["route", "del", &far]);
@@ -329,11 +329,11 @@ fn a_persons_route_to_a_peers_subnet_is_neither_replaced_nor_passed_over() {
     let cluster = Cluster::new(1, CONFIG);
     let a = cluster.start(0);
     let stranger = r#"{"PublicIP":"192.0.2.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:00:00:00:00:99"}}"#;
-    // One that would take precedence before ours, and one that ours would.
+    // One that takes precedence over ours, and one that does not.
     for (number, metric) in [(252, "0"), (253, "100")] {
         let subnet = format!("10.5.{number}.0/24");
         a.change(&["route", "add", &subnet, "dev", "eth0", "metric", metric]);
-        // Until it was looked at.
+        // Until the next check.
         std::thread::sleep(Duration::from_secs(3));
         let key = format!("{PREFIX}/subnets/10.5.{number}.0-24");
         cluster.etcd.ctl(&["put", &key, stranger]);
@@ -365,7 +365,7 @@ fn junk_in_the_store_costs_itself_alone() {
         )
     };
     let good_mac = "0e:11:22:33:44:55";
-    // Below SubnetMin, so that no daemon leases one of them by chance.
+    // Below SubnetMin, so that no daemon leases one of them.
     let junk = [
         ("10.5.1.0-24", "{".to_owned(), Rejection::Value),
         (

@@ -1,5 +1,5 @@
-//! `DirectRouting`: peers on the same link without the tunnel, those behind a router through it.
-//! Packets are counted where they arrive, as they come from the wire.
+//! `DirectRouting`: peers on the same link are reached directly, those behind a router through the
+//! tunnel. Packets are counted where they arrive.
 
 use uvxlan::testbed::{Host, Topology};
 
@@ -25,14 +25,14 @@ impl Segments {
         let option = format!(r#""vxlan", "DirectRouting": {direct}"#);
         let config = CONFIG.replace(r#""vxlan""#, &option);
         std::fs::write(store.join("config"), config).unwrap();
-        // No probes: what is in the tunnel is counted here.
+        // No probes, since packets in the tunnel are counted here.
         let flags = [
             format!("--store=dir:{}", store.display()),
             "--probe-interval=0".into(),
         ];
         let hosts: Vec<&Host> = this.topology.hosts().iter().collect();
         let start = |host: &Host| {
-            // A router that knows a shorter way must not tell the hosts of it.
+            // The router must not send redirects to the hosts.
             for name in ["all", "eth0"] {
                 let name = format!("net/ipv4/conf/{name}/accept_redirects");
                 host.node().sysctl(&name, "0").unwrap();
@@ -50,7 +50,7 @@ impl Segments {
     }
 }
 
-/// Rules that count what comes in over the link: tunnelled, and as it is.
+/// Rules that count packets that arrive over the link: tunnelled, and plain.
 fn count_on_arrival(host: &Host) {
     let rules = r#"table ip arrival {
         chain counted {
@@ -75,7 +75,7 @@ fn arrived(node: &NodeUnderTest) -> [u64; 2] {
     })
 }
 
-/// How ten echo requests and their answers come to the hosts of both ends.
+/// How ten echo requests and their replies arrive at the hosts of both ends.
 fn ways(from: &NodeUnderTest, to: &NodeUnderTest) -> [[u64; 2]; 2] {
     let before = [arrived(from), arrived(to)];
     assert!(from.ping(to, 10).is_complete());
@@ -121,7 +121,7 @@ fn peers_on_the_link_are_reached_directly_and_others_through_the_tunnel() {
     assert_eq!(arrived(&b)[0], before, "nothing of it in the tunnel");
     c.transfer(&a, 4 << 20);
 
-    // The way to b changes: it is not on the link any more, and then it is again.
+    // The route to b changes: b leaves the link, and then returns.
     let far = format!("{}/32", b.host.address());
     let near = format!("{}/32", a.host.address());
     let via = ["via", Segments::router(), "dev", "eth0"];

@@ -1,5 +1,5 @@
-//! Beside a node of real flannel: the kernel's vxlan on the other host, known from its lease
-//! alone; and in place of one, on a host where flannel ran before.
+//! Next to a flannel node, with the kernel's vxlan on the other host, known from its lease alone;
+//! and in place of one, on a host where flannel ran before.
 
 use std::path::Path;
 use std::process::Command;
@@ -20,7 +20,7 @@ fn kernel_subnet() -> Ipv4Net {
     Ipv4Net::new_assert([10, 5, 200, 0].into(), 24)
 }
 
-/// The value of a lease as flannel of each age writes it.
+/// The value of a lease as each version of flannel writes it.
 fn newest(host: &Host) -> String {
     format!(
         "{{\"PublicIP\":\"{}\",\"PublicIPv6\":null,\"BackendType\":\"vxlan\",\
@@ -47,7 +47,7 @@ fn write_lease(store: &Path, subnet: Ipv4Net, value: &str) {
     std::fs::write(store.join("subnets").join(name), value).unwrap();
 }
 
-/// What the store has of the host: subnet and MAC.
+/// The host's subnet and MAC in the store.
 fn own_lease(store: &Path, host: &Host) -> (Ipv4Net, MacAddr) {
     for entry in std::fs::read_dir(store.join("subnets")).unwrap() {
         let entry = entry.unwrap();
@@ -185,7 +185,7 @@ fn it_takes_over_where_flannel_ran() {
     eventually("the containers reach each other", || node.reaches(&peer));
     assert_traffic(node.container(), peer.container());
 
-    // And back: nothing of ours is in flannel's way.
+    // And back: nothing of ours keeps flannel from working.
     node.stop_daemon();
     let mut command = Command::new("ip");
     command.args(["link", "show", "flannel.1"]);
@@ -205,14 +205,14 @@ fn it_takes_over_where_flannel_ran() {
     eventually("flannel works again", || peer.reaches(&node));
 }
 
-/// The lease is gone (expired, or another datastore), the device and the subnet file of
-/// flannel's are there: containers have addresses of that subnet, so it must be kept.
+/// The lease is gone (expired, or another datastore), but flannel's device and subnet file are
+/// left: containers have addresses of that subnet, so it must be kept.
 #[test]
 fn the_subnet_file_of_flannel_keeps_the_subnet_without_a_lease() {
     need!(checks());
     let flannels = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.200.1/24\n\
                     FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
-    // What mk-docker-opts.sh makes of it where it is told to write to the file it reads.
+    // What mk-docker-opts.sh makes of it if it writes to the file that it reads.
     let overwritten = "DOCKER_OPT_BIP=\"--bip=10.5.200.1/24\"\nDOCKER_OPT_IPMASQ=\"--ip-masq=false\"\n\
                        DOCKER_OPT_MTU=\"--mtu=1450\"\n";
     for subnet_file in [flannels, overwritten] {
@@ -250,14 +250,14 @@ fn the_subnet_file_of_flannel_keeps_the_subnet_without_a_lease() {
         std::fs::write(node.folder.join("subnet.env"), subnet_file).unwrap();
         node.start_daemon();
         assert_eq!(own_lease(&store, before), (kernel_subnet(), KERNEL_MAC));
-        // The file is whole again, in flannel's form.
+        // The file is complete again, in flannel's form.
         let rewritten = std::fs::read_to_string(node.folder.join("subnet.env")).unwrap();
         assert_eq!(
             rewritten,
             flannels.replace("IPMASQ=true", "IPMASQ=false"),
             "--ip-masq was not given"
         );
-        // The device is as flannel's was: address, MTU, and the route to the peer.
+        // The device is like flannel's: address, MTU, and the route to the peer.
         let address = node.output("ip", &["-o", "-4", "addr", "show", "flannel.1"]);
         assert!(address.contains("10.5.200.0/32"), "{address}");
         let link = node.output("ip", &["-d", "link", "show", "flannel.1"]);

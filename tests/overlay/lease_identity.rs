@@ -1,5 +1,5 @@
-//! Whose a subnet is: hosts with one address, and hosts that must keep what their containers
-//! have (T30). All hosts here have one machine-id and one boot, as clones have the first.
+//! The owner of a subnet: hosts with the same address, and hosts that must keep their containers'
+//! subnet (T30). All hosts here have the same machine-id, like clones, and the same boot.
 
 use std::time::{Duration, Instant};
 
@@ -7,11 +7,11 @@ use uvxlan::testbed::DaemonProcess;
 
 use crate::support::need;
 use crate::support::nodes::{
-    CONFIG, Cluster, NodeUnderTest, PATIENCE, PREFIX, PROGRAM, eventually, possible, without_writer,
+    CONFIG, Cluster, NodeUnderTest, PREFIX, PROGRAM, TIMEOUT, eventually, possible, without_writer,
 };
 
 impl Cluster {
-    /// Starts a daemon that must refuse to serve; how it ended, and how soon.
+    /// Starts a daemon that must refuse to serve; returns how it ended, and how soon.
     fn refused(&self, number: usize, flags: &[String]) -> (String, Duration) {
         let host = &self.topology.hosts()[number];
         let folder = self.folder.path().join(host.node().name());
@@ -19,7 +19,7 @@ impl Cluster {
         let flags = flags.iter().chain([&endpoints]).map(String::as_str);
         let before = Instant::now();
         let mut daemon = DaemonProcess::start(PROGRAM.as_ref(), host, &folder, flags).unwrap();
-        let error = daemon.ready(PATIENCE).unwrap_err().to_string();
+        let error = daemon.ready(TIMEOUT).unwrap_err().to_string();
         assert!(error.contains("exit status: 78"), "{error}");
         (error, before.elapsed())
     }
@@ -74,7 +74,7 @@ fn a_dead_hosts_lease_goes_to_its_successor() {
     let mut a = lab.start(0);
     let before = lab.etcd.leases();
     drop(a.daemon.take());
-    // The host was installed anew, on another machine with the same id and address.
+    // The host was reinstalled, on another machine with the same id and address.
     let host = &lab.topology.hosts()[1];
     let flags = [
         format!("--etcd-endpoints={}", lab.etcd.url()),
@@ -99,7 +99,7 @@ fn a_subnet_in_use_is_kept_or_refused_and_never_changed_silently() {
     let subnet = a.env.unwrap().subnet;
     a.stop_daemon();
 
-    // DHCP gives us the address of a former flannel host, whose lease is still there.
+    // DHCP gives us the address of a former flannel host, whose lease still exists.
     let address = ["--public-ip=192.0.2.51".to_owned()];
     let before = lab.etcd.leases();
     let (text, _) = lab.refused(0, &address);
@@ -108,12 +108,12 @@ fn a_subnet_in_use_is_kept_or_refused_and_never_changed_silently() {
         "{text}"
     );
     assert_eq!(lab.etcd.leases(), before);
-    // Without the subnet file too: the state is of this boot.
+    // Without the subnet file too, since the state is of this boot.
     std::fs::remove_file(a.folder.join("subnet.env")).unwrap();
     lab.refused(0, &address);
     assert_eq!(lab.etcd.leases(), before);
 
-    // The network config hands out other subnets.
+    // The network config has another range of subnets.
     let narrow = r#"{"Network": "10.5.0.0/16", "SubnetLen": 26, "Backend": {"Type": "vxlan"}}"#;
     let config = format!("{PREFIX}/config");
     lab.etcd.ctl(&["put", &config, narrow]);
@@ -124,7 +124,7 @@ fn a_subnet_in_use_is_kept_or_refused_and_never_changed_silently() {
     );
     assert_eq!(lab.etcd.leases(), before);
 
-    // As it was: the same subnet, also with another address than before.
+    // With the old config: the same subnet, even with another address than before.
     lab.etcd.ctl(&["put", &config, CONFIG]);
     lab.etcd.ctl(&["del", &theirs]);
     a.flags.push("--public-ip=192.0.2.52".into());
@@ -139,7 +139,7 @@ fn a_subnet_in_use_is_kept_or_refused_and_never_changed_silently() {
     assert_eq!(a.env.unwrap().subnet, subnet);
     eventually("traffic flows", || a.reaches(&b) && b.reaches(&a));
 
-    // Who may renumber does.
+    // With permission to renumber, it does.
     a.stop_daemon();
     lab.etcd.ctl(&["put", &config, narrow]);
     a.flags.push("--allow-renumber".into());

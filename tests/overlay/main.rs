@@ -1,4 +1,4 @@
-//! Daemons on several hosts, their datastore, and the containers that reach each other.
+//! Daemons on several hosts with their datastore, and containers that reach each other.
 
 #[path = "../support/mod.rs"]
 mod support;

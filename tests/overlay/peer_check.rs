@@ -1,5 +1,5 @@
-//! What a running daemon tells of packets that do not belong, and of those for which there was
-//! no room.
+//! What a running daemon reports about packets that the peer check drops, and about those for
+//! which there was no buffer.
 
 use std::net::{SocketAddrV4, UdpSocket};
 use std::path::Path;

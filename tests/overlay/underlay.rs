@@ -1,4 +1,4 @@
-//! What happens below the tunnels: interfaces that change, and MTUs.
+//! Changes of the underlay: interfaces, addresses and MTUs.
 
 use crate::support::need;
 use crate::support::nodes::{self, Cluster, NodeUnderTest, eventually, possible, soon};
@@ -8,7 +8,7 @@ impl Cluster {
         self.quiet_with(number, &[])
     }
 
-    /// Without probes: frames in the tunnel are counted here.
+    /// Without probes, since frames in the tunnel are counted here.
     fn quiet_with(&self, number: usize, more: &[&str]) -> NodeUnderTest {
         self.start_with(number, &[&["--probe-interval=0"], more].concat())
     }
@@ -36,10 +36,10 @@ fn the_underlays_mtu_is_followed() {
     });
     a.transfer(&b, 4 << 20);
     b.transfer(&a, 4 << 20);
-    // docker's bridge still has the old one.
+    // Docker's bridge still has the old one.
     eventually("a word about the bridge", || a.log().contains("bridge_mtu"));
 
-    // What mk-docker-opts.sh -d leaves there is docker's, and stays.
+    // What mk-docker-opts.sh -d wrote there belongs to Docker, and stays.
     let file = a.folder.join("subnet.env");
     std::fs::write(&file, "DOCKER_NETWORK_OPTIONS=\" --mtu=1350\"\n").unwrap();
     a.change(&["link", "set", "eth0", "mtu", "1500"]);
@@ -71,13 +71,13 @@ fn a_configured_mtu_is_that_of_the_underlay_whatever_the_interface_has() {
     check();
     eventually("the containers reach each other", || a.reaches(&b));
     a.change(&["link", "set", "eth0", "mtu", "1480"]);
-    // Longer than the pause between two looks.
+    // Longer than the interval between two checks.
     std::thread::sleep(std::time::Duration::from_secs(4));
     check();
     a.transfer(&b, 1 << 20);
 }
 
-/// docker starts after us, with whatever its own options say.
+/// Docker starts after us, with its own options.
 #[test]
 fn a_bridge_that_comes_later_with_a_larger_mtu_is_told_of_once() {
     need!(tools());
@@ -95,7 +95,7 @@ fn a_bridge_that_comes_later_with_a_larger_mtu_is_told_of_once() {
     a.change(&["link", "add", "docker0", "type", "bridge"]);
     a.change(&["link", "set", "docker0", "mtu", "1500", "up"]);
     a.change(&["addr", "add", &format!("{gateway}/24"), "dev", "docker0"]);
-    // As long as nobody is joined to it, it has the kernel's MTU whatever docker was told.
+    // Without ports, it has the kernel's default MTU, whatever Docker was told.
     std::thread::sleep(std::time::Duration::from_secs(4));
     assert_eq!(told(""), 0, "{}", a.log());
     a.change(&[
@@ -110,7 +110,7 @@ fn a_bridge_that_comes_later_with_a_larger_mtu_is_told_of_once() {
     ]);
     a.change(&["link", "set", "container", "master", "docker0", "up"]);
     eventually("a word about it", || told("bridge_mtu=1500") == 1);
-    // As long as nothing changes, no second.
+    // No second warning while nothing changes.
     std::thread::sleep(std::time::Duration::from_secs(5));
     assert_eq!(told(""), 1, "{}", a.log());
     a.change(&["link", "set", "docker0", "mtu", "1480"]);
@@ -133,7 +133,7 @@ fn an_interface_that_goes_down_or_loses_its_address_for_a_while_is_survived() {
         .split_whitespace()
         .find(|word| word.starts_with(&address))
         .unwrap();
-    // As a network manager puts it back.
+    // As a network manager restores it.
     let default = ["route", "replace", "default", "dev", "eth0"];
     let repaired_soon = |what: &str| soon(what, || a.reaches(&b) && b.reaches(&a));
     for _ in 0..2 {
@@ -175,7 +175,7 @@ fn another_address_is_published_and_used() {
         .to_owned();
     let length = prefix.split_once('/').unwrap().1;
     b.change(&["address", "add", &format!("{new}/{length}"), "dev", "eth0"]);
-    // A further address is no reason to move.
+    // An additional address changes nothing.
     std::thread::sleep(std::time::Duration::from_secs(5));
     assert!(a.reaches(&b));
     assert!(
@@ -187,7 +187,7 @@ fn another_address_is_published_and_used() {
     );
 
     b.change(&["address", "del", &prefix, "dev", "eth0"]);
-    // Gone with the old address.
+    // Deleted with the old address.
     b.output(
         "ip",
         &["address", "add", &format!("{new}/{length}"), "dev", "eth0"],
@@ -208,7 +208,7 @@ fn another_address_is_published_and_used() {
         a.reaches(&b) && b.reaches(&a)
     });
     a.transfer(&b, 1 << 20);
-    // The next start knows who it is.
+    // The next start recognizes itself.
     let mut b = b;
     b.stop_daemon();
     b.start_daemon();
@@ -244,7 +244,7 @@ fn addresses_that_change_while_etcd_hangs_hold_up_nothing() {
         });
         answers();
     }
-    // Whatever is in the way of the lease, the host is still looked after.
+    // The host is still reconciled while the lease cannot be published.
     b.change(&["link", "set", "flannel.1", "down"]);
     soon("the device is up again", || {
         b.output("ip", &["-o", "link", "show", "flannel.1"])
@@ -273,7 +273,7 @@ fn packets_for_containers_that_are_gone_are_discarded() {
     let subnet = a.env.unwrap().subnet.to_string();
     let shown = || a.output("ip", &["route", "show", "type", "blackhole"]);
     assert!(shown().contains(&subnet), "{}", shown());
-    // Without the bridge, nothing leaves by the default route.
+    // Without the bridge, no packet leaves by the default route.
     let inside = subnet.replace("0/24", "9");
     let way = |node: &NodeUnderTest| node.output("ip", &["route", "get", &inside]);
     assert!(way(&a).contains("dev"), "{}", way(&a));
@@ -282,7 +282,7 @@ fn packets_for_containers_that_are_gone_are_discarded() {
     a.change(&["link", "set", "cni0", "up"]);
     a.output("ip", &["route", "del", "blackhole", &subnet]);
     eventually("it is put back", || shown().contains(&subnet));
-    // Started without the flag, it goes.
+    // A start without the flag removes it.
     a.stop_daemon();
     a.flags.pop();
     a.start_daemon();

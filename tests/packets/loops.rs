@@ -1,5 +1,5 @@
-//! Configurations that would send packets in circles: each packet in is one packet out at
-//! most, and the daemon keeps such peers out.
+//! Configurations that would cause forwarding loops: a packet never causes more than one other,
+//! and the daemon excludes such peers.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::process::Command;
@@ -20,7 +20,7 @@ use crate::support::wire::{
 
 const PACKETS: u64 = 200;
 const PAYLOAD: usize = 100;
-/// Inner IP and UDP header, and all of the outer headers.
+/// Inner IP and UDP headers, and all outer headers.
 const INNER: u64 = PAYLOAD as u64 + 28;
 const OUTER: u64 = INNER + 50;
 
@@ -30,7 +30,7 @@ fn end(host: &Host, subnet: Ipv4Net, mac: MacAddr, peer: (Ipv4Net, &Host, MacAdd
     policed_end(host, subnet, mac, peer, policy)
 }
 
-/// What changed in a packet loop's counters.
+/// Changes of a packet loop's counters.
 struct Change {
     before: Totals,
     after: Totals,
@@ -42,8 +42,8 @@ impl Change {
     }
 }
 
-/// Sends datagrams to an address behind the peer, once the way there works, and waits until
-/// all have left the packet loop and what goes in circles has shown itself.
+/// Sends datagrams to an address behind the peer, once the path there works, and waits until all
+/// have left the packet loop and any loop would have shown.
 fn send(from: &Container, to: Ipv4Addr, dataplane: &Dataplane) -> Change {
     let open = || UdpSocket::bind((from.address(), 0)).unwrap();
     let socket = from.namespace().run(open).unwrap();
@@ -58,7 +58,7 @@ fn send(from: &Container, to: Ipv4Addr, dataplane: &Dataplane) -> Change {
     let before = dataplane.totals();
     for _ in 0..PACKETS {
         send();
-        // No queue overflows on the way.
+        // Slowly enough that no queue overflows.
         std::thread::sleep(Duration::from_millis(1));
     }
     eventually("all packets have left", || {
@@ -104,7 +104,7 @@ fn a_route_into_the_own_device_costs_each_packet_one_more_turn() {
     assert_eq!(change.of(Counter::Sent), PACKETS, "{totals}");
     let came_back = change.of(Counter::OutNoRoute);
     assert_eq!(came_back, PACKETS, "each once: {totals}");
-    // IPv6 speaks for itself on a new device; a kilobyte is more than enough for it.
+    // IPv6 sends packets of its own on a new device; a kilobyte is more than enough for them.
     let bytes = bytes_into(ours, DEVICE) - before;
     let bound = totals.get(Counter::Sent) * (INNER + OUTER) + 1024;
     assert!(bytes <= bound, "{bytes} bytes");
@@ -162,7 +162,7 @@ fn the_daemon_keeps_looping_peers_out_and_takes_them_back() {
         );
         std::fs::write(store.join("subnets").join(name), value).unwrap();
     };
-    // A second address of the host, and a peer like any other.
+    // A second address of the host, and an ordinary peer.
     run(ours, &["addr", "add", "198.51.100.5/32", "dev", "lo"]);
     write("10.5.1.0-24", "198.51.100.5", "0e:00:00:00:00:01");
     write("10.5.2.0-24", "203.0.113.9", "0e:00:00:00:00:02");
@@ -188,7 +188,7 @@ fn the_daemon_keeps_looping_peers_out_and_takes_them_back() {
     eventually("a new one is not even let in", || told("203.0.113.10") == 1);
     assert!(!routed("10.5.3.0/24"));
 
-    // What counts is the way of packets from the tunnel's address.
+    // What counts is the route for packets from the tunnel's address.
     let (aside, source) = ("203.0.113.0/24", ours.address().to_string());
     node.change(&["route", "add", aside, "dev", "eth0", "table", "77"]);
     node.change(&["rule", "add", "from", &source, "to", aside, "lookup", "77"]);

@@ -1,4 +1,5 @@
-//! The packet loop in this process, in network namespaces, against the kernel's vxlan and itself.
+//! The packet loop in this process, in network namespaces, with the kernel's vxlan and itself as
+//! peers.
 
 #[path = "../support/mod.rs"]
 mod support;

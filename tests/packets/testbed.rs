@@ -1,6 +1,6 @@
-//! The testbed itself: what it builds must carry traffic before anything is proved with it.
+//! The testbed itself must carry traffic before it can prove anything.
 //!
-//! All traffic stays in network namespaces that vanish with the test.
+//! All traffic stays in network namespaces that end with the test.
 
 use std::time::Duration;
 

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use uvxlan::testbed::Host;
 
-use crate::support::nodes::{PATIENCE, eventually};
+use crate::support::nodes::{TIMEOUT, eventually};
 
 const BUSYBOX: &str = "/bin/busybox";
 
-/// Gives dockerd a `/run` of its own, so that the shims' sockets vanish with the test. The
-/// lock of iptables stays the machine's: dockerd and our daemon change the same tables.
+/// Gives dockerd its own `/run`, so that the shims' sockets end with the test. The lock of
+/// iptables stays the machine's, since dockerd and our daemon change the same tables.
 const ENTER: &str = r#"
 run=$1; shift
 touch /run/xtables.lock "$run/xtables.lock"
@@ -23,7 +23,7 @@ mount --rbind "$run" /run
 exec dockerd "$@"
 "#;
 
-/// Why there can be no dockerd here.
+/// Why dockerd cannot run here.
 pub(crate) fn docker_possible() -> Result<(), String> {
     let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     if map.split_whitespace().last() != Some("4294967295") {
@@ -34,7 +34,7 @@ pub(crate) fn docker_possible() -> Result<(), String> {
         return Err("no cgroups are mounted; dockerd needs them".into());
     }
     let busybox = fs::read(BUSYBOX).map_err(|error| format!("{BUSYBOX}: {error}"))?;
-    // A program that needs a loader names it close behind its headers.
+    // A dynamically linked program names its loader shortly after its headers.
     let loader = b"/ld-";
     let head = &busybox[..busybox.len().min(4096)];
     if head.windows(loader.len()).any(|bytes| bytes == loader) {
@@ -50,8 +50,8 @@ pub(crate) fn docker_possible() -> Result<(), String> {
     Ok(())
 }
 
-/// A running dockerd, in process and mount namespaces of its own: when its first process is
-/// killed, the kernel kills containerd, the shims and the containers, and drops all mounts.
+/// A running dockerd in its own PID and mount namespaces: when its first process is killed, the
+/// kernel kills containerd, the shims and the containers, and removes all mounts.
 pub(crate) struct Docker {
     child: Child,
     dockerd: u32,
@@ -60,8 +60,8 @@ pub(crate) struct Docker {
 }
 
 impl Docker {
-    /// Starts dockerd with these options, as `docker.service` does with what its environment
-    /// file holds, and waits until it answers. The folder's path must be short.
+    /// Starts dockerd with these options, as `docker.service` does with those of its environment
+    /// file, and waits until it answers. The folder's path must be short.
     pub(crate) fn start(host: &Host, folder: &Path, options: &[String]) -> Self {
         let run = folder.join("run");
         fs::create_dir_all(&run).unwrap();
@@ -102,7 +102,7 @@ impl Docker {
     }
 
     fn wait_until_it_answers(&mut self) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while self.try_run(&["version"]).is_err() {
             let ended = self.child.try_wait().unwrap();
             let late = Instant::now() > deadline;
@@ -116,19 +116,19 @@ impl Docker {
         self.dockerd = self.first_process().unwrap();
     }
 
-    /// The process that is the first in its process namespace, by its number outside.
+    /// The first process of its PID namespace, by its PID outside.
     fn first_process(&self) -> Option<u32> {
         let pid = self.child.id();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
         children.ok()?.split_whitespace().next()?.parse().ok()
     }
 
-    /// Its process number.
+    /// PID of dockerd.
     pub(crate) fn pid(&self) -> u32 {
         self.dockerd
     }
 
-    /// Step 12: what `ps` shows.
+    /// Step 12: the output of `ps`.
     pub(crate) fn command_line(&self) -> Vec<String> {
         let bytes = fs::read(format!("/proc/{}/cmdline", self.dockerd)).unwrap();
         let words = bytes.split(|byte| *byte == 0);
@@ -141,7 +141,7 @@ impl Docker {
         fs::read_to_string(self.folder.join("dockerd.log")).unwrap_or_default()
     }
 
-    /// The client, bounded in time.
+    /// The client, with a time limit.
     pub(crate) fn client(&self, words: &[&str]) -> Command {
         let mut command = Command::new("timeout");
         command
@@ -163,12 +163,12 @@ impl Docker {
         }
     }
 
-    /// Runs the client; returns what it prints.
+    /// Runs the client; returns its output.
     pub(crate) fn run(&self, words: &[&str]) -> String {
         self.try_run(words).unwrap()
     }
 
-    /// Makes the image `busybox` of the machine's own static busybox.
+    /// Creates the image `busybox` from the machine's static busybox.
     pub(crate) fn import_busybox(&self) {
         let root = self.folder.join("image");
         let bin = root.join("bin");
@@ -176,7 +176,7 @@ impl Docker {
         fs::copy(BUSYBOX, bin.join("busybox")).unwrap();
         let list = Command::new(BUSYBOX).arg("--list").output().unwrap();
         for applet in String::from_utf8(list.stdout).unwrap().lines() {
-            // The list has busybox itself.
+            // The list contains busybox itself.
             let _ = symlink("busybox", bin.join(applet));
         }
         let archive = self.folder.join("image.tar");
@@ -201,7 +201,7 @@ impl Drop for Docker {
         let _ = self.child.wait();
         // The first process ends after all others of its namespace.
         let gone = |pid: u32| !Path::new(&format!("/proc/{pid}")).exists();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while first.is_some_and(|pid| !gone(pid)) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -209,7 +209,7 @@ impl Drop for Docker {
     }
 }
 
-/// Removes a group and those below it, in every hierarchy.
+/// Removes a cgroup and those below it, in every hierarchy.
 fn remove_cgroups(name: &str) {
     let root = PathBuf::from("/sys/fs/cgroup");
     let below = fs::read_dir(&root).into_iter().flatten().flatten();
@@ -229,7 +229,7 @@ fn remove_cgroup(folder: &Path) {
             remove_cgroup(&entry.path());
         }
     }
-    // It may not be there.
+    // It may not exist.
     let _ = fs::remove_dir(folder);
 }
 
@@ -240,7 +240,7 @@ pub(crate) struct Container<'a> {
 }
 
 impl Container<'_> {
-    /// `docker exec`; returns what it prints.
+    /// `docker exec`; returns its output.
     pub(crate) fn exec(&self, words: &[&str]) -> String {
         self.docker.run(&self.exec_words(words))
     }
@@ -249,7 +249,7 @@ impl Container<'_> {
         self.docker.try_run(&self.exec_words(words))
     }
 
-    /// Starts a program; its standard input stays open until its output is asked for.
+    /// Starts a program, whose standard input stays open until its output is read.
     pub(crate) fn spawn(&self, words: &[&str]) -> Child {
         let mut all = vec!["exec", "-i", self.name];
         all.extend(words);
@@ -266,7 +266,7 @@ impl Container<'_> {
         all
     }
 
-    /// Waits until somebody in the container listens on a TCP port.
+    /// Waits until a process in the container listens on a TCP port.
     pub(crate) fn until_listening(&self, port: u16) {
         let port = format!(":{port} ");
         eventually("the container listens", || {
@@ -274,7 +274,7 @@ impl Container<'_> {
         });
     }
 
-    /// Its process number and when it was started: another one means it was touched.
+    /// Its PID and start time, which change if it is restarted.
     pub(crate) fn life(&self) -> String {
         let format = "{{.State.Running}} {{.State.Pid}} {{.State.StartedAt}}";
         self.docker.run(&["inspect", "--format", format, self.name])

@@ -1,6 +1,6 @@
-//! The deployment of a widely copied installation guide, step by step and with real
-//! programs: three etcds with TLS, flanneld under systemd's conditions, mk-docker-opts.sh,
-//! dockerd with what that wrote, containers. Each step is checked as the guide checks it.
+//! The deployment of a widely copied installation guide, step by step and with real programs:
+//! three etcd members with TLS, flanneld as systemd runs it, mk-docker-opts.sh, dockerd with its
+//! output, containers. Each step is checked as the guide checks it.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -21,7 +21,7 @@ use store::{Api, Store};
 use uvxlan::testbed::{Node, Topology};
 
 use crate::support::need;
-use crate::support::nodes::{self, PATIENCE, eventually, possible};
+use crate::support::nodes::{self, TIMEOUT, eventually, possible};
 
 /// Step 5.
 const CONFIG: &str = r#"{
@@ -39,9 +39,9 @@ const OUTSIDE_ROUTER: &str = "198.51.100.1/24";
 const OUTSIDE_NET: &str = "198.51.100.0/24";
 const TRANSFER: &str = "8388608";
 
-/// The master and two nodes, of which the nodes have daemons; all three have etcd.
+/// The master and two nodes. The nodes have daemons; all three have etcd.
 struct Deployment {
-    // Dropped first: what runs on the hosts.
+    // Processes on the hosts are dropped first.
     nodes: [SeedNode; 2],
     store: Store,
     _topology: Topology,
@@ -57,7 +57,7 @@ fn prerequisites() -> Result<(), String> {
 
 impl Deployment {
     fn new(api: Api) -> Self {
-        // Sockets below it: a path of a unix socket has at most 107 bytes.
+        // There are sockets in it, and the path of a unix socket has at most 107 bytes.
         let folder = tempfile::Builder::new().prefix("sd").tempdir().unwrap();
         let topology = Topology::with_hosts(3).unwrap();
         let hosts = topology.hosts();
@@ -97,7 +97,7 @@ impl Deployment {
     }
 }
 
-/// A server behind the third host. It knows no way back to containers.
+/// A server behind the third host, without a route back to containers.
 fn add_outside(topology: &Topology, nodes: &[SeedNode]) -> Node {
     let router = &topology.hosts()[2];
     let outside = Node::new("outside").unwrap();
@@ -128,7 +128,7 @@ fn add_outside(topology: &Topology, nodes: &[SeedNode]) -> Node {
     outside
 }
 
-/// The subnet in `--bip`, which is that of the lease.
+/// The subnet in `--bip`, that of the lease.
 fn subnet(node: &SeedNode) -> Ipv4Net {
     let options = node.docker_options();
     let bip = options.iter().find_map(|word| word.strip_prefix("--bip="));
@@ -171,7 +171,7 @@ fn check_command_line(node: &SeedNode) {
     }
 }
 
-/// Step 13: the container's address, and the way to the other one and back.
+/// Step 13: the container's address, and the path to the other one and back.
 fn check_ping(node: &SeedNode, from: &Container, other: &SeedNode) {
     let shown = from.exec(&["ip", "addr", "show", "eth0"]);
     let own = format!("inet {}/24 ", first_container(node));
@@ -183,7 +183,7 @@ fn check_ping(node: &SeedNode, from: &Container, other: &SeedNode) {
     eventually("the other container answers", || {
         from.try_exec(&["ping", "-c", "1", "-W", "1", &to]).is_ok()
     });
-    // Small ones, and the largest that the MTU lets through without fragments.
+    // Small ones, and the largest that fit the MTU unfragmented.
     for size in ["56", "1422"] {
         let report = from.exec(&["ping", "-c", "5", "-i", "0.2", "-s", size, &to]);
         assert!(report.contains("5 packets received"), "{report}");
@@ -191,7 +191,7 @@ fn check_ping(node: &SeedNode, from: &Container, other: &SeedNode) {
     }
 }
 
-/// Some MiB of noise arrive as they were sent.
+/// Some MiB of random data arrive unchanged.
 fn check_tcp(from: &Container, to: &Container, address: Ipv4Addr) {
     let receive = "nc -l -p 9002 | sha256sum";
     let receiver = to.spawn(&["sh", "-c", receive]);
@@ -206,7 +206,7 @@ fn check_tcp(from: &Container, to: &Container, address: Ipv4Addr) {
     assert_eq!(sent, received);
 }
 
-/// Step 14: what etcd has is what flannel would have written.
+/// Step 14: etcd contains what flannel would have written.
 fn check_leases(deployment: &Deployment) {
     let store = &deployment.store;
     let name = |node: &SeedNode| format!("{}/subnets/{}-24", nodes::PREFIX, subnet(node).network());
@@ -219,19 +219,19 @@ fn check_leases(deployment: &Deployment) {
         let state: serde_json::Value = serde_json::from_slice(&state).unwrap();
         let mac = state["vtep_mac"].as_str().unwrap();
         let lease = store.api().lease(node.host.address(), mac);
-        // Behind flannel's fields those of ours.
+        // Our fields follow flannel's.
         let flannels = nodes::without_writer(&value);
         assert_eq!(flannels, format!("{lease}}}"));
     }
 }
 
-/// Outside of the overlay a container has its host's address.
+/// Outside of the overlay a container appears with its host's address.
 fn check_masquerade(deployment: &Deployment, node: &SeedNode, from: &Container) {
     let bind = || TcpListener::bind((OUTSIDE, 9000));
     let listener = deployment.outside.namespace().run(bind).unwrap().unwrap();
     listener.set_nonblocking(true).unwrap();
     let mut client = from.spawn(&["nc", "-w", "5", &OUTSIDE.to_string(), "9000"]);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let (mut stream, peer) = loop {
         if let Ok(accepted) = listener.accept() {
             break accepted;
@@ -252,13 +252,13 @@ fn check_masquerade(deployment: &Deployment, node: &SeedNode, from: &Container) 
     assert_eq!(heard, "welcome");
 }
 
-/// Inside of the overlay it has its own.
+/// Inside the overlay it appears with its own.
 fn check_source(from: &Container, source: Ipv4Addr, to: &Container, address: Ipv4Addr) {
     let mut server = to.spawn(&["nc", "-l", "-p", "9001", "-e", "netstat", "-tn"]);
     to.until_listening(9001);
     let table = from.exec(&["nc", "-w", "5", &address.to_string(), "9001"]);
     server.wait().unwrap();
-    // Debian's busybox listens with IPv6.
+    // Debian's busybox listens on IPv6.
     let table = table.replace("::ffff:", "");
     let local = format!("{address}:9001");
     let row = table.lines().find(|row| row.contains(&local));
@@ -266,14 +266,14 @@ fn check_source(from: &Container, source: Ipv4Addr, to: &Container, address: Ipv
     assert!(row.contains(&format!(" {source}:")), "{row}");
 }
 
-/// What must not change when the daemon is started anew.
+/// What must not change when the daemon is restarted.
 #[derive(Debug, PartialEq)]
 struct Untouched {
     /// Keys and values in etcd.
     leases: Vec<(String, String)>,
-    /// What mk-docker-opts.sh wrote.
+    /// The output of mk-docker-opts.sh.
     options: [Vec<String>; 2],
-    /// Process numbers of dockerd, and what docker says of the containers.
+    /// PID of dockerd, and Docker's report on the containers.
     lives: [(u32, String); 2],
 }
 
@@ -294,8 +294,8 @@ impl Untouched {
     }
 }
 
-/// A new daemon takes over: the subnet stays, nobody else is started anew, and a
-/// conversation between containers goes on.
+/// A new daemon takes over: the subnet stays, nothing else is restarted, and a connection between
+/// containers continues.
 fn check_restart(deployment: &mut Deployment) {
     let before = Untouched::of(deployment);
     assert!(
@@ -321,7 +321,7 @@ fn check_restart(deployment: &mut Deployment) {
         node.start_flanneld();
     }
     words.write_all(b"after").unwrap();
-    // docker may lose what it was given just before its stdin is closed: first it must arrive.
+    // Docker may lose input that is written just before its stdin is closed: wait until it arrives.
     let mut heard = receiver.stdout.take().unwrap();
     let (arrived, arrives) = std::sync::mpsc::channel();
     let listener = std::thread::spawn(move || {
@@ -330,7 +330,7 @@ fn check_restart(deployment: &mut Deployment) {
         let mut rest = String::new();
         heard.read_to_string(&mut rest).map(|_| rest)
     });
-    let all = arrives.recv_timeout(PATIENCE).unwrap().unwrap();
+    let all = arrives.recv_timeout(TIMEOUT).unwrap().unwrap();
     assert_eq!(&all, b"before, after");
     drop(words);
     assert_eq!(listener.join().unwrap().unwrap(), "");

@@ -13,10 +13,10 @@ use uvxlan::testbed::Host;
 use crate::docker::Docker;
 use crate::store::Store;
 
-use crate::support::nodes::{PATIENCE, PROGRAM};
+use crate::support::nodes::{PROGRAM, TIMEOUT};
 
-/// What systemd reads from an `EnvironmentFile=` for a name: the text between double quotes,
-/// or the rest of the line, with lines that end with a backslash joined.
+/// The value of a name in an `EnvironmentFile=` of systemd: the text between double quotes, or the
+/// rest of the line, with lines that end with a backslash joined.
 pub(crate) fn environment_value(text: &str, name: &str) -> Option<String> {
     let text = text.replace("\\\n", "");
     let mut lines = text.lines();
@@ -27,13 +27,13 @@ pub(crate) fn environment_value(text: &str, name: &str) -> Option<String> {
     Some(quoted.unwrap_or(value).to_owned())
 }
 
-/// A node of the guide: the files of steps 6 to 9 in a folder, and what runs of them.
+/// A node of the guide: the files of steps 6 to 9 in a folder, and the running services.
 pub(crate) struct SeedNode {
     pub(crate) host: Host,
     pub(crate) folder: PathBuf,
     docker: Option<Docker>,
     daemon: Option<Child>,
-    /// The service manager's end, which is there as long as the service.
+    /// The service manager's socket, open as long as the service runs.
     notify: Option<UnixDatagram>,
 }
 
@@ -65,8 +65,8 @@ impl SeedNode {
         self.folder.join("subnet.env")
     }
 
-    /// `systemctl start flanneld`: the daemon, then, once it says READY, what stands behind
-    /// `ExecStartPost=`, which overwrites the subnet file.
+    /// `systemctl start flanneld`: the daemon and, once it is READY, its `ExecStartPost=`, which
+    /// overwrites the subnet file.
     pub(crate) fn start_flanneld(&mut self) {
         let notify = self.folder.join("notify");
         let _ = fs::remove_file(&notify);
@@ -78,7 +78,7 @@ impl SeedNode {
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("NOTIFY_SOCKET", &notify)
-            // The guide has a machine for each node; these keep two on one apart.
+            // The guide has a machine for each node; these separate two nodes on one.
             .env("FLANNELD_SUBNET_FILE", self.subnet_file())
             .env("UVXLAN_STATE_DIR", self.folder.join("state"))
             .env("UVXLAN_CONTROL_SOCKET", self.folder.join("control"))
@@ -95,7 +95,7 @@ impl SeedNode {
     fn until_ready(&mut self, socket: &UnixDatagram) {
         let step = Duration::from_millis(200);
         socket.set_read_timeout(Some(step)).unwrap();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut buffer = [0; 4096];
         loop {
             let length = socket.recv(&mut buffer).unwrap_or(0);
@@ -108,8 +108,9 @@ impl SeedNode {
         }
     }
 
-    /// A command of the shipped unit as systemd splits it (systemd.service(5)), with the places
-    /// of this node: a name in braces is one argument, blanks and all, and one without is words.
+    /// A command of the shipped unit as systemd splits it (systemd.service(5)), with the paths of
+    /// this node: a variable in braces is one argument with its blanks, one without braces is split
+    /// into words.
     fn command_line(&self, key: &str) -> Vec<String> {
         let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/systemd/flanneld.service");
         let unit = fs::read_to_string(unit).unwrap();
@@ -151,7 +152,7 @@ impl SeedNode {
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .args(&words[1..])
-            // Its default is a place that two nodes on one machine share.
+            // Two nodes on one machine would share the default path.
             .arg("-f")
             .arg(self.subnet_file());
         let output = command.output().unwrap();
@@ -163,7 +164,7 @@ impl SeedNode {
         let mut daemon = self.daemon.take().unwrap();
         let pid = Pid::from_raw(i32::try_from(daemon.id()).unwrap()).unwrap();
         kill_process(pid, Signal::TERM).unwrap();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             if let Some(status) = daemon.try_wait().unwrap() {
                 assert!(status.success(), "{status}: {}", self.log());
@@ -171,13 +172,13 @@ impl SeedNode {
             }
             if Instant::now() > deadline {
                 let _ = daemon.kill();
-                panic!("runs {PATIENCE:?} after SIGTERM: {}", self.log());
+                panic!("runs {TIMEOUT:?} after SIGTERM: {}", self.log());
             }
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// What `$DOCKER_NETWORK_OPTIONS`, without braces, is in dockerd's command line: words.
+    /// `$DOCKER_NETWORK_OPTIONS`, without braces, in dockerd's command line: split into words.
     pub(crate) fn docker_options(&self) -> Vec<String> {
         let text = fs::read_to_string(self.subnet_file()).unwrap();
         let value = environment_value(&text, "DOCKER_NETWORK_OPTIONS");
@@ -202,7 +203,7 @@ impl SeedNode {
         fs::read_to_string(self.folder.join("flanneld.log")).unwrap_or_default()
     }
 
-    /// Runs a program in the host's namespace; returns what it prints.
+    /// Runs a program in the host's namespace; returns its output.
     pub(crate) fn output(&self, program: &str, arguments: &[&str]) -> String {
         let mut command = Command::new(program);
         command.args(arguments);

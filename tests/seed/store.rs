@@ -1,4 +1,4 @@
-//! The datastore of the guide: an etcd of three members, one on each host, with TLS.
+//! The datastore of the guide: three etcd members, one on each host, with TLS.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -9,17 +9,17 @@ use uvxlan::testbed::Host;
 use crate::support::etcd::{PREFIX, certificates_for};
 use crate::support::nodes::eventually;
 
-/// Which of etcd's two stores has the config and the leases. They know nothing of each other.
+/// Which of etcd's two independent stores has the config and the leases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Api {
-    /// What the guide's flannel v0.11 speaks.
+    /// That of the guide's flannel v0.11.
     V2,
-    /// What newest flannel speaks.
+    /// That of the newest flannel.
     V3,
 }
 
 impl Api {
-    /// What etcdctl calls it.
+    /// Its name for etcdctl.
     fn number(self) -> &'static str {
         match self {
             Self::V2 => "2",
@@ -27,7 +27,7 @@ impl Api {
         }
     }
 
-    /// A lease as flannel of that API writes it, without the last brace.
+    /// A lease as flannel writes it with this API, without the last brace.
     pub(crate) fn lease(self, public_ip: std::net::Ipv4Addr, mac: &str) -> String {
         match self {
             Self::V2 => format!(
@@ -42,7 +42,7 @@ impl Api {
     }
 }
 
-/// A running cluster. Killed when dropped.
+/// A running cluster. Killed on drop.
 pub(crate) struct Store {
     api: Api,
     ssl: PathBuf,
@@ -51,8 +51,8 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Makes `ca.pem`, `server.pem` and `server-key.pem` in the folder `ssl`, starts a member
-    /// on each host, and waits until the cluster answers.
+    /// Creates `ca.pem`, `server.pem` and `server-key.pem` in the folder `ssl`, starts a member on
+    /// each host, and waits until the cluster answers.
     pub(crate) fn start(api: Api, hosts: &[Host], folder: &Path) -> Self {
         let ssl = folder.join("ssl");
         std::fs::create_dir_all(&ssl).unwrap();
@@ -89,7 +89,7 @@ impl Store {
             .collect();
         let name = format!("etcd-{number}");
         let log = File::create(folder.join(format!("{name}.log"))).unwrap();
-        // A leader that is asked to end looks for another one first.
+        // A leader that is terminated transfers its leadership first.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "etcd"]);
         let file = |name: &str| self.ssl.join(name);
@@ -122,7 +122,7 @@ impl Store {
         host.namespace().command(command).spawn().unwrap()
     }
 
-    /// As the guide gives them to every program: all members, with commas.
+    /// As the guide passes them to every program: all members, separated by commas.
     pub(crate) fn endpoints(&self) -> String {
         let hosts = self.hosts.iter();
         let urls: Vec<_> = hosts
@@ -142,7 +142,7 @@ impl Store {
     }
 
     fn try_ctl(&self, api: Api, words: &[&str], input: Option<&Path>) -> Result<String, String> {
-        // The guide's flags are those of etcdctl's v2 half; the v3 half has others.
+        // The guide's flags are those of etcdctl for v2; those for v3 differ.
         let flags = match api {
             Api::V2 => ["--ca-file", "--cert-file", "--key-file"],
             Api::V3 => ["--cacert", "--cert", "--key"],
@@ -171,7 +171,7 @@ impl Store {
         self.try_ctl(self.api, words, None).unwrap()
     }
 
-    /// Step 5: the network config goes from a file into the store.
+    /// Step 5: writes the network config from a file to the store.
     pub(crate) fn set_config(&self, file: &Path) {
         let verb = match self.api {
             Api::V2 => "set",
@@ -190,12 +190,12 @@ impl Store {
         };
         let lines = text.lines().filter(|line| !line.is_empty());
         let mut keys: Vec<_> = lines.map(str::to_owned).collect();
-        // API v2 has no order.
+        // API v2 returns them in no order.
         keys.sort();
         keys
     }
 
-    /// Step 14: what lies under a key.
+    /// Step 14: the value of a key.
     pub(crate) fn value(&self, key: &str) -> String {
         let text = match self.api {
             Api::V2 => self.ctl(&["get", key]),

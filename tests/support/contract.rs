@@ -1,4 +1,4 @@
-//! What every store must do, whatever it is made of.
+//! The contract that every store implements.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use uvxlan::subnet::store::{Store, WatchEvent, WriteOutcome};
 
-/// A TTL that no test outlives.
+/// A TTL longer than any test.
 pub(crate) const TTL: Duration = Duration::from_secs(60);
 const A: &str = "10.5.1.0-24";
 const B: &str = "10.5.2.0-24&fd00:5:2::-64";
@@ -19,14 +19,14 @@ pub(crate) async fn next(events: &mut mpsc::Receiver<WatchEvent>) -> WatchEvent 
         .expect("the watch ended")
 }
 
-/// Asserts that nothing comes for a while.
+/// Asserts that no event arrives for a while.
 pub(crate) async fn quiet(events: &mut mpsc::Receiver<WatchEvent>, time: Duration) {
     if let Ok(event) = tokio::time::timeout(time, events.recv()).await {
         panic!("unexpected event {event:?}");
     }
 }
 
-/// The revision of a write that must have been done.
+/// The revision of a write that must have succeeded.
 pub(crate) fn written(outcome: WriteOutcome) -> i64 {
     match outcome {
         WriteOutcome::Written { revision } => revision,
@@ -34,7 +34,7 @@ pub(crate) fn written(outcome: WriteOutcome) -> i64 {
     }
 }
 
-/// Runs all of it on an empty store; `other` is a second process's view of it.
+/// Runs the whole contract on an empty store; `other` is a second client of it.
 pub(crate) async fn check(store: &dyn Store, other: &dyn Store) {
     an_empty_store_is_empty(store).await;
     conditional_writes(store, other).await;
@@ -88,7 +88,7 @@ async fn conditional_writes(store: &dyn Store, other: &dyn Store) {
         .unwrap();
     assert_eq!(absent, WriteOutcome::Conflict, "replace must not create");
 
-    // Writing the same bytes again is a write of its own.
+    // Writing the same bytes again is another write.
     let third = written(
         store
             .replace(A, value("2"), second, Some(TTL))

@@ -1,4 +1,4 @@
-//! A real etcd on loopback, in a directory of its own, killed when dropped.
+//! A real etcd on loopback with its own directory, killed on drop.
 
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use uvxlan::subnet::store::etcd::EtcdOptions;
 use uvxlan::subnet::store::etcd_v2::EtcdV2Store;
 use uvxlan::subnet::store::etcd_v3::EtcdStore;
 
-/// Prefix of all tests.
+/// The etcd prefix of all tests.
 pub(crate) const PREFIX: &str = "/coreos.com/network";
 
 /// Certificates for a server and its clients.
@@ -26,7 +26,7 @@ pub(crate) struct Tls {
     pub(crate) mutual: bool,
 }
 
-/// A CA of its own, with a certificate for 127.0.0.1 and one for a client.
+/// A new CA, with a certificate for 127.0.0.1 and one for a client.
 pub(crate) fn certificates(dir: &Path, mutual: bool) -> Tls {
     certificates_for(dir, &["127.0.0.1"], mutual)
 }
@@ -36,7 +36,7 @@ pub(crate) fn certificates_for(dir: &Path, server: &[&str], mutual: bool) -> Tls
     certificates_with(dir, server, mutual, None)
 }
 
-/// As [`certificates`], good from the first of January of one year until that of another.
+/// As [`certificates`], valid from 1 January of one year to 1 January of another.
 pub(crate) fn certificates_valid(dir: &Path, from: i32, until: i32) -> Tls {
     certificates_with(dir, &["127.0.0.1"], false, Some((from, until)))
 }
@@ -87,9 +87,9 @@ fn certificates_with(dir: &Path, server: &[&str], mutual: bool, years: Option<(i
 /// A running (or killed) etcd.
 pub(crate) struct Etcd {
     name: String,
-    /// All members, as `--initial-cluster` takes them; empty: this one alone.
+    /// All members in the form of `--initial-cluster`; empty for a single member.
     cluster: String,
-    /// More arguments of the program.
+    /// Further arguments.
     pub(crate) extra: Vec<String>,
     dir: TempDir,
     client_port: u16,
@@ -98,7 +98,7 @@ pub(crate) struct Etcd {
     child: Option<Child>,
 }
 
-/// Finds a program, or says why the test is skipped.
+/// Finds a program, or reports why the test is skipped.
 pub(crate) fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path)
@@ -110,16 +110,16 @@ pub(crate) fn program(name: &str) -> Option<PathBuf> {
     found
 }
 
-/// A port that nobody has, and that no other caller in this process gets: a server that is
-/// killed must find its port free when it is started again. Below the ephemeral range, so
-/// that no connection takes it in between either.
+/// A free port that no other caller in this process gets: a server that was killed must find
+/// its port free when it is restarted. Below the ephemeral range, so that no connection takes
+/// it meanwhile.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let first = 20_000 + (std::process::id() % 1000) as u16 * 10;
     loop {
         let port = first + NEXT.fetch_add(1, Ordering::Relaxed) % 2000;
-        // Not by binding it: a program that another test is starting would have a copy of the
-        // socket for a moment, and with it the port.
+        // Not by binding it: a child that another test is just starting would still have a copy of
+        // the socket, and with it the port.
         if TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
             return port;
         }
@@ -127,9 +127,9 @@ pub(crate) fn free_port() -> u16 {
 }
 
 impl Etcd {
-    /// Starts a single member; `None` (and a word on stdout) where etcd is not installed.
+    /// Starts a single member; `None`, with a line on stdout, if etcd is not installed.
     pub(crate) async fn start(tls: Option<Tls>) -> Option<Self> {
-        // Both APIs, as by default before etcd 3.4.
+        // Both APIs, the default before etcd 3.4.
         Self::start_with(tls, &["--enable-v2=true"]).await
     }
 
@@ -146,7 +146,7 @@ impl Etcd {
         }
     }
 
-    /// Starts three members that are one cluster.
+    /// Starts a cluster of three members.
     pub(crate) async fn start_three() -> Option<[Self; 3]> {
         program("etcd")?;
         let mut members = [(); 3].map(|()| Self::new(None));
@@ -171,7 +171,7 @@ impl Etcd {
         Some(members)
     }
 
-    /// As [`Self::start`], with more arguments.
+    /// As [`Self::start`], with further arguments.
     pub(crate) async fn start_with(tls: Option<Tls>, extra: &[&str]) -> Option<Self> {
         program("etcd")?;
         let mut etcd = Self::new(tls);
@@ -189,13 +189,13 @@ impl Etcd {
         panic!("etcd does not start; its output:\n{}", etcd.log());
     }
 
-    /// Starts the program on its data directory and waits until it answers.
+    /// Starts it on its data directory and waits until it answers.
     pub(crate) async fn run(&mut self) -> bool {
         self.spawn();
         self.wait_ready().await
     }
 
-    /// Starts the program on its data directory.
+    /// Starts it on its data directory.
     pub(crate) fn spawn(&mut self) {
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
         let log = std::fs::File::create(self.dir.path().join("log")).unwrap();
@@ -251,8 +251,8 @@ impl Etcd {
         self.child = Some(child);
     }
 
-    /// An open port is not enough: etcd takes connections before it has a leader, and a
-    /// member killed before its first entry is committed never elects one again.
+    /// An open port is not enough: etcd accepts connections before it has a leader, and a member
+    /// that is killed before its first entry is committed never elects one again.
     pub(crate) async fn wait_ready(&mut self) -> bool {
         let deadline = Instant::now() + Duration::from_secs(30);
         while Instant::now() < deadline {
@@ -275,7 +275,7 @@ impl Etcd {
         }
     }
 
-    /// Removes what a killed etcd has stored.
+    /// Removes the data of a killed etcd.
     pub(crate) fn wipe(&mut self) {
         assert!(self.child.is_none(), "kill first");
         std::fs::remove_dir_all(self.dir.path().join("data")).unwrap();
@@ -290,7 +290,7 @@ impl Etcd {
         self.client_port
     }
 
-    /// A directory for files of the test.
+    /// A directory for the test's files.
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }
@@ -316,19 +316,19 @@ impl Etcd {
         EtcdV2Store::new(self.options()).unwrap()
     }
 
-    /// A client of the library's own, for what the store does not do.
+    /// A client for what the store does not do.
     pub(crate) async fn client(&self) -> etcd_client::Client {
         etcd_client::Client::connect([self.url()], None)
             .await
             .unwrap()
     }
 
-    /// Runs etcdctl, the second opinion.
+    /// Runs etcdctl, to check the store independently.
     pub(crate) fn ctl(&self, arguments: &[&str]) -> Option<Output> {
         self.ctl_api("3", arguments)
     }
 
-    /// The same by API v2 (`2`) or v3 (`3`).
+    /// The same over API v2 (`2`) or v3 (`3`).
     pub(crate) fn ctl_api(&self, api: &str, arguments: &[&str]) -> Option<Output> {
         let program = program("etcdctl")?;
         let output = Command::new(program)

@@ -1,4 +1,4 @@
-//! Many leases at once, and one host that follows them.
+//! Many leases at once, and one host that watches them.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use uvxlan::wire::{MacAddr, Vni};
 
 use super::etcd::PREFIX;
 
-/// Operations of one transaction; etcd's limit is 128.
+/// Operations per transaction; etcd's limit is 128.
 const BATCH: usize = 100;
 
 pub(crate) fn subnet(number: u32) -> Ipv4Net {
@@ -40,7 +40,7 @@ pub(crate) fn value(number: u32, generation: u8) -> Vec<u8> {
     attrs(number, generation).encode().unwrap()
 }
 
-/// Writes many keys with few requests.
+/// Writes many keys in few requests.
 pub(crate) async fn put_all(
     client: &mut Client,
     records: impl IntoIterator<Item = (String, Vec<u8>)>,
@@ -55,13 +55,13 @@ pub(crate) async fn put_all(
     }
 }
 
-/// A host with subnet 0 that follows the others.
+/// A host with subnet 0 that watches the others.
 pub(crate) async fn follow(store: Arc<dyn Store>, stop: &CancellationToken) -> Running {
     let listing = store.list().await.unwrap();
     follow_from(store, listing, stop).await
 }
 
-/// The same, with a list that may be old.
+/// The same, with a list that may be stale.
 pub(crate) async fn follow_from(
     store: Arc<dyn Store>,
     listing: Listing,
@@ -70,7 +70,7 @@ pub(crate) async fn follow_from(
     follow_for(store, listing, Duration::from_secs(60), stop).await
 }
 
-/// The same, with a time to live of its own.
+/// The same, with another TTL.
 pub(crate) async fn follow_for(
     store: Arc<dyn Store>,
     listing: Listing,

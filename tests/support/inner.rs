@@ -1,4 +1,4 @@
-//! Inner packets, built by another library than ours: what a container may send.
+//! Inner packets that a container may send, built by an independent library.
 
 use std::net::Ipv4Addr;
 
@@ -9,28 +9,28 @@ use etherparse::{
 
 /// TTL of a container's packets.
 pub(crate) const TTL: u8 = 64;
-/// Identification of the first sample; they count up, so that each is found again.
+/// Identification of the first sample; the following ones count up, which identifies them.
 pub(crate) const FIRST_ID: u16 = 1000;
 /// Longest payload of ICMP or UDP that fits the overlay.
 const LONGEST: usize = 1422;
 
-/// A packet with a name.
+/// A named packet.
 #[derive(Debug, Clone)]
 pub(crate) struct Sample {
     /// What is special about it; also a file name.
     pub(crate) name: &'static str,
-    /// The packet from its IPv4 header on, all checksums true.
+    /// The packet from its IPv4 header on, with correct checksums.
     pub(crate) bytes: Vec<u8>,
 }
 
 impl Sample {
-    /// The identification, by which it is found again.
+    /// The identification, to recognize it.
     pub(crate) fn id(&self) -> u16 {
         id_of(&self.bytes)
     }
 }
 
-/// The identification of an IPv4 packet; 0 for what is none.
+/// The identification of an IPv4 packet; 0 for anything else.
 pub(crate) fn id_of(packet: &[u8]) -> u16 {
     match packet {
         [_, _, _, _, high, low, ..] => u16::from_be_bytes([*high, *low]),
@@ -40,7 +40,7 @@ pub(crate) fn id_of(packet: &[u8]) -> u16 {
 
 type Step = PacketBuilderStep<IpHeaders>;
 type Change = fn(&mut Ipv4Header);
-/// A name, a change of the IPv4 header, and what is behind it.
+/// A name, a change of the IPv4 header, and the payload.
 type Row = (&'static str, Change, fn(Step) -> Vec<u8>);
 
 /// All samples from one container to another, with this TTL.
@@ -111,7 +111,7 @@ pub(crate) fn samples(from: Ipv4Addr, to: Ipv4Addr, ttl: u8) -> Vec<Sample> {
     numbered.map(build).collect()
 }
 
-/// A UDP packet of a flow, to be found again by `id`.
+/// A UDP packet of a flow, recognized by `id`.
 pub(crate) fn of_flow(
     from: Ipv4Addr,
     to: Ipv4Addr,
@@ -123,7 +123,7 @@ pub(crate) fn of_flow(
     write(|bytes| ip.udp(source_port, 53).write(bytes, &payload(len)))
 }
 
-/// Begins a packet.
+/// Starts a packet.
 pub(crate) fn step(
     from: Ipv4Addr,
     to: Ipv4Addr,

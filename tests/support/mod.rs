@@ -1,4 +1,4 @@
-//! What the test programs share.
+//! Shared by the test binaries.
 #![allow(
     dead_code,
     unused_imports,
@@ -20,7 +20,7 @@ pub(crate) mod wire;
 
 pub(crate) use skip::skipped;
 
-/// Leaves the test, saying why, where the host can't do what it needs.
+/// Skips the test, with the reason, if the host does not support what it needs.
 macro_rules! need {
     ($check:expr) => {
         if let Err(reason) = $check {

@@ -14,9 +14,9 @@ use uvxlan::wire::{MacAddr, Vni};
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_uvxlan");
 pub(crate) const PREFIX: &str = "/coreos.com/network";
 pub(crate) const CONFIG: &str = r#"{"Network": "10.5.0.0/16", "SubnetMin": "10.5.10.0", "SubnetMax": "10.5.250.0", "Backend": {"Type": "vxlan"}}"#;
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Whether namespaces can be made and these programs are there.
+/// Whether namespaces can be created and these programs are installed.
 pub(crate) fn possible(programs: &[&str]) -> Result<(), String> {
     available()?;
     for program in programs {
@@ -30,18 +30,18 @@ pub(crate) fn possible(programs: &[&str]) -> Result<(), String> {
     Ok(())
 }
 
-/// Waits for something to become true.
+/// Waits until a condition becomes true.
 pub(crate) fn eventually(what: &str, mut check: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !check() {
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        assert!(Instant::now() < deadline, "not within {TIMEOUT:?}: {what}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }
 
-/// Makes a script, in place of what has its name. Another process writes it: a program that
-/// another test is starting has a copy of this process's files for a moment, and a file that
-/// is open for writing cannot be executed.
+/// Creates or replaces a script. Another process writes it: a child that another test is just
+/// starting still has this process's file descriptors, and a file that is open for writing
+/// cannot be executed.
 pub(crate) fn executable(path: &Path, text: &str) {
     let _ = std::fs::remove_file(path);
     let mut install = Command::new("install");
@@ -53,7 +53,7 @@ pub(crate) fn executable(path: &Path, text: &str) {
     assert!(install.wait().unwrap().success(), "{}", path.display());
 }
 
-/// A lease as flannel would have written it: without what names its writer.
+/// A lease as flannel would have written it, without our own fields.
 pub(crate) fn without_writer(value: &str) -> String {
     let mut value = value.to_owned();
     for field in [",\"Node\":", ",\"Instance\":", ",\"Probe\":"] {
@@ -66,7 +66,7 @@ pub(crate) fn without_writer(value: &str) -> String {
     value
 }
 
-/// The same for what is promised within three seconds; two more are the test machine's.
+/// The same for what is promised within three seconds, with two more for a slow test machine.
 pub(crate) fn soon(what: &str, check: impl FnMut() -> bool) {
     let start = Instant::now();
     eventually(what, check);
@@ -74,7 +74,7 @@ pub(crate) fn soon(what: &str, check: impl FnMut() -> bool) {
     assert!(took < Duration::from_secs(5), "only after {took:?}: {what}");
 }
 
-/// An etcd of one member on a host, on the usual ports. Killed when dropped.
+/// An etcd with one member on a host, on the usual ports. Killed on drop.
 pub(crate) struct EtcdOnHost {
     host: Host,
     data: PathBuf,
@@ -92,7 +92,7 @@ impl EtcdOnHost {
         this
     }
 
-    /// Starts the program on its data, and waits until it answers.
+    /// Starts it on its data, and waits until it answers.
     pub(crate) fn run(&mut self) {
         let log = std::fs::File::create(self.data.with_extension("log")).unwrap();
         let mut command = Command::new("etcd");
@@ -139,7 +139,7 @@ impl EtcdOnHost {
         }
     }
 
-    /// SIGSTOP, or SIGCONT: it takes connections, and answers nothing.
+    /// SIGSTOP or SIGCONT: a stopped one accepts connections but does not answer.
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         let pid = self.child.as_ref().unwrap().id();
         let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
@@ -157,7 +157,7 @@ impl EtcdOnHost {
         output.status.success().then_some(text)
     }
 
-    /// Runs etcdctl; returns what it prints.
+    /// Runs etcdctl; returns its output.
     pub(crate) fn ctl(&self, arguments: &[&str]) -> String {
         self.try_ctl(arguments)
             .unwrap_or_else(|| panic!("etcdctl {arguments:?} failed"))
@@ -184,7 +184,7 @@ impl Drop for EtcdOnHost {
     }
 }
 
-/// A frame that a peer could have sent to a node's container, but for its inner source.
+/// A frame that a peer could have sent to a node's container, except for its inner source.
 pub(crate) fn spoofed(to: &NodeUnderTest, store: &Path, source: [u8; 4]) -> Vec<u8> {
     let subnet = to.env.unwrap().subnet.to_string().replace('/', "-");
     let record = std::fs::read(store.join("subnets").join(subnet)).unwrap();
@@ -201,7 +201,7 @@ pub(crate) fn spoofed(to: &NodeUnderTest, store: &Path, source: [u8; 4]) -> Vec<
     frame
 }
 
-/// A counter of the line that a daemon leaves when it stops; 0 where it is not there.
+/// A counter in the line that a daemon logs when it stops; 0 if it is missing.
 pub(crate) fn counter(log: &str, name: &str) -> u64 {
     let words = log.split_whitespace();
     let mut pairs = words.filter_map(|word| {
@@ -212,7 +212,7 @@ pub(crate) fn counter(log: &str, name: &str) -> u64 {
     found.map_or(0, |(_, value)| value.parse().unwrap_or(0))
 }
 
-/// Hosts for daemons, and one more with their etcd.
+/// Hosts for daemons, and another one with their etcd.
 pub(crate) struct Cluster {
     pub(crate) topology: Topology,
     pub(crate) etcd: EtcdOnHost,
@@ -261,7 +261,7 @@ impl NodeUnderTest {
         Self::start_program(Path::new(PROGRAM), host, folder, flags)
     }
 
-    /// As [`Self::start`], with a program that becomes the daemon.
+    /// As [`Self::start`], with another program that becomes the daemon.
     pub(crate) fn start_program(
         program: &Path,
         host: &Host,
@@ -283,19 +283,19 @@ impl NodeUnderTest {
         this
     }
 
-    /// Starts the daemon, anew or for the first time.
+    /// Starts the daemon for the first time, or again.
     pub(crate) fn start_daemon(&mut self) {
         let flags = self.flags.iter().map(String::as_str);
         let started = DaemonProcess::start(&self.program, &self.host, &self.folder, flags);
         let mut daemon = started.unwrap();
-        self.env = Some(daemon.ready(PATIENCE).unwrap());
+        self.env = Some(daemon.ready(TIMEOUT).unwrap());
         self.daemon = Some(daemon);
     }
 
-    /// Ends the daemon in good order; returns its log.
+    /// Terminates the daemon; returns its log.
     pub(crate) fn stop_daemon(&mut self) -> String {
         let daemon = self.daemon.take().unwrap();
-        let status = daemon.terminate(PATIENCE).unwrap();
+        let status = daemon.terminate(TIMEOUT).unwrap();
         assert!(status.success(), "{status}");
         self.log()
     }
@@ -308,7 +308,7 @@ impl NodeUnderTest {
         self.container.as_ref().unwrap()
     }
 
-    /// Runs a program in the host's namespace; returns what it prints.
+    /// Runs a program in the host's namespace; returns its output.
     pub(crate) fn output(&self, program: &str, arguments: &[&str]) -> String {
         let mut command = Command::new(program);
         command.args(arguments);
@@ -316,7 +316,7 @@ impl NodeUnderTest {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Runs `ip` in the host's namespace to change something, which must succeed.
+    /// Runs `ip` in the host's namespace, which must succeed.
     pub(crate) fn change(&self, arguments: &[&str]) {
         let mut command = Command::new("ip");
         command.args(arguments);
@@ -351,14 +351,13 @@ impl NodeUnderTest {
     }
 }
 
-/// Carries out `phase` while the containers ping each other, and asserts that nothing was
-/// lost.
+/// Runs `phase` while the containers ping each other, and asserts that nothing was lost.
 pub(crate) fn losing_nothing<T>(nodes: &[NodeUnderTest; 2], phase: impl FnOnce() -> T) -> T {
     let over = AtomicBool::new(false);
     let request = PingRequest {
         count: 20,
         interval: Duration::from_millis(20),
-        // A busy machine is late; only what never comes is lost.
+        // On a busy machine replies are late; only one that never arrives is lost.
         timeout: Duration::from_secs(3),
         ..PingRequest::new(nodes[1].container().address())
     };
@@ -375,7 +374,7 @@ pub(crate) fn losing_nothing<T>(nodes: &[NodeUnderTest; 2], phase: impl FnOnce()
                 }
             }
         });
-        // Also after a panic of the phase, or the scope would wait for ever.
+        // Also after a panic of the phase, or the scope would wait forever.
         struct Over<'a>(&'a AtomicBool);
         impl Drop for Over<'_> {
             fn drop(&mut self) {

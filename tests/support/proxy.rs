@@ -1,5 +1,5 @@
-//! A TCP relay that can stop relaying without closing anything, as a lost network does, or
-//! close everything and take no more connections.
+//! A TCP relay that can stop forwarding without closing anything, like a lost network, or close
+//! everything and refuse connections.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use tokio::task::{JoinHandle, JoinSet};
 struct State {
     frozen: AtomicBool,
     shut: AtomicBool,
-    /// Connections that were taken.
+    /// Accepted connections.
     taken: AtomicUsize,
 }
 
@@ -63,13 +63,13 @@ impl Proxy {
         self.state.frozen.store(true, Ordering::Relaxed);
     }
 
-    /// Ends all connections; new ones are closed at once.
+    /// Closes all connections; new ones are closed at once.
     pub(crate) fn shut(&self) {
         self.state.shut.store(true, Ordering::Relaxed);
         self.cut();
     }
 
-    /// Ends all connections.
+    /// Closes all connections.
     pub(crate) fn cut(&self) {
         self.relays.lock().unwrap().abort_all();
     }
@@ -78,7 +78,7 @@ impl Proxy {
         self.state.shut.store(false, Ordering::Relaxed);
     }
 
-    /// How many connections were tried.
+    /// Number of connection attempts.
     pub(crate) fn tries(&self) -> usize {
         self.state.taken.load(Ordering::Relaxed)
     }

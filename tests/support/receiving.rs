@@ -1,4 +1,4 @@
-//! A host of either kind that is sent frames made by hand, and what its container gets.
+//! A host of either kind that receives handmade frames, and what its container gets of them.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsFd;
@@ -20,7 +20,7 @@ use super::wire::{
     policed_end_among,
 };
 
-/// What the container got: the first four bytes of the payload, and the type of service.
+/// A packet that the container got: the first four bytes of the payload, and the type of service.
 pub(crate) type Arrived = (u32, u8);
 
 /// Subnet, address and MAC of the second peer.
@@ -30,13 +30,13 @@ pub(crate) const OTHER_PEER: (Ipv4Net, Ipv4Addr, MacAddr) = (
     MacAddr([0x0e, 0, 0, 0, 0, 7]),
 );
 
-/// The number of the frame that comes after all others.
+/// Number of the last frame.
 const LAST: u32 = u32::MAX;
 
-/// The numbers of the frames before all others.
+/// Numbers of the first frames.
 const FIRST: std::ops::Range<u32> = LAST - 50..LAST;
 
-/// A receiving host, with a container that listens.
+/// A receiving host with a listening container.
 pub(crate) struct Receiving {
     topology: Topology,
     end: End,
@@ -52,13 +52,13 @@ impl Receiving {
         })
     }
 
-    /// A host of ours that enforces the peer check, with the kernel's help or without.
+    /// A host of ours that enforces the peer check, with or without the socket filter.
     pub(crate) fn guarded(socket_filter: bool) -> Self {
         Self::judging(|_, _, policy| policy.socket_filter = socket_filter)
     }
 
-    /// A host of ours that judges by these rules, which may depend on sender and receiver. It
-    /// has a second peer, which sends nothing.
+    /// A host of ours with this ingress policy, which may depend on sender and receiver. It has a
+    /// second peer, which sends nothing.
     pub(crate) fn judging(rules: impl FnOnce(&Host, &Host, &mut IngressPolicy)) -> Self {
         Self::with_end(|receiver, sender| {
             let peers = [(kernel_subnet(), sender.address(), KERNEL_MAC), OTHER_PEER];
@@ -91,12 +91,12 @@ impl Receiving {
         receiving
     }
 
-    /// Sends good frames until one arrives at once, and is counted: what is sent once must not
-    /// be the first to go over links that have just been made. Such a frame is lost now and
-    /// then, before the kernel's vxlan as well, or waits a second for a neighbour's address.
+    /// Sends good frames until one arrives at once and is counted. The first frames over new links
+    /// are sometimes lost, with the kernel's vxlan as well, or wait a second for a neighbour's
+    /// address; a frame under test is sent only once.
     fn open_the_way(&self) {
         let (sender, _) = self.topology.pair().unwrap();
-        // One socket: the frames stay in order, none arrives after the one that was waited for.
+        // One socket keeps the frames in order: none arrives after the one that we wait for.
         let socket = sender_socket(sender, sender.address());
         let mut batch = SendBatch::new(1);
         let mut arrived = Vec::new();
@@ -110,8 +110,8 @@ impl Receiving {
                 0,
             );
             let deadline = Instant::now() + Duration::from_millis(200);
-            while let Some(patience) = deadline.checked_duration_since(Instant::now()) {
-                self.take(&mut arrived, patience);
+            while let Some(timeout) = deadline.checked_duration_since(Instant::now()) {
+                self.take(&mut arrived, timeout);
                 if arrived.iter().any(|(found, _)| *found == number) {
                     if let (Some(dataplane), Some(before)) = (self.dataplane(), before) {
                         settled(dataplane, &before, 1);
@@ -139,7 +139,7 @@ impl Receiving {
         self.topology.pair().unwrap()
     }
 
-    /// The packet loop, where the end is ours.
+    /// The packet loop, if the endpoint is ours.
     pub(crate) fn dataplane(&self) -> Option<&Dataplane> {
         match &self.end {
             End::Ours(dataplane) => Some(dataplane),
@@ -155,7 +155,7 @@ impl Receiving {
         }
     }
 
-    /// An inner UDP packet to the listener that carries a number, with this type of service.
+    /// An inner UDP packet to the listener with this number and type of service.
     pub(crate) fn packet(&self, number: u32, tos: u8) -> Vec<u8> {
         let from = kernel_subnet().hosts().nth(1).unwrap();
         let ip = step(
@@ -181,12 +181,12 @@ impl Receiving {
         [encapsulation.as_slice(), &self.packet(number, tos)].concat()
     }
 
-    /// Sends frames, each with an outer ECN codepoint, and returns what came out of them.
+    /// Sends frames, each with an outer ECN codepoint, and returns what the container got.
     pub(crate) fn send(&self, frames: &[(Vec<u8>, u8)]) -> Vec<Arrived> {
         self.send_from(None, frames)
     }
 
-    /// As [`Self::send`], from another address that the sender has then, too.
+    /// As [`Self::send`], from another address, which the sender gets for it.
     pub(crate) fn send_from(
         &self,
         from: Option<Ipv4Addr>,
@@ -195,8 +195,8 @@ impl Receiving {
         self.send_to(self.address(), from, frames)
     }
 
-    /// As [`Self::send_from`], to another address of the receiver. The frame that comes after
-    /// all others goes the usual way.
+    /// As [`Self::send_from`], to another address of the receiver. The last frame takes the usual
+    /// path.
     pub(crate) fn send_to(
         &self,
         to: Ipv4Addr,
@@ -239,7 +239,7 @@ impl Receiving {
             );
             self.take(&mut arrived, Duration::from_millis(100));
         }
-        // Another sender's frames are another packet thread's, which may be behind.
+        // Another packet thread handles another sender's frames, and may be behind.
         if other.is_some() && arrived.len() == 1 {
             self.take(&mut arrived, Duration::from_millis(300));
         }
@@ -247,8 +247,8 @@ impl Receiving {
         arrived
     }
 
-    fn take(&self, arrived: &mut Vec<Arrived>, patience: Duration) {
-        let _ = poll::wait_readable([self.listener.as_fd()], Some(patience));
+    fn take(&self, arrived: &mut Vec<Arrived>, timeout: Duration) {
+        let _ = poll::wait_readable([self.listener.as_fd()], Some(timeout));
         let mut batch = ReceiveBatch::new(64, 2048);
         let Ok(count) = batch.receive(&self.listener, usize::MAX) else {
             return;
@@ -264,7 +264,7 @@ impl Receiving {
     }
 }
 
-/// A socket of the sending host, with this address of it.
+/// A socket of the sending host, bound to this address.
 fn sender_socket(sender: &Host, address: Ipv4Addr) -> UdpSocket {
     let open = || UdpSocket::sender(address).unwrap();
     sender.namespace().run(open).unwrap()
@@ -282,8 +282,8 @@ fn send_one(batch: &mut SendBatch, socket: &UdpSocket, to: Ipv4Addr, frame: &[u8
     sending.send(socket, 0).unwrap();
 }
 
-/// The counters, once so many packets more than before were read and have been judged: a
-/// stranger's may lie with another worker than the peer's.
+/// The counters, once so many more packets than before were read and processed: another worker
+/// than the peer's may have those of an unknown source.
 pub(crate) fn settled(dataplane: &Dataplane, before: &Totals, packets: u64) -> Totals {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {

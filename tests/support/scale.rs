@@ -1,4 +1,4 @@
-//! Two daemons, a real etcd, and a cluster's worth of leases that come, go and change.
+//! Two daemons, a real etcd, and a large cluster's leases being added, removed and changed.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -15,9 +15,9 @@ use uvxlan::testbed::Topology;
 use super::fleet::{key, put_all, subnet, value};
 use super::nodes::{EtcdOnHost, NodeUnderTest, PREFIX, eventually};
 
-/// The daemons' own subnets lie behind the fleet's.
+/// The daemons' own subnets come after the fleet's.
 const CONFIG: &str = r#"{"Network": "10.0.0.0/8", "SubnetLen": 24, "SubnetMin": "10.200.0.0", "SubnetMax": "10.250.0.0", "Backend": {"Type": "vxlan"}}"#;
-/// A deleted lease comes back after so many others were deleted.
+/// A deleted lease is added again after so many others were deleted.
 const LAG: u32 = 50;
 
 pub(crate) struct Scale {
@@ -27,29 +27,29 @@ pub(crate) struct Scale {
     pub(crate) leases: u32,
 }
 
-/// How long changes took to arrive, and what they cost.
+/// Latency and cost of changes.
 pub(crate) struct Churn {
-    /// From before a put or delete was sent to the kernel's route, sorted.
+    /// Time from the put or delete request to the change of the kernel's route, sorted.
     pub(crate) delays: Vec<Duration>,
-    /// Writes of all kinds.
+    /// Puts and deletes.
     pub(crate) events: u32,
-    /// Requests that etcd served meanwhile besides those writes.
+    /// Other requests that etcd served meanwhile.
     pub(crate) requests: u64,
-    /// How long it took.
+    /// Duration of the run.
     pub(crate) took: Duration,
-    /// Processor time of the first daemon.
+    /// CPU time of the first daemon.
     pub(crate) cpu: Duration,
 }
 
 impl Scale {
-    /// An etcd that holds the config and so many leases.
+    /// An etcd with the config and so many leases.
     pub(crate) fn new(leases: u32) -> Self {
         let topology = Topology::with_hosts(3).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let etcd = EtcdOnHost::start(&topology.hosts()[2], folder.path());
         etcd.ctl(&["put", &format!("{PREFIX}/config"), CONFIG]);
-        // The fleet's hosts are behind a router that discards: as neighbours on the link, they
-        // would fill the kernel's table of those (1,024), and take the containers' place.
+        // The fleet's hosts are behind a router that discards: as neighbours on the link they would
+        // fill the kernel's neighbour table (1,024 entries) and evict the containers.
         let router = &topology.hosts()[2];
         let via = router.address().to_string();
         for host in topology.hosts() {
@@ -74,7 +74,7 @@ impl Scale {
         this
     }
 
-    /// Something with a client of etcd, on etcd's host.
+    /// Runs `work` with an etcd client on etcd's host.
     fn with_client<T: Send>(&self, work: impl AsyncFnOnce(etcd_client::Client) -> T + Send) -> T {
         let url = self.etcd.url();
         let ran = self.topology.hosts()[2].namespace().run(|| {
@@ -103,7 +103,7 @@ impl Scale {
         keys.map(|name| name.replace('-', "/")).collect()
     }
 
-    /// Waits until the node has a route for each lease but its own, and no other.
+    /// Waits until the node has a route for each lease except its own, and no other.
     pub(crate) fn routes_are_the_stores(&self, node: &NodeUnderTest) {
         let own = node.env.unwrap().subnet.to_string();
         let mut wanted = self.stored();
@@ -113,7 +113,7 @@ impl Scale {
         });
     }
 
-    /// Requests that etcd has begun to serve, of all kinds.
+    /// Requests of all kinds that etcd has started to serve.
     fn requests(&self) -> u64 {
         let host = &self.topology.hosts()[2];
         let address = (host.address(), 2379);
@@ -124,7 +124,7 @@ impl Scale {
             .unwrap();
         let mut page = String::new();
         stream.read_to_string(&mut page).unwrap();
-        // Messages, and not calls: a watch or a keepalive is one call with many of them.
+        // Messages, not calls: a watch or a keepalive is one call with many messages.
         let lines = page
             .lines()
             .filter(|line| line.starts_with("grpc_server_msg_received_total{"));
@@ -132,8 +132,8 @@ impl Scale {
         counts.sum::<f64>() as u64
     }
 
-    /// Writes at a steady rate, a third each of other contents, deletes and new leases, while
-    /// the first daemon follows.
+    /// Writes at a steady rate, one third each updates, deletes and new leases, while the first
+    /// daemon watches.
     pub(crate) fn churn(&self, node: &NodeUnderTest, rate: u32, seconds: u32) -> Churn {
         let watch = RouteWatch::start(node.host.namespace());
         let pid = node.daemon.as_ref().unwrap().pid();
@@ -189,14 +189,14 @@ impl Scale {
     }
 }
 
-/// Subnets that the node's kernel sends to the overlay device.
+/// Subnets that the node's kernel routes to the overlay device.
 pub(crate) fn routes(node: &NodeUnderTest) -> BTreeSet<String> {
     let text = node.output("ip", &["route", "show", "proto", "158"]);
     let lines = text.lines().filter_map(|line| line.split(' ').next());
     lines.map(str::to_owned).collect()
 }
 
-/// Resident memory of a process now and at most, in KiB.
+/// Current and peak resident memory of a process, in KiB.
 pub(crate) fn memory(pid: u32) -> (u64, u64) {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let value = |key: &str| {
@@ -206,7 +206,7 @@ pub(crate) fn memory(pid: u32) -> (u64, u64) {
     (value("VmRSS:").unwrap_or(0), value("VmHWM:").unwrap_or(0))
 }
 
-/// Processor time of a process so far. The kernel counts hundredths of a second.
+/// CPU time of a process so far. The kernel counts hundredths of a second.
 pub(crate) fn cpu(pid: u32) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let fields = stat.rsplit(") ").next().unwrap_or_default();
@@ -215,10 +215,10 @@ pub(crate) fn cpu(pid: u32) -> Duration {
     Duration::from_millis(ticks * 10)
 }
 
-/// What is on its way: a route to come or to go, and since when.
+/// Pending changes: which route is to appear or disappear, and since when.
 type Expected = HashMap<(Ipv4Net, bool), Instant>;
 
-/// Watches a namespace's routes come and go.
+/// Watches the routes of a namespace.
 struct RouteWatch {
     monitor: std::process::Child,
     state: Arc<Mutex<(Expected, Vec<Duration>)>>,
@@ -235,7 +235,7 @@ impl RouteWatch {
         let lines = BufReader::new(monitor.stdout.take().unwrap()).lines();
         let state = Arc::new(Mutex::new((Expected::new(), Vec::new())));
         let shared = Arc::clone(&state);
-        // It ends with the monitor.
+        // Ends with the monitor.
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
                 let now = Instant::now();
@@ -250,7 +250,7 @@ impl RouteWatch {
                 }
             }
         });
-        // Nobody says when it listens.
+        // It does not report when it is listening.
         std::thread::sleep(Duration::from_millis(500));
         Self { monitor, state }
     }

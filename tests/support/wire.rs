@@ -1,4 +1,4 @@
-//! Two hosts: the kernel's vxlan on one, our packet loop in this process on the other.
+//! Two hosts: one with the kernel's vxlan, one with our packet loop in this process.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
@@ -21,14 +21,14 @@ use uvxlan::wire::{MacAddr, Vni};
 
 /// MTU of the overlay.
 pub(crate) const MTU: u16 = 1450;
-/// Name of the overlay device on both hosts, as flannel has it.
+/// Name of the overlay device on both hosts, as in flannel.
 pub(crate) const DEVICE: &str = "flannel.1";
 /// MAC of the kernel's VTEP.
 pub(crate) const KERNEL_MAC: MacAddr = MacAddr([0x0e, 0, 0, 0, 0, 1]);
 /// MAC of our VTEP.
 pub(crate) const OUR_MAC: MacAddr = MacAddr([0x0e, 0, 0, 0, 0, 2]);
 
-/// Whether namespaces and the kernel's vxlan are there.
+/// Whether namespaces and the kernel's vxlan are available.
 pub(crate) fn possible() -> Result<(), String> {
     available()?;
     kernel_has_vxlan()
@@ -64,7 +64,7 @@ pub(crate) fn our_end(
     policed_end(host, subnet, mac, peer, IngressPolicy::off())
 }
 
-/// The same, with rules for who may send what.
+/// The same, with an ingress policy.
 pub(crate) fn policed_end(
     host: &Host,
     subnet: Ipv4Net,
@@ -136,21 +136,21 @@ fn configure(node: &Node, address: Ipv4Addr, peer_subnet: Ipv4Net) {
     .unwrap();
 }
 
-/// Who holds the tunnel port of a host.
+/// The owner of a host's tunnel port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Kernel,
     Ours,
 }
 
-/// A running end of the tunnel, kept for its lifetime.
+/// A running tunnel endpoint, kept for its lifetime.
 pub(crate) enum End {
     Kernel(KernelVxlan),
     Ours(Box<Dataplane>),
 }
 
 impl End {
-    /// An end of either kind that looks the same from outside.
+    /// An endpoint of either kind that looks the same from outside.
     pub(crate) fn start(
         kind: Kind,
         host: &Host,
@@ -169,7 +169,7 @@ impl End {
     }
 }
 
-/// The kernel's vxlan on the first host, our packet loop on the second, a container each.
+/// The kernel's vxlan on the first host, our packet loop on the second, a container on each.
 pub(crate) struct Overlay {
     pub(crate) topology: Topology,
     pub(crate) vxlan: KernelVxlan,
@@ -208,7 +208,7 @@ impl Overlay {
         self.topology.pair().unwrap().1
     }
 
-    /// Both containers, each way.
+    /// Both containers, in both directions.
     pub(crate) fn directions(&self) -> [(&Container, &Container); 2] {
         [
             (&self.in_kernel, &self.in_ours),
@@ -216,10 +216,10 @@ impl Overlay {
         ]
     }
 
-    /// Nothing was dropped by us, and every packet is accounted for.
+    /// Asserts that we dropped nothing, and that every packet is accounted for.
     pub(crate) fn assert_nothing_dropped(&self) -> Totals {
         let totals = self.dataplane.totals();
-        // IPv6 neighbour discovery of the device itself and the like are none of the test's.
+        // IPv6 neighbour discovery of the device itself and the like do not matter here.
         let strangers = [Counter::OutNotIpv4, Counter::OutNotUnicast];
         for counter in Counter::ALL.iter().filter(|c| !strangers.contains(c)) {
             if matches!(counter.kind(), CounterKind::DropIn | CounterKind::DropOut) {
@@ -230,7 +230,7 @@ impl Overlay {
     }
 }
 
-/// What a device can leave for later when it sends: checksums and cutting.
+/// Transmit offloads of a device: checksums and segmentation.
 const OFFLOADS: [&str; 10] = [
     "tx-checksum-ip-generic",
     "tx-checksum-ipv4",
@@ -244,15 +244,13 @@ const OFFLOADS: [&str; 10] = [
     "tx-udp_tnl-csum-segmentation",
 ];
 
-/// Turns transmit offloads of a node's underlay device off, as if a wire were behind it.
-///
-/// # Errors
-/// Why that can't be done here.
+/// Turns off the transmit offloads of a node's underlay device, as on a physical link, or
+/// returns why that is impossible here.
 pub(crate) fn finish_on_sending(node: &Node, device: &str) -> Result<(), String> {
     let off: Vec<_> = OFFLOADS.iter().map(|name| (*name, false)).collect();
     node.set_features(device, &off)
         .map_err(|error| error.to_string())
 }
 
-/// The hosts' device on the underlay.
+/// The hosts' underlay device.
 pub(crate) const UNDERLAY: &str = UNDERLAY_DEVICE;

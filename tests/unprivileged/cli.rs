@@ -1,10 +1,10 @@
-//! What the program answers: exit status, and which stream it answers on.
+//! Exit status and output streams of the program.
 
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
-/// The program with an environment of its own, so that the tester's does not matter.
+/// The program with a clean environment.
 fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_uvxlan"));
     command.env_clear().stdin(Stdio::null());
@@ -19,7 +19,7 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).expect("output is UTF-8")
 }
 
-/// Status 0, an answer on stdout, nothing on stderr.
+/// Asserts status 0, output on stdout, and nothing on stderr.
 fn answer(command: &mut Command) -> String {
     let output = output(command);
     assert_eq!(output.status.code(), Some(0), "{command:?}: {output:?}");
@@ -27,7 +27,7 @@ fn answer(command: &mut Command) -> String {
     text(&output.stdout).to_owned()
 }
 
-/// This status, nothing on stdout, a complaint on stderr.
+/// Asserts this status, nothing on stdout, and a message on stderr.
 fn complaint(command: &mut Command, status: i32) -> String {
     let output = output(command);
     assert_eq!(
@@ -99,7 +99,7 @@ fn a_reader_that_went_away_is_no_panic() {
     assert_eq!(output.status.code(), Some(2));
 }
 
-/// What a daemon that cannot reach its store writes into a file that is its stderr.
+/// The log of a daemon that cannot reach its store, with a file as its stderr.
 fn log_of_a_failing_start(journal: bool) -> String {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log");
@@ -136,7 +136,7 @@ fn the_journal_gets_priorities_and_no_second_time() {
         lines.contains("<3>") && lines.contains("event=\"failed\""),
         "{lines}"
     );
-    // Another stream than the one that is named: time and level are ours to write.
+    // Not the named stream: we write time and level ourselves.
     let lines = log_of_a_failing_start(false);
     assert!(lines.lines().all(|line| line.starts_with("20")), "{lines}");
 }

@@ -1,12 +1,12 @@
-//! The names of log events are what people filter and alert by: each line has one, and the list
-//! of them in the docs is whole.
+//! Names of log events, by which people filter and alert: each line has one, and the list in the
+//! docs is complete.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 type Events = BTreeMap<String, BTreeSet<String>>;
 
-/// The arguments of a macro that opens at the start of `text`.
+/// The arguments of a macro call, whose parenthesis opens before `text`.
 fn arguments(text: &str) -> &str {
     let (mut depth, mut quoted, mut escaped) = (1, false, false);
     for (at, character) in text.char_indices() {
@@ -25,7 +25,7 @@ fn arguments(text: &str) -> &str {
     text
 }
 
-/// Takes the events of a source file into the list.
+/// Adds the events of a source file to the list.
 fn read(path: &Path, events: &mut Events) {
     let text = std::fs::read_to_string(path).unwrap();
     let code = text.split("mod tests {").next().unwrap();
@@ -44,7 +44,7 @@ fn read(path: &Path, events: &mut Events) {
                     let levels = events.entry(name.to_owned()).or_default();
                     levels.insert(level.to_owned());
                 }
-                // Who looks for a fault reads those with their place.
+                // For debugging, these are read together with their module.
                 None if matches!(level, "debug" | "trace") => {}
                 None => panic!("{}: a line without event: {level}!({said})", path.display()),
             }

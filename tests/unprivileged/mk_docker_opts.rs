@@ -1,4 +1,4 @@
-//! `systemd/mk-docker-opts.sh`, run as a script, against what flannel's own script writes.
+//! `systemd/mk-docker-opts.sh`, compared with the output of flannel's own script.
 //!
 //! Expected texts are those of flannel's `dist/mk-docker-opts_tests.sh`, and of its script
 //! run under dash.
@@ -13,7 +13,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_uvxlan");
 /// `sample_subnet.env` of flannel's tests.
 const SAMPLE: &str = "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.74.1/24\n\
                       FLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n";
-/// What the daemon of a widely copied installation guide writes.
+/// The subnet file of a widely copied installation guide.
 const GUIDE: &str = "FLANNEL_NETWORK=172.20.0.0/16\nFLANNEL_SUBNET=172.20.28.1/24\n\
                      FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
 const GUIDE_OPTIONS: &str = "DOCKER_OPT_BIP=\"--bip=172.20.28.1/24\"\n\
@@ -25,7 +25,7 @@ fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/mk-docker-opts.sh")
 }
 
-/// A folder with an input file, and the script's output file in it.
+/// A folder with an input file and the script's output file.
 struct Files {
     folder: tempfile::TempDir,
 }
@@ -63,7 +63,7 @@ impl Files {
             .unwrap()
     }
 
-    /// The output file's text after a run that must succeed and say nothing.
+    /// The output file after a run that must succeed silently.
     fn written(&self, options: &str) -> String {
         quiet(&self.run(options));
         fs::read_to_string(self.output()).unwrap()
@@ -153,11 +153,11 @@ fn failures_end_with_1_say_why_and_write_nothing() {
         assert!(!files.output().exists(), "{words:?}");
     };
     failed(&files.run(""), &["Invalid value of FLANNEL_IPMASQ: maybe"]);
-    // Usage, on stderr, for what the script does not know and when asked.
+    // Usage, on stderr, for unknown options and on request.
     for options in ["-h", "-x", "-?", "-i -k"] {
         failed(&files.run(options), &["-f", "-d", "-i", "-c", "-m", "-k"]);
     }
-    // With -m nobody asks for the value.
+    // With -m the value is not needed.
     quiet(&files.run("-m"));
     fs::remove_file(files.output()).unwrap();
 
@@ -223,8 +223,8 @@ fn the_program_is_found_beside_the_script_under_either_name() {
     );
 }
 
-/// The installation guide's line, with its paths: the subnet file is read by default, and
-/// overwritten. In a mount namespace, so that this machine's `/run` stays as it is.
+/// The installation guide's command, with its paths: the subnet file is read by default, and
+/// overwritten. In a mount namespace, so that this machine's `/run` stays unchanged.
 #[test]
 fn the_guides_command_line_overwrites_the_subnet_file_with_flannels_bytes() {
     let files = Files::new(GUIDE);
@@ -265,7 +265,7 @@ fn the_guides_command_line_overwrites_the_subnet_file_with_flannels_bytes() {
     };
     quiet(&output);
     assert_eq!(fs::read_to_string(at("first")).unwrap(), GUIDE_OPTIONS);
-    // flannel's script reads its own output the second time, and so do we.
+    // On the second run flannel's script reads its own output, and so do we.
     let options = " --bip=172.20.28.1/24 --ip-masq=false --mtu=1450";
     let second = fs::read_to_string(at("second")).unwrap();
     let last = format!("DOCKER_NETWORK_OPTIONS=\"{options} {options}\"");

@@ -1,6 +1,6 @@
-//! What threads share, in every order in which they can meet: loom puts its own locks and
-//! atomics under the very source files of the packet loop. For the route snapshot, which is
-//! swapped by a crate that loom cannot enter, real threads do what they can.
+//! The state that threads share, under every interleaving: loom substitutes its own locks and
+//! atomics in the source files of the packet loop. The route snapshot is swapped by a crate that
+//! loom cannot instrument, so it is tested with real threads.
 
 #[path = "../../src/dataplane/generation.rs"]
 #[expect(dead_code, reason = "not all of it is tried here")]
@@ -10,7 +10,7 @@ mod generation;
 #[allow(unreachable_pub, reason = "its `pub` is for the library")]
 mod stop;
 
-/// In place of the standard library's.
+/// Replaces the standard library's.
 mod sync {
     pub(crate) use loom::sync::{Mutex, atomic};
 }
@@ -23,7 +23,7 @@ use loom::thread;
 use generation::GenerationCell;
 use stop::{Stop, Wake};
 
-/// An event descriptor that is never read: once written, it is readable for ever.
+/// An eventfd that is never read: once written, it stays readable.
 struct Event {
     written: Mutex<bool>,
     changed: Condvar,
@@ -65,7 +65,7 @@ fn no_worker_sleeps_through_the_end() {
                     stop.wake().wait();
                     turns += 1;
                 }
-                // Woken once, it finds the flag: it does not turn in circles.
+                // Woken once, it finds the flag, and does not spin.
                 assert!(turns <= 1, "{turns}");
             })
         });
@@ -136,7 +136,7 @@ fn snapshots_are_whole_in_order_and_freed() {
     const ROUNDS: u32 = 20_000;
     let network = "10.0.0.0/16".parse().unwrap();
     let routes = Routes::new(RouteTable::empty(network, 24));
-    // Each snapshot has two routes whose ports tell its number.
+    // Each snapshot has two routes whose ports are its number.
     let port = |round: u32| (round % 60_000) as u16 + 1;
     let publish = |round: u32| {
         let endpoint = std::net::SocketAddrV4::new([192, 0, 2, 1].into(), port(round));

@@ -1,5 +1,4 @@
-//! What is installed: program, units, manual pages, completions, and the Debian package's
-//! shape.
+//! Installed files: program, units, manual pages, completions; and the Debian package.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -70,7 +69,7 @@ fn manual_pages_tell_every_flag_and_are_well_formed() {
     for flag in flags() {
         assert!(plain.contains(&format!("--{flag}")), "--{flag}");
     }
-    // What a flag does and its details are paragraphs of their own.
+    // The summary of a flag and its details are separate paragraphs.
     let parts = "leases lie below KEY/subnets/.\n\n[environment: FLANNELD_ETCD_PREFIX]";
     assert!(plain.contains(parts), "{parts:?} in {plain}");
     for words in ["FLANNELD_IFACE", "/run/flannel/subnet.env", "Exit status"] {
@@ -112,7 +111,7 @@ fn completions_know_the_commands_and_the_daemons_flags() {
     assert_eq!(unwritable.status.code(), Some(73), "{unwritable:?}");
 }
 
-/// Installs below a folder, as somebody does whose files nobody else may read.
+/// Installs below a folder, with a umask that denies access to others.
 fn make(target: &str, root: &Path) {
     let arguments = [
         "umask 077; make \"$@\"".to_owned(),
@@ -172,7 +171,7 @@ fn make_install_puts_everything_and_the_unit_fits_its_place() {
     }
     let unit = fs::read_to_string(root.join("usr/lib/systemd/system/uvxlan.service")).unwrap();
     assert!(unit.contains("ExecStart=/usr/sbin/uvxlan run") && !unit.contains("/usr/local"));
-    // Beside a distribution's flanneld, not in its place.
+    // Next to a distribution's flanneld, without replacing it.
     let name = root.join("usr/lib/uvxlan/flanneld");
     assert_eq!(
         fs::canonicalize(&name).unwrap(),
@@ -185,7 +184,7 @@ fn make_install_puts_everything_and_the_unit_fits_its_place() {
     for path in below(root).iter().filter(|path| **path != options) {
         assert_eq!(mode(path) & 0o044, 0o044, "{} is for all", path.display());
     }
-    // What an administrator wrote stays.
+    // An administrator's changes stay.
     fs::write(&options, "FLANNEL_OPTIONS=mine\n").unwrap();
     make("install", root);
     let kept = fs::read_to_string(&options).unwrap();
@@ -194,7 +193,7 @@ fn make_install_puts_everything_and_the_unit_fits_its_place() {
     if !exists("systemd-analyze") {
         return;
     }
-    // Whether systemd takes the unit is `systemd_units.rs`' question.
+    // Whether systemd accepts the unit is checked in `systemd_units.rs`.
     let root = format!("--root={}", root.display());
     let security = run(
         "systemd-analyze",
@@ -232,7 +231,7 @@ fn the_debian_package_is_one() {
         fields.contains("Package: uvxlan") && fields.contains(&version),
         "{fields}"
     );
-    // A libc that is too old is refused at once, not at the daemon's start.
+    // A libc that is too old is refused at installation, not at the daemon's start.
     let needs = fs::read(PROGRAM).unwrap();
     let dynamic = needs.windows(8).any(|bytes| bytes == b"GLIBC_2.");
     assert_eq!(
@@ -275,7 +274,7 @@ fn the_debian_package_is_one() {
     }
 }
 
-/// `dpkg --verify` needs them, and one for each file but the settings.
+/// `dpkg --verify` needs one for each file except the settings.
 fn the_sums_are_those_of_the_files(root: &Path) {
     let check = Command::new("md5sum")
         .args(["--check", "--quiet", "DEBIAN/md5sums"])
@@ -328,7 +327,7 @@ fn purging_touches_its_root_only(root: &Path) {
     fs::create_dir_all(state.parent().unwrap()).unwrap();
     fs::write(&state, "{}").unwrap();
     fs::write(&other, "").unwrap();
-    // Looked at before it runs: the state of this machine's own daemon is at stake.
+    // Checked before it runs, since it could remove the state of this machine's own daemon.
     let postrm = fs::read_to_string("scripts/debian/postrm").unwrap();
     for line in postrm.lines().filter(|line| line.contains("rm -")) {
         assert!(line.contains("\"${DPKG_ROOT:-}/var/lib/uvxlan\""), "{line}");

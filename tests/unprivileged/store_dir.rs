@@ -148,12 +148,12 @@ async fn a_directory_that_vanishes_is_not_empty() {
     let mut events = store.watch(store.list().await.unwrap().revision);
     quiet(&mut events, Duration::from_millis(300)).await;
 
-    // As when a file system is unmounted.
+    // As if a file system is unmounted.
     std::fs::rename(&path, dir.path().join("away")).unwrap();
     assert!(store.list().await.unwrap_err().is_transient());
     quiet(&mut events, Duration::from_millis(500)).await;
 
-    // And made anew, with another record: a list to look at twice, and no deletion.
+    // And recreated, with another record: a list to be confirmed, without deletions.
     std::fs::create_dir_all(path.join("subnets")).unwrap();
     std::fs::write(path.join("subnets/10.5.2.0-24"), "2").unwrap();
     let wait = Duration::from_secs(15);
@@ -175,7 +175,7 @@ async fn a_directory_that_vanishes_is_not_empty() {
 
 #[tokio::test]
 async fn a_bare_mount_point_is_not_the_store() {
-    // Two file systems; the link is what is mounted.
+    // Two file systems; the link leads to the mounted one.
     let (mounted, bare) = (
         tempfile::tempdir_in("/dev/shm"),
         tempfile::tempdir_in("/var/tmp"),
@@ -199,7 +199,7 @@ async fn a_bare_mount_point_is_not_the_store() {
     let mut events = store.watch(store.list().await.unwrap().revision);
     quiet(&mut events, Duration::from_millis(300)).await;
 
-    // Also where it has an empty `subnets` of its own.
+    // Also if it has an empty `subnets` of its own.
     for made in [false, true] {
         if made {
             std::fs::create_dir(bare.path().join("subnets")).unwrap();
@@ -244,7 +244,7 @@ async fn several_records_that_vanish_at_once_are_a_list() {
         WatchEvent::Delete { name, .. } => assert_eq!(name, NAME),
         event => panic!("{event:?}"),
     }
-    // Within the time in which a burst of changes may end.
+    // Within the time that a burst of changes may take.
     remove(2);
     remove(3);
     match next(&mut events).await {

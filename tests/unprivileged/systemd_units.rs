@@ -1,5 +1,5 @@
-//! The systemd units: accepted by `systemd-analyze verify`, and tied to docker and the
-//! daemon as the documents promise.
+//! The systemd units: accepted by `systemd-analyze verify`, and related to Docker and the daemon as
+//! documented.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -29,7 +29,7 @@ fn drop_in() -> String {
     shipped("docker.service.d/uvxlan.conf")
 }
 
-/// Leaves the test, saying why, where there is no systemd-analyze.
+/// Skips the test, with the reason, without systemd-analyze.
 macro_rules! need_systemd_analyze {
     () => {
         if let Err(error) = Command::new("systemd-analyze").arg("--version").output() {
@@ -39,8 +39,8 @@ macro_rules! need_systemd_analyze {
     };
 }
 
-/// A folder of units that refers to nothing outside: programs are put in, units that ours
-/// only name are left to be absent.
+/// A self-contained folder of units: programs are added, and units that ours only mention are
+/// missing.
 struct Units {
     folder: tempfile::TempDir,
 }
@@ -65,7 +65,7 @@ impl Units {
         path
     }
 
-    /// A docker.service like docker's own, and our drop-in for it.
+    /// A docker.service like Docker's own, and our drop-in for it.
     fn with_docker(self, drop_in: &str) -> Self {
         let dockerd = self.put("dockerd", "#!/bin/sh\n");
         fs::set_permissions(&dockerd, fs::Permissions::from_mode(0o755)).unwrap();
@@ -79,12 +79,12 @@ impl Units {
         self
     }
 
-    /// What systemd has to say about a unit; nothing, if all is well.
+    /// systemd's complaints about a unit.
     fn verify(&self, unit: &str) -> String {
         let output = Command::new("systemd-analyze")
             .args(["verify", "--man=no"])
             .arg(self.folder.path().join(unit))
-            // First the test's folder, then (the empty end) systemd's own places.
+            // First the test's folder, then (the empty end) systemd's own paths.
             .env(
                 "SYSTEMD_UNIT_PATH",
                 format!("{}:", self.folder.path().display()),
@@ -92,7 +92,7 @@ impl Units {
             .output()
             .unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
-        // Other units of this machine may have faults of their own.
+        // Other units of this machine may have errors of their own.
         let ours: Vec<&str> = said
             .lines()
             .filter(|line| {
@@ -129,8 +129,7 @@ fn systemd_accepts_the_tutorials_unit() {
     assert_ne!(units.verify("flanneld.service"), "");
 }
 
-/// Failures in quick succession must not be the end: the store or the interface may come
-/// later.
+/// Failures in quick succession must not be final: the store or the interface may come up later.
 #[test]
 fn systemd_never_gives_up_starting() {
     for text in [unit(), flanneld()] {
@@ -151,7 +150,7 @@ fn others_keep_their_hands_off_the_device() {
     assert_eq!(words(&link, "Link", "MACAddressPolicy"), ["none"]);
     let network = shipped("50-flannel.network");
     assert_eq!(words(&network, "Link", "Unmanaged"), ["yes"]);
-    // `=` would take away what other files of the host name; `+=` adds.
+    // `=` would override what other files of the host name; `+=` adds.
     let manager = shipped("uvxlan-networkmanager.conf");
     assert_eq!(
         words(&manager, "keyfile", "unmanaged-devices+"),
@@ -166,7 +165,7 @@ fn systemd_accepts_the_drop_in() {
     assert_eq!(units.verify("docker.service"), "");
 }
 
-/// Without this, the two tests before could pass because nothing is looked at.
+/// Without this, the two tests above could pass because nothing is checked.
 #[test]
 fn systemd_does_not_accept_everything() {
     need_systemd_analyze!();
@@ -221,7 +220,7 @@ fn a_restart_of_either_does_not_stop_the_other() {
             );
         }
     }
-    // Order, and that docker brings the daemon up, are kept.
+    // The order is kept, and that Docker starts the daemon.
     let before = words(&unit(), "Unit", "Before");
     assert!(before.contains(&"docker.service".to_owned()), "{before:?}");
     for key in ["After", "Wants"] {
@@ -244,7 +243,7 @@ fn docker_reads_the_file_that_the_unit_writes() {
         words(&drop_in, "Service", "EnvironmentFile"),
         [behind("-d").as_str()]
     );
-    // The first, empty assignment takes docker's own command away; without it docker has two.
+    // The first, empty assignment removes Docker's own command; otherwise it would have two.
     let exec: Vec<String> = assignments(&drop_in)
         .into_iter()
         .filter(|(_, key, _)| key == "ExecStart")
@@ -254,11 +253,11 @@ fn docker_reads_the_file_that_the_unit_writes() {
         exec,
         [String::new(), format!("/usr/bin/dockerd ${}", behind("-k"))]
     );
-    // The subnet file itself must stay what the daemon and CNI plugins read.
+    // The subnet file itself must stay readable for the daemon and CNI plugins.
     assert_ne!(behind("-d"), "/run/flannel/subnet.env");
 }
 
-/// What is closed to the whole of it must be opened for what it writes.
+/// The sandbox must leave the paths writable that the daemon writes.
 #[test]
 fn the_unit_may_write_what_it_must_and_no_more_of_run() {
     let unit = unit();
@@ -269,7 +268,7 @@ fn the_unit_may_write_what_it_must_and_no_more_of_run() {
     );
     let writable = words(&unit, "Service", "ReadWritePaths");
     assert_eq!(writable, ["-/run/xtables.lock"]);
-    // A path that is not there yet cannot be let through.
+    // A path that does not exist yet cannot be made writable.
     let before = words(&unit, "Service", "ExecStartPre");
     assert_eq!(before, ["-+/bin/touch", "/run/xtables.lock"]);
 }
@@ -281,7 +280,7 @@ fn docker_waits_until_the_subnet_file_is_there() {
     // The datastore may come up much later than this node.
     assert_eq!(words(&unit, "Service", "TimeoutStartSec"), ["infinity"]);
     assert_eq!(words(&unit, "Service", "Restart"), ["always"]);
-    // Else docker would lose its EnvironmentFile at every restart.
+    // Otherwise Docker would lose its EnvironmentFile at every restart.
     assert_eq!(words(&unit, "Service", "RuntimeDirectoryPreserve"), ["yes"]);
 }
 

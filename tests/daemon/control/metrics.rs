@@ -1,4 +1,4 @@
-//! The page for Prometheus, and what is made for it: alert rules and a board.
+//! The metrics page for Prometheus, the alert rules and the Grafana dashboard.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -11,9 +11,9 @@ use serde_json::Value;
 use super::Lab;
 
 use crate::support::need;
-use crate::support::nodes::{NodeUnderTest, PATIENCE, eventually, possible};
+use crate::support::nodes::{NodeUnderTest, TIMEOUT, eventually, possible};
 
-/// The page as somebody without special wishes gets it.
+/// The page in its default format.
 fn page(node: &NodeUnderTest) -> String {
     let read = node.host.namespace().run(|| {
         let mut stream = TcpStream::connect("127.0.0.1:9472").unwrap();
@@ -29,7 +29,7 @@ fn page(node: &NodeUnderTest) -> String {
     text.split_once("\r\n\r\n").unwrap().1.to_owned()
 }
 
-/// Sum of all samples whose name and labels begin like this.
+/// Sum of all samples whose name and labels have this prefix.
 fn sum(page: &str, series: &str) -> f64 {
     page.lines()
         .filter(|line| line.starts_with(series))
@@ -37,9 +37,9 @@ fn sum(page: &str, series: &str) -> f64 {
         .sum()
 }
 
-/// Whether something becomes true.
+/// Whether a condition becomes true in time.
 fn within(mut check: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !check() {
         if Instant::now() > deadline {
             return false;
@@ -49,7 +49,7 @@ fn within(mut check: impl FnMut() -> bool) -> bool {
     true
 }
 
-/// Runs promtool where it is installed.
+/// Runs promtool, if it is installed.
 fn promtool(arguments: &[&str], stdin: &str) {
     if let Err(reason) = possible(&["promtool"]) {
         crate::support::skipped(reason);
@@ -68,7 +68,7 @@ fn promtool(arguments: &[&str], stdin: &str) {
     let output = check.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
-    // What it only advises against, it says with a good exit status.
+    // Mere recommendations do not change its exit status.
     assert!(!said.contains("should"), "{said}");
 }
 
@@ -113,7 +113,7 @@ fn every_packet_is_on_the_page_under_one_name() {
     let lab = Lab::new();
     let (a, b) = (&lab.a, &lab.b);
     a.transfer(b, 4 << 20);
-    // Out to nobody; in from a peer, too short to be VXLAN.
+    // Outbound without a peer; inbound from a peer, too short for VXLAN.
     a.change(&["route", "add", "10.5.252.0/24", "dev", "flannel.1"]);
     let _ = a.output(
         "ping",
@@ -144,7 +144,7 @@ fn every_packet_is_on_the_page_under_one_name() {
         adds_up,
         "the drops are not there, or do not add up:\n{page}"
     );
-    // Bytes are those of the packets inside: the transfer, and headers of it.
+    // Bytes are those of the inner packets: the transfer and its headers.
     let sent = sum(&page, "uvxlan_encap_bytes_total ");
     let of_peers =
         sum(&page, "uvxlan_peer_bytes_total{peer=\"") - sum(&page, "uvxlan_decap_bytes_total ");
@@ -167,7 +167,7 @@ fn every_packet_is_on_the_page_under_one_name() {
     }
 }
 
-/// A page on which every metric is.
+/// A page with every metric.
 fn full_page() -> String {
     let status: uvxlan::control::Status = serde_json::from_value(serde_json::json!({
         "phase": "serving", "version": "1", "pid": 1, "uptime_seconds": 1, "node": null,
@@ -207,7 +207,7 @@ fn the_list_of_metrics_is_whole() {
         Some(format!("{name} {}", cells.next()?))
     });
     let listed: BTreeSet<_> = rows.collect();
-    // OpenMetrics describes a counter without the end of its samples' name.
+    // OpenMetrics describes a counter without the suffix of its samples.
     let page = full_page();
     let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     let told: BTreeSet<_> = types
@@ -219,8 +219,7 @@ fn the_list_of_metrics_is_whole() {
     assert_eq!(listed, told);
 }
 
-/// Metrics that the alert rules and the board name, and the page does not have, would never
-/// fire and never show.
+/// Alerts and panels with metrics that the page does not have would never fire and never show.
 #[test]
 fn alert_rules_and_board_name_metrics_that_there_are() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("monitoring");

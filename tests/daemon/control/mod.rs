@@ -1,4 +1,4 @@
-//! Asking a running daemon: status, trace, metrics.
+//! Requests to a running daemon: status, trace, metrics.
 
 mod metrics;
 mod terminal;
@@ -16,7 +16,7 @@ use uvxlan::testbed::Topology;
 use crate::support::need;
 use crate::support::nodes::{self, NodeUnderTest, PROGRAM, eventually, possible};
 
-/// Two nodes on a directory store that both see.
+/// Two nodes with a common directory store.
 struct Lab {
     _topology: Topology,
     folder: tempfile::TempDir,
@@ -57,7 +57,7 @@ fn socket(node: &NodeUnderTest) -> PathBuf {
     node.folder.join("control")
 }
 
-/// Runs a command of ours against a node's daemon, in the node's namespace.
+/// Runs one of our commands against a node's daemon, in the node's namespace.
 fn ask(node: &NodeUnderTest, arguments: &[&str]) -> Output {
     let mut command = Command::new(PROGRAM);
     command
@@ -114,7 +114,7 @@ fn status_tells_node_peers_and_drops() {
     assert_eq!(now["node"]["device"], "flannel.1");
     assert_eq!(now["datastore"]["lease"], "held");
     assert_eq!(now["pid"], a.daemon.as_ref().unwrap().pid());
-    // The rest of the first lines, against what the kernel and the store say.
+    // The rest of the first lines, compared with the kernel and the store.
     let lease = lab.folder.path().join("store/subnets");
     let lease = lease.join(env.subnet.to_string().replace('/', "-"));
     let lease: Value = serde_json::from_slice(&std::fs::read(lease).unwrap()).unwrap();
@@ -156,7 +156,7 @@ fn status_tells_node_peers_and_drops() {
             && peer["loss_percent"] == 0
     });
 
-    // The invariant holds in what is shown, when nothing is on the way.
+    // The displayed counters satisfy the invariant when no packet is in flight.
     let value = |counters: &Value, name: &str| {
         let counters = counters.as_array().unwrap();
         let found = counters.iter().find(|counter| counter["name"] == name);
@@ -178,7 +178,7 @@ fn status_tells_node_peers_and_drops() {
                     + drops(counters, "drop-in")
     });
 
-    // For people: a packet without lease, and a record that is refused.
+    // For users: a packet without a lease, and a record that is refused.
     lab.put(
         "10.5.251.0-24",
         r#"{"PublicIP":"127.0.0.1","BackendType":"vxlan"}"#,
@@ -304,7 +304,7 @@ fn trace_tells_where_a_packet_goes_and_where_it_ends() {
             .1
             .contains("record 10.5.251.0-24 is refused")
     });
-    // A route of somebody else's in the way.
+    // A foreign route takes precedence.
     a.change(&["route", "add", &format!("{there}/32"), "dev", "eth0"]);
     let (code, said) = trace(&there);
     assert!(
@@ -331,13 +331,13 @@ fn the_socket_is_for_owner_and_group_and_survives_nonsense() {
         stream
             .set_read_timeout(Some(Duration::from_secs(10)))
             .unwrap();
-        // It may stop listening before all of it is sent.
+        // It may stop reading before all of it is sent.
         let _ = stream.write_all(request);
         let mut answer = String::new();
         let _ = BufReader::new(stream).read_line(&mut answer);
         assert!(answer.contains(expected), "{answer}");
     }
-    // Somebody who never says anything, many times, is in nobody's way.
+    // Many clients that never send a request do not disturb others.
     let idle: Vec<_> = (0..10)
         .map(|_| UnixStream::connect(&path).unwrap())
         .collect();
@@ -415,7 +415,7 @@ fn a_daemon_that_cannot_be_asked_forwards_all_the_same() {
     std::fs::create_dir_all(store.join("subnets")).unwrap();
     std::fs::write(store.join("config"), nodes::CONFIG).unwrap();
     let (one, two) = topology.pair().unwrap();
-    // The metrics port is taken, and where the socket would be is a directory.
+    // The metrics port is taken, and there is a directory where the socket should be.
     let _taken = one
         .namespace()
         .run(|| std::net::TcpListener::bind("127.0.0.1:9472").unwrap())
@@ -441,7 +441,7 @@ fn every_setting_is_told_at_start() {
     let store = folder.path().join("store");
     std::fs::create_dir_all(store.join("subnets")).unwrap();
     std::fs::write(store.join("config"), nodes::CONFIG).unwrap();
-    // With those that every test gives, more than fifteen.
+    // With those that every test sets, more than fifteen.
     let flags = [
         &format!("--store=dir:{}", store.display()),
         "--probe-interval=2",

@@ -1,4 +1,4 @@
-//! What a person sees in a terminal: `status --watch` and `top`, in tmux.
+//! What a user sees in a terminal: `status --watch` and `top`, in tmux.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use super::{Lab, ask, socket, text};
 use crate::support::need;
 use crate::support::nodes::{NodeUnderTest, PROGRAM, eventually, possible};
 
-/// A terminal of its own; closed when dropped.
+/// A terminal; closed on drop.
 struct Tmux {
     socket: PathBuf,
 }
@@ -42,7 +42,7 @@ impl Drop for Tmux {
     }
 }
 
-/// Whether tmux is there; a terminal of its own for a command.
+/// A terminal for a command, if tmux is installed.
 fn terminal(lab: &Lab, command: &str) -> Option<Tmux> {
     if Command::new("tmux").arg("-V").output().is_err() {
         crate::support::skipped("no program tmux");
@@ -56,7 +56,7 @@ fn terminal(lab: &Lab, command: &str) -> Option<Tmux> {
     Some(tmux)
 }
 
-/// The number before a unit in what a line of the screen says: `3.4` of `to peers: 3.4 Mb/s`.
+/// The number before a unit in a line of the screen: `3.4` of `to peers: 3.4 Mb/s`.
 fn figure(screen: &str, before: &str) -> Option<f64> {
     let (_, rest) = screen.split_once(before)?;
     rest.trim_start().split([' ', ',']).next()?.parse().ok()
@@ -105,7 +105,7 @@ fn top_shows_traffic_and_listens_to_its_keys() {
         let screen = tmux.screen();
         !screen.contains("PAUSED") && screen != paused
     });
-    // A daemon that does not answer is no reason not to listen to keys.
+    // Keys still work while the daemon does not answer.
     signal(&lab.a, Signal::STOP);
     eventually("it is said", || tmux.screen().contains("has not answered"));
     tmux.run(&["send-keys", "s"]);
@@ -149,7 +149,7 @@ fn a_watch_outlives_the_daemon_and_not_its_reader() {
         screen.contains(&pid) && !screen.contains("no daemon answers")
     });
 
-    // Into a pipe: text alone, and an end when nobody reads.
+    // Into a pipe: plain text, and the end when the reader is gone.
     let mut command = Command::new(PROGRAM);
     command
         .args(["status", "--watch", "--control-socket"])

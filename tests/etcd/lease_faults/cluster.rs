@@ -1,4 +1,4 @@
-//! A cluster of three members that loses one, then its quorum, and gets both back.
+//! A cluster of three members that loses one, then its quorum, and regains both.
 
 use super::*;
 
@@ -18,7 +18,7 @@ async fn held_within(running: &mut Running, longest: Duration) {
         .unwrap();
 }
 
-/// Writes one lease, again while the members elect a leader.
+/// Writes one lease, with retries while the members elect a leader.
 async fn put_when_led(client: &mut etcd_client::Client, number: u32) {
     let deadline = tokio::time::Instant::now() + WAIT;
     while let Err(error) = client.put(key(number), value(number, 0), None).await {
@@ -35,7 +35,7 @@ async fn a_cluster_may_lose_members_and_its_quorum() {
     let mut last = members[2].client().await;
     put_all(&mut last, (1..=5).map(|n| (key(n), value(n, 0)))).await;
     let stop = CancellationToken::new();
-    // The shortest interval of signs of life, so that the loss is noticed within seconds.
+    // The shortest interval of keepalives, so that the loss is noticed within seconds.
     let ttl = Duration::from_secs(9);
     let store = store_of(&members);
     let listing = store.list().await.unwrap();
@@ -47,7 +47,7 @@ async fn a_cluster_may_lose_members_and_its_quorum() {
     })
     .await;
 
-    // The member in use dies; what is written at another one arrives.
+    // The member in use dies; writes at another one arrive.
     members[0].kill();
     put_when_led(&mut last, 6).await;
     until("a change past the dead member", || {
@@ -64,14 +64,14 @@ async fn a_cluster_may_lose_members_and_its_quorum() {
         .await
         .expect("the loss of the quorum is noticed")
         .unwrap();
-    // Longer than the lease lives.
+    // Longer than the lease's TTL.
     tokio::time::sleep(ttl + Duration::from_secs(6)).await;
     removed.extend(drain(&mut running));
     assert_eq!(removed, [], "without a quorum nobody goes");
     assert_eq!(peers(&running), 6);
 
     assert!(members[1].run().await);
-    // A question that was on its way to a dead member may take some seconds to fail.
+    // A request that was in flight to a dead member may take some seconds to fail.
     held_within(&mut running, WAIT).await;
     assert!(members[0].run().await);
     let mut first = members[0].client().await;

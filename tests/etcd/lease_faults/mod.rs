@@ -1,4 +1,4 @@
-//! What a datastore and other writers can do to a host, on a real etcd.
+//! Faults of a datastore and of other writers, on a real etcd.
 
 mod cluster;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Reads on, so that the manager never waits; hands out every removal.
+/// Drains the changes, so that the manager never waits; returns every removal.
 fn drain(running: &mut Running) -> Vec<PeerChange> {
     let mut removed = Vec::new();
     while let Ok(changes) = running.changes.try_recv() {
@@ -75,7 +75,7 @@ async fn ten_thousand_rubbish_records_cost_no_peer() {
         (format!("{PREFIX}/subnets/{name}"), value)
     };
     put_all(&mut client, (0..10_000).map(rubbish)).await;
-    // Their good values broken: what they said before stays in force.
+    // Their valid values become invalid: the former values stay in force.
     put_all(&mut client, (1..=50).map(|n| (key(n), b"{".to_vec()))).await;
     let mut removed = Vec::new();
     until("all are counted", || {
@@ -91,7 +91,7 @@ async fn ten_thousand_rubbish_records_cost_no_peer() {
     assert_eq!(counts[&Rejection::BackendData], 2000);
     assert_eq!(counts[&Rejection::Value], 2050);
 
-    // Good again, and one rightly gone: followed as before.
+    // Valid again, and one properly deleted: followed as before.
     put_all(&mut client, (1..=50).map(|n| (key(n), value(n, 0)))).await;
     client.delete(key(7), None).await.unwrap();
     until("49 peers", || {
@@ -112,7 +112,7 @@ async fn a_peer_deleted_while_history_was_compacted_goes() {
     let mut client = etcd.client().await;
     put_all(&mut client, (1..=5).map(|n| (key(n), value(n, 0)))).await;
     let store = Arc::new(etcd.store());
-    // The list is read; before the watch begins, history behind it is gone.
+    // The list is read; before the watch starts, its history is compacted.
     let listing = store.list().await.unwrap();
     client.delete(key(3), None).await.unwrap();
     put_all(&mut client, [(key(4), value(4, 1))]).await;
@@ -153,7 +153,7 @@ async fn a_wiped_store_takes_no_peer_while_they_come_back() {
     assert!(etcd.run().await);
     until_up(&*store).await;
     let mut client = etcd.client().await;
-    // Our own is back by itself; the others are as slow as hosts may be.
+    // We restore our own; the others are as slow as hosts may be.
     let mut back = false;
     for _ in 0..300 {
         back = !client.get(key(0), None).await.unwrap().kvs().is_empty();
@@ -186,7 +186,7 @@ async fn a_store_begun_anew_behind_our_back_has_our_lease_soon() {
     let store = Arc::new(EtcdStore::new(options).unwrap());
     let stop = CancellationToken::new();
     let listing = store.list().await.unwrap();
-    // flannel's day: the next sign of life is ten minutes away.
+    // flannel's TTL of a day: the next keepalive is ten minutes away.
     let mut running = follow_for(store, listing, Duration::from_secs(86_400), &stop).await;
     until("2 peers", || {
         drain(&mut running).is_empty() && peers(&running) == 2
@@ -199,7 +199,7 @@ async fn a_store_begun_anew_behind_our_back_has_our_lease_soon() {
     assert!(etcd.run().await);
     until_up(&etcd.store()).await;
     let mut client = etcd.client().await;
-    // Others were faster, and the revision is beyond what we saw.
+    // Others were faster, and the revision is past what we saw.
     put_all(&mut client, [(key(1), value(1, 0))]).await;
     for round in 0..20 {
         put_all(&mut client, [(format!("other/{round}"), vec![])]).await;

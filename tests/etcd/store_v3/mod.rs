@@ -138,7 +138,7 @@ async fn a_lease_lives_by_keepalive_and_dies_without() {
     assert_eq!(names, [NAME]);
     assert!(listing.records[0].expires);
 
-    // The session is gone: said once, then forgotten; the next write begins another.
+    // The session is lost: reported once, then forgotten; the next write starts another.
     assert!(!silent.keep_alive().await.unwrap());
     assert!(!silent.keep_alive().await.unwrap());
     written(silent.create("10.5.2.0-24", value(), ttl).await.unwrap());
@@ -157,7 +157,7 @@ async fn an_expired_session_is_replaced_by_the_next_write() {
     let lease = client.get(key, None).await.unwrap().kvs()[0].lease();
     client.lease_client().revoke(lease).await.unwrap();
     assert_eq!(store.get(NAME).await.unwrap(), None);
-    // No keep_alive between: the write itself finds out.
+    // No keep_alive in between: the write itself notices.
     written(store.create(NAME, value(), TTL).await.unwrap());
     assert!(store.get(NAME).await.unwrap().unwrap().expires);
 }
@@ -245,7 +245,7 @@ async fn values_of_any_size_and_number_are_listed() {
         )
     };
     put_all(&mut client, (0..2500).map(good)).await;
-    // More than what one answer may hold.
+    // More than one response can hold.
     let large = vec![b'x'; 1 << 20];
     for n in 0..72 {
         let key = format!("{PREFIX}/subnets/10.5.{n}.0-24-large");
@@ -266,7 +266,7 @@ async fn values_of_any_size_and_number_are_listed() {
         Some((64 << 10) + 1),
         "enough to see that it is too large"
     );
-    // A watch that was away meanwhile.
+    // A watch that was disconnected meanwhile.
     let mut events = store.watch(start);
     let mut seen = std::collections::BTreeSet::new();
     while seen.len() < 2572 {
@@ -292,8 +292,8 @@ async fn a_list_is_of_one_revision_over_all_its_pages() {
     };
     let store = etcd.store();
     let mut client = etcd.client().await;
-    // One record moves from the end to the beginning and back, in one transaction each time:
-    // no list has it twice or not at all.
+    // One record moves from the end to the beginning and back, each time in one transaction: every
+    // list has it exactly once.
     let fill = |n: u32| (format!("{PREFIX}/subnets/10.5.{n}"), VALUE.into());
     put_all(&mut client, (0..3000).map(fill)).await;
     let places = ["10.1.0.0-24", "10.9.0.0-24"].map(|name| format!("{PREFIX}/subnets/{name}"));
@@ -330,8 +330,8 @@ async fn tls_with_a_ca_alone_and_mutual() {
         };
         if mutual {
             let anonymous = EtcdStore::new(options.clone()).unwrap();
-            // In TLS 1.3 the member's alert may be lost when it closes the connection, so
-            // neither the words nor whether it lasts can be told.
+            // In TLS 1.3 the member's alert may be lost when it closes the connection, so neither
+            // the text nor the permanence of the error is certain.
             assert!(anonymous.list().await.is_err());
             options.cert_file = Some(tls.client_cert.clone());
             options.key_file = Some(tls.client_key.clone());

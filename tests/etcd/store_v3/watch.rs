@@ -1,4 +1,4 @@
-//! Watches, over all that can happen to a store and the way to it.
+//! Watches, through faults of the store and of the connection.
 
 use std::time::Duration;
 
@@ -129,7 +129,7 @@ async fn a_store_begun_anew_is_noticed_beyond_our_cursor_too() {
         ..etcd.options()
     };
     let store = EtcdStore::new(options).unwrap();
-    // Two hosts, and a cursor that stays small however long they live.
+    // Two hosts, and a cursor that stays small however long they run.
     written(store.create(NAME, value(), TTL).await.unwrap());
     written(
         etcd.store()
@@ -144,7 +144,7 @@ async fn a_store_begun_anew_is_noticed_beyond_our_cursor_too() {
     etcd.kill();
     etcd.wipe();
     assert!(etcd.run().await);
-    // The other host is back, and more, before our watch is.
+    // The other host is back, and others have joined, before our watch reconnects.
     let direct = etcd.store();
     until_up(&direct).await;
     for round in 2..=cursor + 3 {
@@ -162,7 +162,7 @@ async fn a_store_begun_anew_is_noticed_beyond_our_cursor_too() {
     }
     quiet(&mut events, Duration::from_millis(500)).await;
 
-    // The same history goes on over a break: no list is read.
+    // The watch resumes after a disconnect, without another list.
     proxy.shut();
     tokio::time::sleep(Duration::from_millis(300)).await;
     proxy.open();
@@ -185,7 +185,7 @@ async fn a_member_that_ends_every_stream_is_not_run_down() {
     };
     let store = EtcdStore::new(options).unwrap();
     let _events = store.watch(store.list().await.unwrap().revision);
-    // Each watch is opened and confirmed, and ends soon after.
+    // Each watch is created and confirmed, and ends soon after.
     for _ in 0..20 {
         tokio::time::sleep(Duration::from_millis(400)).await;
         proxy.cut();

@@ -10,8 +10,8 @@ use super::Findings;
 use crate::support::etcd::{self, Etcd};
 use crate::support::nodes::{CONFIG, PREFIX, PROGRAM};
 
-/// What the doctor says here of etcd. Only its findings about the datastore are looked at:
-/// the rest of this machine is whatever it is.
+/// The doctor's report here. Only its findings about the datastore are checked, since the rest of
+/// this machine may be in any state.
 fn examine(url: &str, flags: &[&str]) -> Findings {
     let folder = tempfile::tempdir().unwrap();
     let path = |flag: &str| format!("--{flag}={}", folder.path().join(flag).display());
@@ -47,11 +47,11 @@ async fn what_is_wrong_with_the_config_is_named() {
         assert_eq!(found.get(check)["status"], "ok", "{found:#?}");
     }
 
-    // In both stores: by itself the daemon takes v3; asked for v2 it finds that.
+    // In both stores: by default the daemon uses v3; with v2 configured, it finds that.
     for api in ["--etcd-api=auto", "--etcd-api=v2"] {
         assert_eq!(examine(&url, &[api]).get("config")["status"], "ok");
     }
-    // In v3 alone, and v2 is asked for.
+    // In v3 alone, with v2 configured.
     etcd.ctl_api("2", &["rm", &key]).unwrap();
     let found = examine(&url, &["--etcd-api=v2"]);
     found.expect("config", "error", "no network config");

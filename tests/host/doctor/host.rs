@@ -7,11 +7,11 @@ use super::{Findings, Lab, Paused, doctor, until_healthy};
 use crate::support::need;
 use crate::support::nodes::{PROGRAM, possible};
 
-/// A fault, made and taken back by commands on node `a`.
+/// A fault, injected and reverted by commands on node `a`.
 struct Fault {
     check: &'static str,
     status: &'static str,
-    /// Part of what must be seen.
+    /// Part of the expected finding.
     word: &'static str,
     make: &'static str,
     mend: &'static str,
@@ -135,7 +135,7 @@ const BESIDE_THE_DAEMON: &[Fault] = &[
     ),
 ];
 
-/// What the daemon repairs by itself: looked at while its process is stopped.
+/// Faults that the daemon repairs by itself: checked while its process is stopped.
 const BEHIND_THE_DAEMON: &[Fault] = &[
     fault("daemon", "error", "does not answer", "true", "true"),
     fault(
@@ -231,7 +231,7 @@ const BEHIND_THE_DAEMON: &[Fault] = &[
     ),
 ];
 
-/// Makes each fault and takes it back. The doctor mostly waits, so several labs share the work.
+/// Injects and reverts each fault. The doctor mostly waits, so several labs share the work.
 fn each_is_named(faults: &[Fault], look: impl Fn(&Lab, &Fault) -> Findings + Sync) {
     let look = &look;
     std::thread::scope(|scope| {
@@ -302,7 +302,7 @@ fn what_keeps_a_daemon_from_starting_is_named() {
     let mut lab = Lab::new();
     drop(lab.a.daemon.take());
     lab.examine().expect("daemon", "warning", "none runs");
-    // The killed daemon left its state file; a damaged one is no reason to fail.
+    // The killed daemon left its state file; the doctor does not fail if it is damaged.
     let state = lab.a.folder.join("state/state.json");
     let kept = std::fs::read(&state).unwrap();
     std::fs::write(&state, "{").unwrap();
@@ -352,7 +352,7 @@ fn what_keeps_a_daemon_from_starting_is_named() {
         "error",
         "/dev/net/tun",
     );
-    // A kernel with known faults, as far as /proc says.
+    // A kernel with known faults, according to /proc.
     let script = "echo $1-test >$2/release && mount --bind $2/release /proc/sys/kernel/osrelease \
                   && shift 2 && exec \"$@\"";
     let folder = lab.folder.path().to_str().unwrap();

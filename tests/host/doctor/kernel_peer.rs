@@ -1,5 +1,5 @@
-//! A peer that is flannel with the kernel's vxlan, which knows nothing of us: it is probed by
-//! what its kernel answers anyway, and its silence is noticed.
+//! A flannel peer with the kernel's vxlan: it is probed by what its kernel answers anyway, and
+//! its silence is noticed.
 
 use std::process::Command;
 

@@ -1,5 +1,5 @@
-//! `uvxlan doctor`: each fault is made on a real host, named, and gone from the findings once
-//! it is mended.
+//! `uvxlan doctor`: each fault is injected on a real host, found by name, and no longer found once
+//! it is repaired.
 
 mod datastore;
 mod host;
@@ -17,7 +17,7 @@ use uvxlan::testbed::{DaemonProcess, Topology};
 
 use crate::support::nodes::{self, NodeUnderTest, PROGRAM, eventually};
 
-/// Two nodes on a directory that reach each other.
+/// Two nodes with a directory store that reach each other.
 struct Lab {
     _topology: Topology,
     folder: tempfile::TempDir,
@@ -52,7 +52,7 @@ impl Lab {
         self.folder.path().join("store")
     }
 
-    /// What the doctor says on node `a`.
+    /// The doctor's report on node `a`.
     fn examine(&self) -> Findings {
         self.examine_with(&[])
     }
@@ -89,7 +89,7 @@ impl Lab {
     }
 }
 
-/// What the doctor said.
+/// A report of the doctor.
 #[derive(Debug)]
 struct Findings {
     findings: Vec<Value>,
@@ -122,8 +122,8 @@ impl Findings {
         found.unwrap_or_else(|| panic!("no check {check}: {self:?}"))
     }
 
-    /// Asserts that a check found something, in which words; that it says why and what to
-    /// do; and that the exit status goes with it.
+    /// Asserts that a check has a finding with this status and these words, that it gives a reason
+    /// and a remedy, and that the exit status matches.
     fn expect(&self, check: &str, status: &str, word: &str) {
         let finding = self.get(check);
         assert_eq!(finding["status"], status, "{check}: {self:#?}");
@@ -140,7 +140,7 @@ impl Findings {
     }
 }
 
-/// The program's own command for the doctor on a node, with the paths of its daemon.
+/// The command that runs the doctor on a node, with the paths of its daemon.
 fn doctor(node: &NodeUnderTest, flags: &[&str]) -> Vec<String> {
     let path = |flag: &str, file: &str| format!("--{flag}={}", node.folder.join(file).display());
     let mut arguments = vec![
@@ -165,8 +165,7 @@ fn signal(daemon: &DaemonProcess, signal: Signal) {
     kill_process(pid, signal).unwrap();
 }
 
-/// Stops a daemon's process, for what it would repair at once; it goes on when this is
-/// dropped.
+/// Stops a daemon's process, which would repair the fault at once; continues it on drop.
 struct Paused<'a>(&'a DaemonProcess);
 
 impl<'a> Paused<'a> {
@@ -183,10 +182,10 @@ impl Drop for Paused<'_> {
     }
 }
 
-/// Waits until the doctor has nothing to say.
+/// Waits until the doctor has no findings.
 fn until_healthy(what: &str, mut look: impl FnMut() -> Findings) {
     let mut last = Vec::new();
-    let deadline = std::time::Instant::now() + nodes::PATIENCE;
+    let deadline = std::time::Instant::now() + nodes::TIMEOUT;
     while std::time::Instant::now() < deadline {
         last = look().bad();
         if last.is_empty() {

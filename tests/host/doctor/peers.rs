@@ -1,4 +1,4 @@
-//! Peers that are away, heard one way, or behind a way that carries less.
+//! Peers that are down, reachable in one direction only, or behind a path with a smaller MTU.
 
 use super::{Lab, Paused, until_healthy};
 
@@ -11,7 +11,7 @@ fn what_is_wrong_on_the_way_to_a_peer_is_named() {
     let lab = Lab::new();
     until_healthy("a healthy pair", || lab.examine());
 
-    // Large packets get lost: 1,400 bytes are 1,350 and the encapsulation.
+    // Large packets are lost: 1,400 bytes are 1,350 plus the encapsulation.
     let large = "iptables -I INPUT -p udp --dport 8472 -m length --length 1401:65535 -j DROP";
     lab.shell(&lab.b, large);
     let found = lab.examine();
@@ -21,7 +21,7 @@ fn what_is_wrong_on_the_way_to_a_peer_is_named() {
     assert!(remedy.contains("\"MTU\": 1400"), "{remedy}");
     until_healthy("after large packets pass again", || lab.examine());
 
-    // Ours do not arrive there, theirs arrive here.
+    // Our packets do not arrive there, theirs arrive here.
     let all = "iptables -I INPUT -p udp --dport 8472 -j DROP";
     lab.shell(&lab.b, all);
     let found = lab.examine();
@@ -29,14 +29,14 @@ fn what_is_wrong_on_the_way_to_a_peer_is_named() {
     found.expect("peers", "error", "one way only");
     until_healthy("after ours arrive again", || lab.examine());
 
-    // Nothing comes: the peer hangs.
+    // Nothing arrives: the peer hangs.
     let paused = Paused::new(&lab.b);
     let found = lab.examine();
     drop(paused);
     found.expect("peers", "warning", "silent");
     until_healthy("after the peer is back", || lab.examine());
 
-    // The way to the peer leads into the tunnel itself.
+    // The route to the peer leads into the tunnel itself.
     lab.shell(&lab.a, "ip route add $PEER_IP/32 dev flannel.1; sleep 1");
     let found = lab.examine();
     lab.shell(&lab.a, "ip route del $PEER_IP/32 dev flannel.1");

@@ -1,4 +1,4 @@
-//! `uvxlan report`: what helpers ask for first, and no secret.
+//! `uvxlan report`: what support asks for first, without secrets.
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;

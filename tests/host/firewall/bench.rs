@@ -1,5 +1,4 @@
-//! A host whose daemon sees the tools that a test puts before it, and the rules as flannel
-//! writes them.
+//! A host whose daemon sees the tools that a test provides, and the rules as flannel writes them.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -11,16 +10,16 @@ use std::process::Command;
 use ipnet::Ipv4Net;
 use uvxlan::testbed::{DaemonProcess, Host, Topology};
 
-use crate::support::nodes::{NodeUnderTest, PATIENCE, PROGRAM, executable};
+use crate::support::nodes::{NodeUnderTest, PROGRAM, TIMEOUT, executable};
 
 pub(crate) const CONFIG: &str = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#;
 pub(crate) const NETWORK: &str = "10.5.0.0/16";
 pub(crate) const HEALTH: u16 = 8285;
 
-/// Somebody else's rule of the nat table, as Docker makes it.
+/// A foreign rule in the nat table, like Docker's.
 pub(crate) const STRANGER: &str = "-A POSTROUTING -s 198.18.0.0/24 ! -o docker0 -j MASQUERADE\n";
 
-/// What holds the rules.
+/// The tool that has the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tool {
     IptablesNft,
@@ -41,7 +40,7 @@ impl Tool {
         format!("--firewall={name}")
     }
 
-    /// The program of iptables that goes with it.
+    /// Its program of iptables.
     fn multi(self) -> PathBuf {
         let name = match self {
             Self::IptablesLegacy => "xtables-legacy-multi",
@@ -51,7 +50,7 @@ impl Tool {
     }
 }
 
-/// Where a program lies.
+/// The path of a program.
 pub(crate) fn find(name: &str) -> PathBuf {
     ["/usr/sbin", "/sbin", "/usr/bin", "/bin"]
         .iter()
@@ -60,7 +59,7 @@ pub(crate) fn find(name: &str) -> PathBuf {
         .unwrap_or_else(|| panic!("no {name}"))
 }
 
-/// A host with a folder of programs that come before those of the machine, or stand for them.
+/// A host with a folder of programs that precede or replace those of the machine.
 pub(crate) struct Bench {
     pub(crate) topology: Topology,
     pub(crate) folder: tempfile::TempDir,
@@ -100,14 +99,14 @@ impl Bench {
         self.folder.path().join("bin")
     }
 
-    /// A program's other name.
+    /// Links a program under another name.
     pub(crate) fn link(&self, name: &str, program: &Path) {
         let link = self.bin().join(name);
         let _ = fs::remove_file(&link);
         symlink(program, link).unwrap();
     }
 
-    /// A script in a program's place; `REAL` in it is the program, by its own name.
+    /// Replaces a program by a script, in which `REAL` is the program.
     pub(crate) fn script(&self, name: &str, tool: Tool, text: &str) {
         let real = self.bin().join("real");
         fs::create_dir_all(&real).unwrap();
@@ -142,8 +141,7 @@ impl Bench {
         all
     }
 
-    /// The daemon's program: programs are looked up in the PATH of the process, so it gets
-    /// it by a shell.
+    /// The daemon's program. It looks up programs in the PATH of its process, which a shell sets.
     fn program(&self) -> PathBuf {
         let wrapper = self.folder.path().join("uvxlan-with-path");
         let lock = self.lock();
@@ -167,7 +165,7 @@ impl Bench {
         NodeUnderTest::start_program(&program, self.host(), self.folder.path(), &flags)
     }
 
-    /// A daemon of which nothing is awaited.
+    /// A daemon, started without waiting for it.
     pub(crate) fn daemon(&self, folder: &Path, flags: &[&str]) -> DaemonProcess {
         let flags = self.flags(flags);
         let flags = flags.iter().map(String::as_str);
@@ -187,7 +185,7 @@ impl Bench {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// The rules of iptables, without comments of the program and counters.
+    /// The rules of iptables, without the program's comments and without counters.
     pub(crate) fn saved(&self) -> String {
         let text = self.shell("iptables-save -t nat; iptables-save -t filter");
         let ours = |line: &&str| line.starts_with("-A") || line.starts_with(":FLANNEL");
@@ -196,10 +194,10 @@ impl Bench {
         rules.map(|line| format!("{line}\n")).collect()
     }
 
-    /// The tables of nftables that are flannel's by name.
+    /// The tables of nftables with flannel's names.
     pub(crate) fn tables(&self) -> String {
         let tables = self.shell("nft list tables");
-        // In the order in which they were made.
+        // In the order of their creation.
         let mut ours: Vec<_> = tables
             .lines()
             .filter(|line| line.contains("flannel"))
@@ -211,12 +209,12 @@ impl Bench {
         listed.collect()
     }
 
-    /// What /readyz answers: status and body.
+    /// The response of /readyz: status and body.
     pub(crate) fn readiness(&self) -> (u16, String) {
         let address = (self.host().address(), HEALTH);
         let ask = || -> std::io::Result<String> {
             let mut stream = TcpStream::connect(address)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_read_timeout(Some(TIMEOUT))?;
             stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
             let mut text = String::new();
             stream.read_to_string(&mut text)?;
@@ -234,7 +232,7 @@ impl Bench {
     }
 }
 
-/// What `iptables-save` shows of newest flannel's rules, chains before rules.
+/// The rules of the newest flannel in `iptables-save`, chains before rules.
 pub(crate) fn of_iptables(network: &str, subnet: Ipv4Net, masquerade: bool) -> String {
     let (nat, filter) = parts_of_iptables(network, &subnet.to_string(), " --random-fully");
     let nat = if masquerade {
@@ -269,7 +267,7 @@ pub(crate) fn parts_of_iptables(n: &str, p: &str, random: &str) -> ([String; 2],
     )
 }
 
-/// What `nft list table ip flannel-ipv4` shows of newest flannel's.
+/// The rules of the newest flannel in `nft list table ip flannel-ipv4`.
 pub(crate) fn of_nftables(n: &str, p: Ipv4Net, masquerade: bool) -> String {
     let nat = format!(
         "\tchain postrtg {{\n\

@@ -1,4 +1,4 @@
-//! What the rules are for.
+//! Effects of the rules on traffic.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::process::Command;
@@ -25,7 +25,7 @@ fn shell(host: &Host, line: &str) {
     assert!(output.status.success(), "{line}: {output:?}");
 }
 
-/// Where a datagram from the container seems to come from.
+/// The source address of a datagram from the container, as the receiver sees it.
 fn source_seen(container: &Container, to: &Node, address: Ipv4Addr) -> Ipv4Addr {
     let receiver = to
         .namespace()
@@ -63,7 +63,7 @@ fn what_leaves_the_overlay_is_masqueraded_and_nothing_else() {
         let store = store(folder.path(), &config);
         let flags = [store, "--ip-masq".into()];
         for host in [first, second] {
-            // As Docker leaves it.
+            // As Docker sets it.
             shell(host, "sysctl -qw net.ipv4.ip_forward=0");
         }
         let [a, b] = [first, second].map(|host| NodeUnderTest::start(host, folder.path(), &flags));

@@ -1,4 +1,4 @@
-//! Rules are whole or not at all: what a failure leaves is what was there before.
+//! Rules are installed completely or not at all: a failure leaves the rules of before.
 
 use std::time::Duration;
 
@@ -6,9 +6,9 @@ use super::bench::{Bench, HEALTH, Tool};
 use super::leftovers::seed;
 
 use crate::support::need;
-use crate::support::nodes::{PATIENCE, eventually, possible};
+use crate::support::nodes::{TIMEOUT, eventually, possible};
 
-/// Refuses whatever is about one table.
+/// Refuses every transaction for one table.
 fn refusing(table: &str) -> String {
     format!(
         "input=$(cat)\n\
@@ -38,7 +38,7 @@ fn a_table_that_is_refused_takes_the_other_back_with_it() {
             assert_eq!(now(), before, "{tool:?}, {table}");
             let not_yet = (503, "flanneld is not ready yet".into());
             assert_eq!(bench.readiness(), not_yet, "nobody masquerades");
-            // It tries again, and again leaves nothing.
+            // It retries, and again leaves nothing.
             std::thread::sleep(Duration::from_secs(3));
             eventually("between two tries nothing is left", || now() == before);
 
@@ -65,11 +65,11 @@ fn a_start_that_fails_later_takes_its_rules_and_forwarding_back() {
             bench.shell("sysctl -qw net.ipv4.ip_forward=0");
             let before = [bench.saved(), bench.tables()];
             let folder = bench.folder.path().join("node");
-            // A folder where the subnet file should be: it can be made, and not put there.
+            // A folder where the subnet file should be: the new file cannot be moved there.
             std::fs::create_dir_all(folder.join("subnet.env/full")).unwrap();
             let flags = ["--ip-masq", "--keep-device", &tool.flag()];
             let mut daemon = bench.daemon(&folder, &flags);
-            let ended = daemon.ready(PATIENCE).unwrap_err().to_string();
+            let ended = daemon.ready(TIMEOUT).unwrap_err().to_string();
             assert!(ended.contains("exit status: 73"), "{ended}");
             let log = daemon.log();
             assert!(log.contains("rules are in place"), "it came so far: {log}");

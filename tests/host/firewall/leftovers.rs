@@ -1,4 +1,4 @@
-//! What flannel of any age and earlier lives of ours left, with each tool.
+//! Leftovers of flannel of any version and of our own earlier runs, with each tool.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ use crate::support::nodes::{eventually, possible};
 /// The subnet that this host had when flannel ran.
 const OLD_SUBNET: &str = "10.5.250.0/24";
 
-/// Rules of v0.11 for a network, behind `iptables `.
+/// Rules of v0.11 for a network, as arguments of `iptables`.
 fn of_v0_11(n: &str, subnet: &str, random: &str) -> Vec<String> {
     vec![
         format!("-t nat -A POSTROUTING -s {n} -d {n} -j RETURN"),
@@ -22,7 +22,7 @@ fn of_v0_11(n: &str, subnet: &str, random: &str) -> Vec<String> {
     ]
 }
 
-/// Those between v0.11 and the chains: the same, with a comment.
+/// Those of the versions between v0.11 and the chains: the same, with a comment.
 fn with_comments(rules: Vec<String>) -> Vec<String> {
     let commented = rules.into_iter().map(|rule| {
         let what = if rule.starts_with("-t nat") {
@@ -38,7 +38,7 @@ fn with_comments(rules: Vec<String>) -> Vec<String> {
     commented.collect()
 }
 
-/// All of it at once, with a stranger's rule in the middle.
+/// All of them at once, with a foreign rule in the middle.
 pub(crate) fn seed(bench: &Bench) {
     let stranger = format!("-t nat {}", STRANGER.trim());
     let rules = of_v0_11(NETWORK, OLD_SUBNET, " --random-fully")
@@ -48,7 +48,7 @@ pub(crate) fn seed(bench: &Bench) {
     for rule in rules {
         bench.shell(&format!("iptables {rule}"));
     }
-    // The newest, twice jumped to, with another subnet.
+    // Those of the newest version, with two jumps and another subnet.
     let (nat, filter) = parts_of_iptables(NETWORK, OLD_SUBNET, "");
     for (table, [_, rules], chain) in [
         ("nat", nat, "FLANNEL-POSTRTG"),
@@ -75,7 +75,7 @@ pub(crate) fn seed(bench: &Bench) {
     assert_eq!(bench.tables(), format!("{old}{of_ipv6}"), "the test's own");
 }
 
-/// What there must be in iptables and in nftables when the daemon uses this tool.
+/// The expected rules in iptables and in nftables when the daemon uses this tool.
 fn wanted(tool: Tool, network: &str, subnet: ipnet::Ipv4Net, masquerade: bool) -> [String; 2] {
     match tool {
         Tool::Nft => [
@@ -84,7 +84,7 @@ fn wanted(tool: Tool, network: &str, subnet: ipnet::Ipv4Net, masquerade: bool) -
         ],
         Tool::IptablesNft | Tool::IptablesLegacy => {
             let rules = of_iptables(network, subnet, masquerade);
-            // Chains come first, and strangers were there before us.
+            // Chains come first, and the foreign rule was there before ours.
             let jump = rules.find("-A ").unwrap();
             let (chains, rules) = rules.split_at(jump);
             let stranger = format!("{chains}{STRANGER}{rules}");

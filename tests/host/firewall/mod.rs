@@ -1,5 +1,5 @@
-//! The rules on a host: as flannel's, mended, cleaned up after flannel and ourselves, whole or
-//! not at all, and doing what they are for.
+//! The firewall rules on a host: flannel's, installed completely or not at all, restored after
+//! changes, with leftovers removed; and their effects.
 
 mod bench;
 mod effects;

@@ -1,4 +1,4 @@
-//! Which tool is used: one that works, as soon as there is one.
+//! Selection of a tool: one that works, as soon as it is installed.
 
 use super::bench::{Bench, HEALTH, NETWORK, Tool, find, of_iptables, of_nftables};
 
@@ -33,7 +33,7 @@ fn without_a_tool_it_goes_on_says_what_is_missing_and_takes_one_that_comes() {
 #[test]
 fn a_tool_without_its_kernel_side_is_none() {
     need!(possible(&["iptables", "nft"]));
-    // There, of some version, and of no use.
+    // Installed, with a version, but useless.
     let useless = "case \"$*\" in *--version*) exec REAL --version ;; esac\n\
                    echo \"can't initialize iptables table\" >&2; exit 3\n";
     let bench = Bench::new(Tool::IptablesNft);
@@ -44,7 +44,7 @@ fn a_tool_without_its_kernel_side_is_none() {
     let subnet = node.env.unwrap().subnet;
     assert_eq!(bench.tables(), of_nftables(NETWORK, subnet, true));
     node.stop_daemon();
-    // Somebody who asked for it gets no other.
+    // With an explicit choice there is no fallback.
     node.flags.push("--firewall=iptables".into());
     bench.shell("nft delete table ip flannel-ipv4");
     node.start_daemon();

@@ -1,4 +1,4 @@
-//! A peer made by hand: it says what no peer of ours says, and counts what it gets.
+//! A handmade peer, which sends what none of our peers sends, and counts what it gets.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsFd;
@@ -19,7 +19,7 @@ use crate::support::nodes::{NodeUnderTest, eventually, possible};
 const MAC: MacAddr = MacAddr([2, 0x11, 0x22, 0x33, 0x44, 0x55]);
 const STRANGER: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 77);
 
-/// A host that has a lease and answers nothing by itself.
+/// A host that has a lease but answers nothing by itself.
 struct Hand {
     host: Host,
     node: SocketAddrV4,
@@ -61,10 +61,10 @@ impl Hand {
             .unwrap();
     }
 
-    /// What comes within this time, or until `enough` came.
-    fn receive(&self, patience: Duration, enough: usize) -> Vec<Message> {
+    /// The messages that arrive within this time, or the first `enough` of them.
+    fn receive(&self, timeout: Duration, enough: usize) -> Vec<Message> {
         let (mut batch, mut found) = (ReceiveBatch::new(64, 2048), Vec::new());
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + timeout;
         while found.len() < enough && Instant::now() < deadline {
             let left = deadline.saturating_duration_since(Instant::now());
             let _ = poll::wait_readable([self.receiver.as_fd()], Some(left));
@@ -78,14 +78,14 @@ impl Hand {
         found
     }
 
-    /// Answers to our own requests among what comes in a second.
+    /// The replies to our own requests that arrive within a second.
     fn answers(&self) -> Vec<Message> {
         let mut found = self.receive(Duration::from_secs(1), usize::MAX);
         found.retain(|message| matches!(message.kind, Kind::Reply | Kind::SizeReply));
         found
     }
 
-    /// The node's next request; those that waited are left aside.
+    /// The node's next request; queued ones are discarded.
     fn asked(&self) -> Message {
         self.receive(Duration::from_millis(50), usize::MAX);
         let deadline = Instant::now() + Duration::from_secs(20);
@@ -120,7 +120,7 @@ fn write_lease(store: &Store, host: &Host) {
     std::fs::write(store.path().join("subnets/10.5.200.0-24"), value).unwrap();
 }
 
-/// The counters rise by these amounts, and no others of these names.
+/// Whether these counters rose by these amounts, and no other ones in `before`.
 fn rises(node: &NodeUnderTest, before: &[(&str, u64)], expected: &[(&str, u64)]) -> bool {
     before.iter().all(|(name, earlier)| {
         let rise = expected.iter().find(|(found, _)| found == name);
@@ -147,13 +147,13 @@ fn what_is_answered_to_whom() {
     let (one, two) = topology.pair().unwrap();
     let store = Store::new();
     write_lease(&store, two);
-    // Strangers are to get as far as the packet loop, which has one thread.
+    // Unknown sources must reach the packet loop, which has one thread.
     let flags = ["--probe-interval=1", "--socket-filter=off", "--workers=1"];
     let node = store.start(one, &flags);
     let hand = Hand::new(two, &node);
     let counters = || NAMES.map(|name| (name, counter(&node, name)));
     let step = |what: &str, expected: &[(&str, u64)], act: &dyn Fn() -> Vec<Message>| {
-        // The count of a second begins anew.
+        // A new second for the rate limit.
         std::thread::sleep(Duration::from_millis(1100));
         let before = counters();
         let answers = act();
@@ -193,7 +193,7 @@ fn what_is_answered_to_whom() {
         (0..3).for_each(|_| hand.send(&request(1)));
         hand.answers()
     });
-    // A flood gets a few answers: those of one second, or of two where it falls between.
+    // A flood gets a few replies: those of one second, or of two if it spans two.
     let named = ["probes_answered", "probe_excess", "in_probe_flood"];
     let ends = || named.map(|name| counter(&node, name));
     let before = ends();
@@ -279,7 +279,7 @@ fn what_is_answered_to_whom() {
         },
     );
 
-    // Answers: only the right one counts, and only once. On a busy machine it may be too late.
+    // Only the right reply counts, and only once. On a busy machine it may be too late.
     assert!(peer(&node)["rtt_us"].is_null());
     let answered = (0..10).any(|_| {
         let before = counter(&node, "probe_strays");
@@ -306,7 +306,7 @@ fn what_is_answered_to_whom() {
     });
     assert!(answered, "no right answer was taken");
 
-    // Everything that was read has its name.
+    // Everything that was read is counted under a name.
     let totals = status(&node);
     let sum = |wanted: &dyn Fn(&str, &str) -> bool| -> u64 {
         let counters = totals["counters"].as_array().unwrap().iter();
@@ -327,7 +327,7 @@ fn what_is_answered_to_whom() {
         "{totals}"
     );
 
-    // flannel's lease for the same host: no more questions, no more answers.
+    // flannel's lease for the same host: neither requests nor replies any more.
     write_flannels_lease(&store.path().join("subnets/10.5.200.0-24"), two);
     eventually("the lease is read", || peer(&node)["probe"] == "icmp");
     hand.receive(Duration::from_millis(100), usize::MAX);

@@ -1,5 +1,4 @@
-//! What nodes find out about each other, and what they say to whom: probes inside of the
-//! tunnel to nodes of ours, ICMP to all others.
+//! How nodes probe each other: inside the tunnel if the peer supports it, by ICMP otherwise.
 
 mod by_hand;
 
@@ -17,8 +16,8 @@ use crate::support::nodes::{self, NodeUnderTest, PROGRAM, eventually, possible};
 
 const KERNEL_MAC: MacAddr = MacAddr([0x0e, 0x11, 0x22, 0x33, 0x44, 0x55]);
 
-/// An nftables rule that counts what has the probes' ethertype behind UDP (8 bytes), VXLAN
-/// (8) and the two MACs (12): 224 bits from the UDP header on.
+/// An nftables rule that counts frames with the probes' ethertype after UDP (8 bytes), VXLAN (8)
+/// and the two MACs (12): 224 bits from the UDP header on.
 const COUNT_PROBES: &str = "nft add table ip t; \
     nft add chain ip t c '{ type filter hook input priority -300; }'; \
     nft add rule ip t c udp dport 8472 @th,224,16 0x88b5 counter";
@@ -63,12 +62,12 @@ fn status(node: &NodeUnderTest) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_default()
 }
 
-/// Null where there is no answer or no peer yet.
+/// Null if there is no reply or no peer yet.
 fn peer(node: &NodeUnderTest) -> Value {
     status(node)["peers"][0].clone()
 }
 
-/// The peer, which must be there.
+/// The peer, which must exist.
 fn known_peer(node: &NodeUnderTest) -> Value {
     let peer = peer(node);
     assert!(peer["public_ip"].is_string(), "a peer is known: {peer}");
@@ -90,14 +89,14 @@ fn shell(host: &Host, script: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Frames with the probes' ethertype that came to this host since the rule was made.
+/// Frames with the probes' ethertype that arrived at this host since the rule was added.
 fn probes_on_the_wire(host: &Host) -> u64 {
     let rules = shell(host, "nft list table ip t");
     let count = rules.split("counter packets ").nth(1).unwrap();
     count.split(' ').next().unwrap().parse().unwrap()
 }
 
-/// As flannel writes it, whatever was there.
+/// Overwritten, as flannel does.
 fn write_flannels_lease(path: &Path, host: &Host) {
     let value = format!(
         "{{\"PublicIP\":\"{}\",\"PublicIPv6\":null,\"BackendType\":\"vxlan\",\
@@ -109,7 +108,7 @@ fn write_flannels_lease(path: &Path, host: &Host) {
     std::fs::rename(new, path).unwrap();
 }
 
-/// The way may take a minute to be searched.
+/// The search for the path MTU may take a minute.
 fn within_minutes(what: &str, mut check: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(120);
     while !check() {
@@ -141,7 +140,7 @@ fn nodes_of_ours_probe_each_other_inside_of_the_tunnel() {
         let peer = peer(node);
         assert_eq!(peer["probe"], "in-band");
         assert!(peer["seen_seconds_ago"].as_u64().unwrap() < 5, "{peer}");
-        // No container has said anything, and probes are no traffic.
+        // No container has sent anything, and probes do not count as traffic.
         assert_eq!(
             (&peer["in_packets"], &peer["out_packets"]),
             (&0.into(), &0.into())
@@ -159,7 +158,7 @@ fn nodes_of_ours_probe_each_other_inside_of_the_tunnel() {
     assert!(probes_on_the_wire(two) > 0, "the rule counts");
 }
 
-/// Two nodes that know each other's probes, after none of them was lost.
+/// Two nodes that probe each other, once the loss is zero.
 fn without_loss(store: &Store, topology: &Topology) -> [NodeUnderTest; 2] {
     let (one, two) = topology.pair().unwrap();
     let nodes = [one, two].map(|host| store.start(host, &["--probe-interval=1"]));
@@ -178,7 +177,7 @@ fn loss_is_told_by_direction() {
     need!(possible(&["ip", "iptables"]));
     let (topology, store) = (Topology::two_hosts().unwrap(), Store::new());
     let [a, b] = without_loss(&store, &topology);
-    // Half of what one sends does not reach the other.
+    // Half of one's packets do not reach the other.
     let half = "iptables -I INPUT -p udp --dport 8472 -m statistic --mode random --probability 0.5 -j DROP";
     shell(&b.host, half);
     within_minutes("both say on which way", || {
@@ -198,13 +197,13 @@ fn who_is_heard_no_more_knows_it_and_the_other_does_not_guess() {
     need!(possible(&["ip", "iptables"]));
     let (topology, store) = (Topology::two_hosts().unwrap(), Store::new());
     let [a, b] = without_loss(&store, &topology);
-    // Nothing reaches it any more: who still hears the other knows.
+    // Nothing reaches it any more: the side that still receives can tell.
     shell(&b.host, "iptables -I INPUT -p udp --dport 8472 -j DROP");
     within_minutes("who is heard no more knows", || {
         percent(&a, "loss_out_percent") == Some(100) && peer(&a)["state"] == "one-way"
     });
     assert_eq!(percent(&a, "loss_percent"), Some(100));
-    // The other hears nothing, and does not guess.
+    // The other side receives nothing, and cannot tell.
     let heard_nothing = known_peer(&b);
     assert!(
         heard_nothing["loss_out_percent"].is_null(),
@@ -227,7 +226,7 @@ fn a_path_that_narrows_is_found_by_halving() {
         store.start(two, &["--probe-interval=1"]),
     );
     eventually("large packets pass", || peer(&a)["path_mtu"] == 1450);
-    // An inner packet of 1,250 bytes makes one of 1,300.
+    // An inner packet of 1,250 bytes becomes one of 1,300.
     shell(
         two,
         "iptables -I INPUT -p udp --dport 8472 -m length --length 1301:65535 -j DROP",
@@ -340,8 +339,8 @@ fn without_probes_nothing_is_promised_asked_or_answered() {
     }
 }
 
-/// Peers by the thousand that are not there: whatever the interval, the host sends so much and
-/// no more, and everybody has a turn.
+/// Thousands of peers that do not exist: at any interval the host sends at its rate limit, and
+/// every peer has its turn.
 #[test]
 fn thousands_of_peers_are_asked_at_a_bounded_rate() {
     need!(possible(&["ip"]));
@@ -349,7 +348,7 @@ fn thousands_of_peers_are_asked_at_a_bounded_rate() {
     const A_SECOND: f64 = 500.0;
     let topology = Topology::two_hosts().unwrap();
     let (one, two) = topology.pair().unwrap();
-    // They all lie behind the other host, which knows none of them.
+    // They are all behind the other host, which knows none of them.
     let away = format!("ip route add 172.16.0.0/12 via {}", two.address());
     shell(one, &away);
     let store = Store::new();
@@ -367,7 +366,7 @@ fn thousands_of_peers_are_asked_at_a_bounded_rate() {
     let node = store.start(one, &["--probe-interval=1"]);
     let (begin, before) = (Instant::now(), counter(&node, "probes_sent"));
     within_minutes("everybody was asked", || {
-        // A status of so many peers takes its time, too.
+        // A status of so many peers takes time, too.
         std::thread::sleep(Duration::from_secs(2));
         let asked = counter(&node, "probes_sent") - before;
         let seconds = begin.elapsed().as_secs_f64();
@@ -417,7 +416,7 @@ fn probes_follow_an_address_that_changes() {
     });
 }
 
-/// Where containers' packets do not go through the tunnel, a probe in it would tell nothing.
+/// If containers' packets bypass the tunnel, a probe inside it would prove nothing.
 #[test]
 fn peers_that_are_reached_without_the_tunnel_are_asked_by_icmp() {
     need!(possible(&["ip", "nft"]));

@@ -1,11 +1,11 @@
-//! Congestion marks through the tunnel: all sixteen pairs, as the kernel combines them.
+//! ECN through the tunnel: all sixteen pairs, combined as the kernel does.
 
 use crate::support::receiving::Receiving;
 
 use crate::support::need;
 use crate::support::wire::{Kind, possible};
 
-/// What comes out for each outer and inner codepoint; `None` is dropped.
+/// The result for each outer and inner codepoint; `None` is dropped.
 fn matrix(kind: Kind) -> Vec<Option<u8>> {
     let receiving = Receiving::new(kind);
     let pairs = (0..16u8).map(|pair| (pair >> 2, pair & 3));

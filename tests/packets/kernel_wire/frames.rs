@@ -1,4 +1,4 @@
-//! Captured frames, and the golden files, which need neither rights nor a kernel vxlan.
+//! Captured frames, and the golden files, whose tests need neither privileges nor kernel vxlan.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,12 +11,12 @@ use uvxlan::wire::vxlan::{DEFAULT_PORT, ENCAP_LEN, EncapTemplate};
 use crate::support::inner::{self, Sample, samples};
 use crate::support::wire::{KERNEL_MAC, OUR_MAC, kernel_subnet, our_subnet};
 
-/// Longer frames are left out: they say no more.
+/// Longer frames are left out: they show nothing more.
 const LONGEST_GOLDEN: usize = 250;
-/// Set to write the golden files anew.
+/// Set to rewrite the golden files.
 const WRITE: &str = "UVXLAN_WRITE_GOLDEN";
 
-/// A captured tunnel datagram, taken apart by another library.
+/// A captured tunnel datagram, parsed by an independent library.
 #[derive(Debug, Clone)]
 pub(crate) struct Outer {
     /// The outer IPv4 header.
@@ -29,7 +29,7 @@ pub(crate) struct Outer {
 }
 
 impl Outer {
-    /// Takes a captured IPv4 packet apart; `None` if it is not whole UDP over IPv4.
+    /// Parses a captured IPv4 packet; `None` if it is not complete UDP over IPv4.
     pub(crate) fn of(bytes: Vec<u8>) -> Option<Self> {
         let (ip, rest) = Ipv4Header::from_slice(&bytes).ok()?;
         if ip.protocol != IpNumber::UDP {
@@ -45,13 +45,13 @@ impl Outer {
         })
     }
 
-    /// The inner packet, from its IPv4 header on; empty where the frame is shorter.
+    /// The inner packet, from its IPv4 header on; empty if the frame is too short.
     pub(crate) fn inner(&self) -> &[u8] {
         self.payload.get(ENCAP_LEN..).unwrap_or_default()
     }
 
-    /// Both headers without what may differ between two senders: identification, source
-    /// port and the checksums that follow from them.
+    /// Both headers without what may differ between two senders: identification, source port and
+    /// the checksums, which depend on them.
     pub(crate) fn fixed(&self) -> Vec<u8> {
         let mut header = self.bytes[..28].to_vec();
         for field in [4..6, 10..12, 20..22, 26..28] {
@@ -65,7 +65,7 @@ fn golden_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/packets/kernel_wire/golden")
 }
 
-/// Writes the frames of a kernel as golden files, where that was asked for.
+/// Writes the kernel's frames to the golden files, if that was requested.
 pub(crate) fn write_golden(samples: &[Sample], outers: &[Outer], finished: bool) {
     if std::env::var_os(WRITE).is_none() {
         return;
@@ -99,7 +99,7 @@ fn from_hex(text: &str) -> Vec<u8> {
         .collect()
 }
 
-/// What our encoder makes of a sample after its host has forwarded it.
+/// Our encapsulation of a sample after its host has forwarded it.
 fn encoded(sample: &Sample) -> Vec<u8> {
     let encapsulation = EncapTemplate::ipv4(Vni::DEFAULT, KERNEL_MAC).towards(OUR_MAC);
     [&encapsulation, sample.bytes.as_slice()].concat()

@@ -1,4 +1,4 @@
-//! What the kernel's vxlan sends for an inner packet, and what we send for the same.
+//! What the kernel's vxlan sends for an inner packet, compared with what we send.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -18,18 +18,18 @@ use crate::support::wire::{
     possible,
 };
 
-/// `ETH_P_IP` as a packet socket takes it: in network order.
+/// `ETH_P_IP` in network order, as packet sockets take it.
 const IPV4_FRAMES: i32 = 0x0800u16.to_be() as i32;
 
-/// A sending host of either kind, and a capture at the other.
+/// A sending host of either kind, and a capture on the other.
 struct Bench {
     _topology: Topology,
     _end: End,
     container: Container,
-    /// Of no use but that the port is open, or ICMP errors would come back.
+    /// Keeps the port open, so that no ICMP errors return.
     _receiver: std::net::UdpSocket,
     capture: Socket,
-    /// Whether checksums are finished when they reach the capture; else why not.
+    /// Whether checksums are complete when they reach the capture, or why not.
     finished: Result<(), String>,
 }
 
@@ -100,7 +100,7 @@ fn sockets(host: &Host) -> (std::net::UdpSocket, Socket) {
         .unwrap()
 }
 
-/// Sends packets as they are; the kernel only fills in the header checksum.
+/// Sends packets unchanged; the kernel only fills in the header checksum.
 fn send_raw(namespace: &Namespace, packets: &[Vec<u8>]) {
     const IPPROTO_RAW: i32 = 255;
     let send = || {
@@ -115,7 +115,7 @@ fn send_raw(namespace: &Namespace, packets: &[Vec<u8>]) {
     namespace.run(send).unwrap();
 }
 
-/// The container behind the tunnel; nobody needs to be there.
+/// The container behind the tunnel, which need not exist.
 fn destination() -> Ipv4Addr {
     our_subnet().hosts().nth(1).unwrap()
 }
@@ -238,8 +238,8 @@ fn port_range() -> std::ops::RangeInclusive<u16> {
     numbers.next().unwrap()..=numbers.next().unwrap()
 }
 
-/// Equal packets of one flow leave as one message that the kernel cuts: each must still be
-/// a frame of its own.
+/// Packets of one flow and length leave as one message that the kernel segments: each must still
+/// be a frame of its own.
 #[test]
 fn a_burst_of_one_flow_arrives_as_single_frames() {
     need!(possible());
@@ -263,7 +263,7 @@ fn a_burst_of_one_flow_arrives_as_single_frames() {
     }
 }
 
-/// The header as it is written back must be what was read, or comparing it proves nothing.
+/// Reading and writing a header must preserve it, or comparing it proves nothing.
 #[test]
 fn fixed_fields_are_all_but_four() {
     let mut ip = Ipv4Header::new(8, 64, IpNumber::UDP, [1; 4], [2; 4]).unwrap();

@@ -1,4 +1,4 @@
-//! Traffic between containers, the kernel's vxlan on one side and our packet loop on the
+//! Traffic between containers, with the kernel's vxlan on one side and our packet loop on the
 //! other.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
@@ -21,11 +21,11 @@ use crate::support::wire::{Overlay, UNDERLAY, finish_on_sending, possible};
 
 /// Payload of the longest echo that fits the overlay: 1450 less IPv4 and ICMP headers.
 const LONGEST_ECHO: u16 = 1422;
-/// Echoes on their way at a time: their buffers are far below a socket's limit.
+/// Echo requests in flight: their buffers stay far below a socket's limit.
 const WINDOW: usize = 32;
 
-/// Sends one echo request of each payload size, the size being its sequence number, and
-/// returns the sizes that did not come back whole with the expected TTL.
+/// Sends one echo request of each payload size, with the size as its sequence number, and
+/// returns the sizes whose reply was wrong, missing, or had another TTL than expected.
 fn sweep(from: &Namespace, to: Ipv4Addr, identifier: u16, ttl: u8) -> Vec<u16> {
     from.run(|| {
         let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).unwrap();
@@ -100,7 +100,7 @@ fn datagrams_of_odd_sizes_come_back() {
     let overlay = Overlay::new();
     for (from, to) in overlay.directions() {
         let echo = udp_echo(to.namespace(), to.address()).unwrap();
-        // 1422 is the last that fits; the rest travels as inner fragments.
+        // 1422 is the largest that fits; larger ones are sent as inner fragments.
         for payload_len in [0, 1, 3, 7, 555, 1399, 1421, 1422, 1423, 3001, 9999, 30_001] {
             let request = PingPongRequest {
                 destination: echo.address(),
@@ -129,9 +129,9 @@ fn tcp_arrives_whole_both_ways_where_the_link_takes_offloads() {
     transfer(&overlay.in_ours, &overlay.in_kernel, 8 << 20);
     transfer(&overlay.in_kernel, &overlay.in_ours, 8 << 20);
     let totals = overlay.assert_nothing_dropped();
-    // Else this test would not see what it is about.
+    // Otherwise the test would prove nothing.
     assert!(totals.get(Counter::PartialChecksums) > 0, "{totals:?}");
-    // The kernel peer's packets arrive uncut, and count as one each.
+    // The kernel peer's packets arrive unsegmented, and count as one each.
     let segments = (8 << 20) / 1410;
     assert!(totals.get(Counter::Delivered) < segments, "{totals:?}");
 }
@@ -170,8 +170,8 @@ fn tcp_reaches_the_hosts_themselves() {
     overlay.assert_nothing_dropped();
 }
 
-/// A container that sends UDP super-packets (QUIC does): its kernel peer cuts them for a
-/// socket that did not ask for joined datagrams.
+/// A container that sends UDP super-packets, as QUIC does: the kernel peer segments them for a
+/// socket without UDP_GRO.
 #[test]
 fn datagrams_cut_by_the_kernel_arrive_one_by_one() {
     need!(possible());
@@ -240,12 +240,12 @@ fn what_passes_is_counted_for_the_peer_both_ways() {
     assert_eq!((pinged.out_packets, pinged.in_packets), (7, 7));
     assert_eq!((pinged.out_bytes, pinged.in_bytes), (7 * 128, 7 * 128));
 
-    // Super-packets count as what they are cut into.
+    // Super-packets count as their segments.
     let bytes = 8 << 20;
     let request = TransferRequest::new(far.address(), bytes);
     let report = tcp_transfer(near.namespace(), far.namespace(), request, |_| ()).unwrap();
     assert!(report.is_intact(), "{report:?}");
-    // A late acknowledgement may come between the two readings.
+    // A late ACK may arrive between the two readings.
     let deadline = Instant::now() + Duration::from_secs(5);
     let passed = loop {
         let (totals, passed) = (overlay.assert_nothing_dropped(), counted());

@@ -1,7 +1,8 @@
-//! Our wire against the kernel's own vxlan: bytes, verdicts, and traffic in both directions.
+//! Our wire format against the kernel's vxlan: bytes, accepted frames, and traffic in both
+//! directions.
 //!
-//! Everything happens in network namespaces that vanish with the test. Where the kernel
-//! has no vxlan, or there are no rights, the tests say so and pass.
+//! Everything happens in network namespaces that end with the test. Without vxlan in the kernel,
+//! or without privileges, the tests are skipped.
 
 mod ecn;
 mod frames;

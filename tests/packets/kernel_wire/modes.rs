@@ -1,5 +1,5 @@
-//! What each mode and each exception of the peer check lets pass and drops, what an interface
-//! has to do with it.
+//! What each mode and each exception of the peer check accepts and drops, also depending on the
+//! interface.
 
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
@@ -24,7 +24,7 @@ const SECOND: [Ipv4Addr; 2] = [
     Ipv4Addr::new(198, 51, 100, 2),
 ];
 
-/// What is sent: one thing is wrong with each but the first.
+/// The frames sent, each but the first with one error.
 #[derive(Debug, Clone, Copy)]
 enum Sent {
     Good,
@@ -53,14 +53,14 @@ impl Sent {
     }
 }
 
-/// What becomes of it.
+/// The fate of a frame.
 #[derive(Debug, Clone, Copy)]
 enum End {
-    /// The container has it.
+    /// The container gets it.
     Arrives,
-    /// It is written to the device, and the host knows no way on.
+    /// It is written to the device, but the host has no route for it.
     Written,
-    /// Both of these, counted as one that `enforce` would drop.
+    /// Either of these, and counted as one that `enforce` would drop.
     ArrivesUnchecked,
     WrittenUnchecked,
     Dropped(Counter),
@@ -117,7 +117,7 @@ fn each_mode_and_exception_lets_pass_what_it_says() {
                 ArrivesUnchecked,
                 WrittenUnchecked,
                 ArrivesUnchecked,
-                // What is no frame of this network is none in any mode.
+                // A frame of another network is dropped in every mode.
                 Dropped(InOtherVni),
             ],
         ),
@@ -196,8 +196,8 @@ fn ip(host: &Host, arguments: &str) {
     assert!(output.status.success(), "ip {arguments}: {output:?}");
 }
 
-/// A second link between both hosts, over which the sender's usual address reaches the
-/// receiver's second one.
+/// A second link between both hosts, over which the sender's usual address reaches the receiver's
+/// second address.
 fn join_again([sender, receiver]: [&Host; 2]) {
     let peer = receiver.namespace();
     let join = async |netlink: &uvxlan::host::netlink::Netlink| {
@@ -236,7 +236,7 @@ fn what_comes_over_another_interface_is_taken_unless_one_was_chosen() {
             Some(Counter::InOtherInterface),
         ),
         (Enforcement::Enforce, true, true, Some(Counter::SocketDrops)),
-        // The interface was said apart from the peer check.
+        // The interface is set independently of the peer check.
         (
             Enforcement::Log,
             true,
@@ -259,7 +259,7 @@ fn what_comes_over_another_interface_is_taken_unless_one_was_chosen() {
         });
         let dataplane = receiving.dataplane().unwrap();
         let before = dataplane.totals();
-        // A frame of a known peer, as it should be: only that it comes the other way.
+        // A correct frame of a known peer, except that it arrives over the other link.
         let frame = receiving.frame(7, 0);
         let arrived = receiving.send_to(SECOND[1], None, &[(frame, 0)]);
         let read = 2 - u64::from(expected == Some(Counter::SocketDrops));

@@ -1,5 +1,5 @@
-//! What does not belong is dropped under its own name, and what belongs passes: frames made by
-//! hand, sent to a node that enforces the peer check.
+//! Handmade frames sent to a node that enforces the peer check: each invalid one is dropped under
+//! its own counter, and valid ones pass.
 
 use std::net::Ipv4Addr;
 
@@ -16,14 +16,14 @@ use crate::support::wire::{OUR_MAC, kernel_subnet, our_subnet};
 
 type Change = Box<dyn Fn(&mut Vec<u8>)>;
 
-/// A name, who sends, what is done to the frame, and the counter that must rise; none where
-/// the packet must arrive.
+/// A name, the sender, the change of the frame, and the counter that must rise; none if the
+/// packet must arrive.
 struct Row {
     name: String,
     from: Option<Ipv4Addr>,
     change: Change,
     expected: Option<Counter>,
-    /// A part of a datagram: the device gets it, and no socket.
+    /// A fragment of a datagram: the device gets it, but no socket.
     part: bool,
 }
 
@@ -53,7 +53,7 @@ pub(crate) fn set_address(at: usize, address: [u8; 4]) -> impl Fn(&mut Vec<u8>) 
     }
 }
 
-/// Options behind the header, which grows by their length.
+/// Appends options to the header, which grows by their length.
 fn set_options(options: &'static [u8]) -> impl Fn(&mut Vec<u8>) {
     move |frame| {
         let behind = ENCAP_LEN + 20;
@@ -82,8 +82,8 @@ const ALLOWED: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 66);
 pub(crate) const SOURCE: usize = 12;
 pub(crate) const DESTINATION: usize = 16;
 
-/// `peer` and `host` are the underlay addresses of the sender and of the receiver, which has
-/// `own` too; `other` is a second peer's.
+/// `peer` and `host` are the underlay addresses of the sender and of the receiver, which also
+/// has `own`; `other` is a second peer's.
 fn rows([peer, host, own, other]: [Ipv4Addr; 4]) -> Vec<Row> {
     use Counter::*;
     let [a, b, c, _] = kernel_subnet().network().octets();
@@ -262,7 +262,7 @@ fn rows([peer, host, own, other]: [Ipv4Addr; 4]) -> Vec<Row> {
     rows
 }
 
-/// The drop counters that rose, with how much.
+/// The drop counters that rose, and by how much.
 pub(crate) fn risen(before: &Totals, after: &Totals) -> Vec<(&'static str, u64)> {
     let drops = Counter::ALL
         .iter()

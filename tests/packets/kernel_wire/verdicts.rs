@@ -1,5 +1,5 @@
-//! Frames that are wrong in one place each: what the kernel's vxlan and the IP layer behind it
-//! drop, we drop, and what they let through, we do.
+//! Frames with one error each: we drop what the kernel's vxlan and the IP layer behind it drop,
+//! and accept what they accept.
 
 use uvxlan::dataplane::Dataplane;
 use uvxlan::wire::checksum::Sum;
@@ -10,7 +10,7 @@ use crate::support::receiving::Receiving;
 use crate::support::need;
 use crate::support::wire::{Kind, OUR_MAC, possible};
 
-/// A name, what is wrong, and whether the packet still arrives.
+/// A name, the error, and whether the packet still arrives.
 type Case = (String, Box<dyn Fn(&mut Vec<u8>)>, bool);
 
 fn case(name: &str, change: impl Fn(&mut Vec<u8>) + 'static, arrives: bool) -> Case {
@@ -106,7 +106,7 @@ fn cases() -> Vec<Case> {
             false,
         ),
     ];
-    // All 64 bits of the VXLAN header: the I flag, the VNI, and what is reserved.
+    // All 64 bits of the VXLAN header: the I flag, the VNI, and the reserved ones.
     for bit in 0..64 {
         let change = move |frame: &mut Vec<u8>| frame[bit / 8] ^= 0x80 >> (bit % 8);
         cases.push(case(

@@ -1,5 +1,5 @@
-//! An underlay that loses, repeats and reorders, made by a relay between the hosts: this
-//! needs no netem in the kernel.
+//! An underlay with loss, duplication and reordering, by a relay between the hosts instead of
+//! netem.
 
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ const MACS: [MacAddr; 2] = [
     MacAddr([0x0e, 0, 0, 0, 0, 2]),
 ];
 
-/// Stands between two hosts, as the peer of both.
+/// A relay between two hosts, the peer of both.
 struct Relay {
     over: Arc<AtomicBool>,
     mangled: Arc<AtomicU64>,

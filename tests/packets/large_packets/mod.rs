@@ -1,5 +1,5 @@
-//! Large packets through our packet loop: what arrives is what was sent, whatever the NICs
-//! leave to the host, whatever is switched off, and however bad the underlay is.
+//! Large packets through our packet loop arrive intact, with any NIC offloads, with any parts
+//! switched off, and over a bad underlay.
 
 mod bad_underlay;
 mod nics;

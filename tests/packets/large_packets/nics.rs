@@ -1,4 +1,4 @@
-//! Between two daemons, over NICs of every class, with offloads and without.
+//! Between two daemons, over NICs of every class, with and without offloads.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddrV4, TcpListener, TcpStream};
@@ -55,7 +55,7 @@ fn transfers_arrive_whole_over_every_nic_with_offloads_and_without() {
     });
 }
 
-/// Over every NIC, each way.
+/// Over every NIC, in both directions.
 fn transfer_with(offload: &str) {
     let folder = tempfile::tempdir().unwrap();
     let flag = format!("--offload={offload}");
@@ -75,7 +75,7 @@ fn transfer_with(offload: &str) {
     assert_no_bad_checksum(&pair);
 }
 
-/// Writes of 1, 2, 3, … bytes, each sent at once: super-packets with tails of every length.
+/// Writes of 1, 2, 3, … bytes, each sent at once: last segments of every length.
 fn send_tails(from: &Namespace, to: &Namespace, address: std::net::Ipv4Addr) {
     let listener = to
         .run(|| TcpListener::bind(SocketAddrV4::new(address, 0)).unwrap())
@@ -147,7 +147,7 @@ fn four_streams_are_not_reordered() {
     assert!(report.bytes > 0);
     let sender = TcpCounters::read(a.namespace());
     let segments = report.bytes / MSS as u64;
-    // Queues that overflow lose some, and that is no disorder.
+    // Overflowing queues lose some, which is not reordering.
     println!("{segments} segments, {sender:?}");
     assert!(
         sender.reordered * 1000 <= segments,

@@ -1,4 +1,4 @@
-//! An underlay that became narrower than the overlay's MTU promises.
+//! An underlay whose MTU has become too small for the overlay's.
 
 use uvxlan::dataplane::counters::{Counter, Kind};
 use uvxlan::testbed::traffic::{PingRequest, TransferRequest, ping, tcp_transfer};
@@ -35,7 +35,7 @@ fn senders_learn_what_fits_and_the_rest_is_fragmented() {
         "{totals:?}"
     );
 
-    // What may be fragmented still arrives at full length.
+    // Packets without DF still arrive at full length.
     let longest = usize::from(MTU) - 28;
     let request = PingRequest {
         payload_len: longest,

@@ -1,4 +1,4 @@
-//! Segmenting and coalescing against independent, slow models of both.
+//! Segmentation and coalescing, compared with independent, slow models of both.
 
 mod packet;
 mod properties;
@@ -22,7 +22,7 @@ pub(crate) fn policy() -> Policy {
     Policy::new(TUN_MTU, Checksummer::PORTABLE)
 }
 
-/// What becomes of `packets` when they arrive together.
+/// The writes for `packets` that arrive together.
 pub(crate) fn coalesce(policy: Policy, packets: &[Vec<u8>]) -> Vec<Written> {
     coalesce_with(&mut Coalescer::new(policy), packets)
 }
@@ -34,7 +34,7 @@ pub(crate) fn coalesce_with(coalescer: &mut Coalescer, packets: &[Vec<u8>]) -> V
     let places: Vec<PacketRef> = packets
         .iter()
         .map(|packet| {
-            // Outer headers lie between the packets of a buffer.
+            // Outer headers separate the packets in a buffer.
             arena.extend([0xe7; 22]);
             let offset = arena.len() as u32;
             arena.extend(packet);

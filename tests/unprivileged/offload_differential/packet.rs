@@ -1,4 +1,4 @@
-//! Packets built and taken apart byte by byte, knowing nothing of the code under test.
+//! Packets built and parsed byte by byte, independently of the code under test.
 
 use uvxlan::wire::vnet_hdr::VnetHdr;
 
@@ -11,12 +11,12 @@ pub(crate) const URG: u8 = 0x20;
 pub(crate) const ECE: u8 = 0x40;
 pub(crate) const CWR: u8 = 0x80;
 
-/// Everything about a packet but its payload.
+/// Everything in a packet except its payload.
 #[derive(Clone, Debug)]
 pub(crate) struct Head {
     pub(crate) v6: bool,
     pub(crate) udp: bool,
-    /// Last byte of the source address: tells the flows of a test apart.
+    /// Last byte of the source address, which distinguishes the flows of a test.
     pub(crate) flow: u8,
     pub(crate) tos: u8,
     pub(crate) ttl: u8,
@@ -69,7 +69,7 @@ impl Head {
         packet
     }
 
-    /// The packet as a kernel leaves it to somebody else's checksum offload.
+    /// The packet as a kernel passes it on for checksum offload.
     pub(crate) fn partial(&self, payload: &[u8]) -> Vec<u8> {
         let mut packet = self.without_checksum(payload);
         seal(&mut packet, false);
@@ -111,7 +111,7 @@ impl Head {
     }
 }
 
-/// What a TUN says of the super-packet `head` begins.
+/// The vnet header that a TUN gives a super-packet that starts with `head`.
 pub(crate) fn vnet(head: &Head, gso_size: usize) -> VnetHdr {
     let ecn = if head.flags & CWR != 0 && !head.udp {
         0x80
@@ -133,7 +133,7 @@ pub(crate) fn vnet(head: &Head, gso_size: usize) -> VnetHdr {
     }
 }
 
-/// The segments of a super-packet: each built anew, with fields counted up by hand.
+/// The segments of a super-packet, each built from scratch, with fields incremented by hand.
 pub(crate) fn split(head: &Head, payload: &[u8], gso_size: usize) -> Vec<Vec<u8>> {
     let count = payload.chunks(gso_size).count();
     let segment = |(index, chunk): (usize, &[u8])| {
@@ -151,7 +151,7 @@ pub(crate) fn split(head: &Head, payload: &[u8], gso_size: usize) -> Vec<Vec<u8>
     payload.chunks(gso_size).enumerate().map(segment).collect()
 }
 
-/// Takes a merged packet apart by nothing but its bytes and its vnet header.
+/// Splits a merged packet by its bytes and its vnet header alone.
 pub(crate) fn resegment(vnet: &VnetHdr, merged: &[u8]) -> Vec<Vec<u8>> {
     let v6 = merged[0] >> 4 == 6;
     let ip_len = usize::from(vnet.csum_start);
@@ -195,8 +195,8 @@ fn be32(bytes: &[u8]) -> u32 {
     u32::from_be_bytes(bytes[..4].try_into().unwrap())
 }
 
-/// Sets both checksums of a packet without IP options: the transport's complete or, if
-/// not `whole`, as the folded pseudo-header sum.
+/// Sets both checksums of a packet without IP options: that of the transport completely or, if not
+/// `whole`, as the folded pseudo-header sum.
 pub(crate) fn seal(packet: &mut [u8], whole: bool) {
     let v6 = packet[0] >> 4 == 6;
     let ip_len = if v6 { 40 } else { 20 };
@@ -241,7 +241,7 @@ fn sum(bytes: &[u8]) -> u16 {
     sum as u16
 }
 
-/// Whether etherparse computes the same checksums that the packet carries.
+/// Whether etherparse computes the same checksums as in the packet.
 pub(crate) fn check_with_etherparse(packet: &[u8]) -> Result<(), String> {
     use etherparse::{NetHeaders, PacketHeaders, TransportHeader};
     let parsed = PacketHeaders::from_ip_slice(packet).map_err(|error| error.to_string())?;

@@ -47,7 +47,7 @@ fn payload(most: usize) -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![vec(any::<u8>(), 1..200), vec(any::<u8>(), 1..most)]
 }
 
-/// The segments that the code under test makes.
+/// The segments from the code under test.
 fn segment(head: &Head, payload: &[u8], gso_size: usize, csum: Checksummer) -> Vec<Vec<u8>> {
     let packet = head.partial(payload);
     let plan = SegmentPlan::new(&vnet(head, gso_size), &packet).unwrap();
@@ -144,7 +144,7 @@ proptest! {
     }
 }
 
-/// What the next packet of a flow is like.
+/// The form of the next packet of a flow.
 #[derive(Clone, Debug)]
 struct Step {
     kind: Kind,
@@ -195,7 +195,7 @@ fn step() -> impl Strategy<Value = Step> {
     (kind, vec(any::<u8>(), 60)).prop_map(|(kind, payload)| Step { kind, payload })
 }
 
-/// A sender, told apart by its source address.
+/// A sender, identified by its source address.
 struct Flow {
     head: Head,
 }
@@ -256,8 +256,8 @@ fn flow_of(packet: &[u8]) -> usize {
     usize::from(packet[if packet[0] >> 4 == 6 { 23 } else { 15 }])
 }
 
-/// The packet without what merging may change: bytes behind its end, the identification
-/// where DF takes its meaning, and a checksum that was left to be computed.
+/// The packet without what merging may change: bytes after its end, the identification if DF makes
+/// it meaningless, and a checksum left to offload.
 fn comparable(packet: &[u8]) -> Vec<u8> {
     let v6 = packet[0] >> 4 == 6;
     let field = |at: usize| usize::from(u16::from_be_bytes([packet[at], packet[at + 1]]));
