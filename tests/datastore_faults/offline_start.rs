@@ -123,7 +123,7 @@ fn cached_peers_outlive_a_store_that_comes_back_empty() {
     eventually("it has the other in its cache", || {
         is_cached(&nodes[0], &other)
     });
-    // The other cannot put itself back before the first complete list was read.
+    // The other cannot write its record again before the first complete list was read.
     lab.members[0].kill();
     lab.members[0].wipe();
     let mut other = nodes[1].daemon.take().map(|daemon| {
