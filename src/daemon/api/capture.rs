@@ -1,5 +1,5 @@
-//! Captures over the control socket: after the answer, the connection carries a pcapng
-//! stream until its reader has enough.
+//! Captures over the control socket: after the response, the connection carries a pcapng stream
+//! until the client closes it.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -17,25 +17,24 @@ use crate::control::{CaptureRequest, CaptureView, PeerStatus, Status};
 use crate::dataplane::tap::{CaptureFilter, OpenTap, Taps};
 
 /// Captures at a time.
-const PLACES: usize = 4;
-/// Pause between two looks at the queue: packet threads wake nobody.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
-/// Bytes that are written at once, about.
+const MAX_CAPTURES: usize = 4;
+/// The queue is polled: packet threads wake no reader.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+/// Approximate size of one write, in bytes.
 const CHUNK: usize = 256 * 1024;
-/// How long what waits may take to be written once the end is asked for; the rest counts as
-/// missed.
-const LAST_WORDS: Duration = Duration::from_secs(3);
-/// How long a reader may take over one piece of that before it is given up.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Longest packet that is kept: more than any.
-const SNAP_LEN: u32 = 256 * 1024;
+/// At its end, a capture has this long to write what is queued; the rest counts as missed.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long one write may take before the connection is dropped.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longer than any packet.
+const MAX_SNAP_LEN: u32 = 256 * 1024;
 
-/// What captures of a daemon have in common; clones are the same.
+/// The captures of this daemon; clones share their state.
 #[derive(Debug, Clone)]
-pub struct Captures {
+pub(crate) struct Captures {
     taps: Taps,
     changed: Arc<Notify>,
-    places: Arc<Semaphore>,
+    slots: Arc<Semaphore>,
 }
 
 impl Default for Captures {
@@ -43,35 +42,35 @@ impl Default for Captures {
         Self {
             taps: Taps::default(),
             changed: Arc::default(),
-            places: Arc::new(Semaphore::new(PLACES)),
+            slots: Arc::new(Semaphore::new(MAX_CAPTURES)),
         }
     }
 }
 
 impl Captures {
     /// For the packet loop.
-    #[must_use]
-    pub fn taps(&self) -> Taps {
+    pub(crate) fn taps(&self) -> Taps {
         self.taps.clone()
     }
 
-    /// Returns when one began or ended.
-    pub async fn changed(&self) {
+    /// Returns when a capture has begun or ended.
+    pub(crate) async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    /// Begins a capture of what a daemon with this status sees.
-    ///
-    /// # Errors
-    /// In words, for who asked.
-    pub fn begin(&self, request: &CaptureRequest, status: &Status) -> Result<Capture, String> {
+    /// Begins a capture. An error is in words, for the client.
+    pub(super) fn begin(
+        &self,
+        request: &CaptureRequest,
+        status: &Status,
+    ) -> Result<Capture, String> {
         let Some(node) = &status.node else {
             return Err(format!("not serving yet: {}", status.phase));
         };
         let filter = filter(request, &status.peers)?;
-        let place = Arc::clone(&self.places)
+        let slot = Arc::clone(&self.slots)
             .try_acquire_owned()
-            .map_err(|_| format!("{PLACES} captures are running already"))?;
+            .map_err(|_| format!("{MAX_CAPTURES} captures are running already"))?;
         let names = Names {
             program: format!("uvxlan {}", status.version),
             device: node.device.clone(),
@@ -83,7 +82,7 @@ impl Captures {
             tap: Some(self.taps.open(filter)),
             left: request.count.unwrap_or(u64::MAX),
             changed: Arc::clone(&self.changed),
-            _place: place,
+            _slot: slot,
         };
         self.changed.notify_one();
         Ok(capture)
@@ -95,7 +94,10 @@ fn filter(request: &CaptureRequest, peers: &[PeerStatus]) -> Result<CaptureFilte
         None => None,
         Some(text) => Some(peer(text, peers)?),
     };
-    let snap_len = request.snap_len.unwrap_or(SNAP_LEN).clamp(1, SNAP_LEN);
+    let snap_len = request
+        .snap_len
+        .unwrap_or(MAX_SNAP_LEN)
+        .clamp(1, MAX_SNAP_LEN);
     Ok(CaptureFilter {
         inner: request.view != Some(CaptureView::Outer),
         outer: request.view != Some(CaptureView::Inner),
@@ -106,8 +108,8 @@ fn filter(request: &CaptureRequest, peers: &[PeerStatus]) -> Result<CaptureFilte
     })
 }
 
-/// A peer by its address or its subnet. An address that no peer has is taken as well: of
-/// strangers there is most to learn.
+/// A peer by its address or its subnet. The address need not be a peer's: unknown senders are
+/// worth a capture.
 fn peer(text: &str, peers: &[PeerStatus]) -> Result<(Ipv4Addr, Option<Ipv4Net>), String> {
     if let Ok(address) = text.parse::<Ipv4Addr>() {
         let known = peers.iter().find(|peer| peer.public_ip == address);
@@ -124,15 +126,14 @@ fn peer(text: &str, peers: &[PeerStatus]) -> Result<(Ipv4Addr, Option<Ipv4Net>),
     }
 }
 
-/// A capture that has begun.
 #[derive(Debug)]
-pub struct Capture {
+pub(super) struct Capture {
     encoder: Encoder,
     tap: Option<OpenTap>,
-    /// Packets still wanted.
+    /// Packets that are still wanted.
     left: u64,
     changed: Arc<Notify>,
-    _place: OwnedSemaphorePermit,
+    _slot: OwnedSemaphorePermit,
 }
 
 impl Drop for Capture {
@@ -143,64 +144,61 @@ impl Drop for Capture {
 }
 
 impl Capture {
-    /// Writes the stream until its reader closes its side, is gone, or has enough. A slow
-    /// reader only makes the queue full.
-    ///
-    /// # Errors
-    /// When the reader is gone, or does not take the last words.
-    pub async fn stream(mut self, stream: UnixStream) -> io::Result<()> {
+    /// Writes the stream until the client closes its half or has all packets that it wanted.
+    /// A slow client only fills the queue. Fails if the client is gone.
+    pub(super) async fn stream(mut self, stream: UnixStream) -> io::Result<()> {
         let (reading, mut writing) = stream.into_split();
         let mut chunk = Vec::new();
         self.encoder.begin(&mut chunk);
-        in_time(&mut writing, &chunk).await?;
-        let mut asked = std::pin::pin!(end_of(reading));
+        write_all(&mut writing, &chunk).await?;
+        let mut closed = std::pin::pin!(closed(reading));
         let mut ending = false;
         while !ending && self.left > 0 {
             tokio::select! {
-                end = &mut asked => {
+                end = &mut closed => {
                     end?;
                     ending = true;
                 }
-                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = tokio::time::sleep(POLL_INTERVAL) => {}
             }
             while !ending && self.collect(&mut chunk) {
-                // Where the end is asked for in the middle of a write, something is left of it.
+                // If the client closes its half during the write, the rest follows it.
                 let mut rest = &chunk[..];
                 tokio::select! {
                     written = writing.write_all_buf(&mut rest) => written?,
-                    end = &mut asked => {
+                    end = &mut closed => {
                         end?;
                         ending = true;
                     }
                 }
-                in_time(&mut writing, rest).await?;
+                write_all(&mut writing, rest).await?;
             }
         }
-        let missed = self.last_words(&mut writing).await?;
+        let missed = self.drain(&mut writing).await?;
         chunk.clear();
         self.encoder.end(&mut chunk, now(), missed);
-        in_time(&mut writing, &chunk).await?;
+        write_all(&mut writing, &chunk).await?;
         writing.shutdown().await
     }
 
-    /// Writes what waits now: what still comes belongs to nobody. Returns how many packets
-    /// were missed in all.
-    async fn last_words(&mut self, writing: &mut OwnedWriteHalf) -> io::Result<u64> {
+    /// Writes what is queued now, and nothing that comes later. Returns the number of packets that
+    /// were missed in total.
+    async fn drain(&mut self, writing: &mut OwnedWriteHalf) -> io::Result<u64> {
         let (waiting, missed) = self
             .tap
             .as_ref()
             .map_or((0, 0), |tap| (tap.waiting(), tap.missed()));
         let wanted = self.left.min(waiting);
         self.left = wanted;
-        let deadline = Instant::now() + LAST_WORDS;
+        let deadline = Instant::now() + DRAIN_TIMEOUT;
         let mut chunk = Vec::new();
         while Instant::now() < deadline && self.collect(&mut chunk) {
-            in_time(writing, &chunk).await?;
+            write_all(writing, &chunk).await?;
         }
         Ok(missed + self.left)
     }
 
-    /// Fills a chunk with what waits; whether there is something in it.
+    /// Fills a chunk from the queue. Returns whether there is something in it.
     fn collect(&mut self, chunk: &mut Vec<u8>) -> bool {
         chunk.clear();
         while self.left > 0 && chunk.len() < CHUNK {
@@ -214,17 +212,17 @@ impl Capture {
     }
 }
 
-/// Returns when the reader closes its side; an error where it is gone.
-async fn end_of(mut reading: OwnedReadHalf) -> io::Result<()> {
+/// Returns when the client closes its half. Fails if it is gone.
+async fn closed(mut reading: OwnedReadHalf) -> io::Result<()> {
     let mut ignored = [0; 64];
     while reading.read(&mut ignored).await? > 0 {}
     Ok(())
 }
 
-/// Writes all of it to a reader that keeps reading.
-async fn in_time(writing: &mut OwnedWriteHalf, mut bytes: &[u8]) -> io::Result<()> {
+/// Writes all of it. Fails if the client stops reading.
+async fn write_all(writing: &mut OwnedWriteHalf, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
-        let written = tokio::time::timeout(PATIENCE, writing.write_buf(&mut bytes)).await;
+        let written = tokio::time::timeout(WRITE_TIMEOUT, writing.write_buf(&mut bytes)).await;
         if written.map_err(|_| io::ErrorKind::TimedOut)?? == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
@@ -256,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_is_found_by_either_name_and_strangers_by_their_address() {
+    fn a_peer_is_found_by_address_or_subnet_and_a_stranger_by_address() {
         let subnet = "10.5.24.0/24".parse().ok();
         let address = Ipv4Addr::new(192, 0, 2, 2);
         assert_eq!(peer("192.0.2.2", &known()), Ok((address, subnet)));

@@ -1,4 +1,4 @@
-//! `/healthz` and `/readyz`: flannel's health endpoint, and whether a subnet is served.
+//! `/healthz`, as flannel has it, and `/readyz`: whether a subnet is served.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,48 +11,43 @@ use tokio::net::TcpListener;
 use super::http;
 use crate::daemon::failure::Failure;
 
-/// Whether the daemon serves a subnet: it has said so, device and packet loop are there, and so
-/// are the rules that were asked for.
+/// Whether the daemon serves a subnet with everything that belongs to it: device, packet loop, and
+/// the wanted rules. Clones share their state.
 #[derive(Debug, Clone, Default)]
-pub struct Readiness(Arc<Parts>);
+pub(crate) struct Readiness(Arc<Parts>);
 
 #[derive(Debug, Default)]
 struct Parts {
     serving: AtomicBool,
-    broken: AtomicBool,
+    without_device: AtomicBool,
     without_rules: AtomicBool,
 }
 
 impl Readiness {
-    /// From now on it does, or does not.
-    pub fn set(&self, ready: bool) {
-        self.0.serving.store(ready, Ordering::Relaxed);
+    pub(crate) fn set_serving(&self, serving: bool) {
+        self.0.serving.store(serving, Ordering::Relaxed);
     }
 
-    /// Whether device and packet loop are there, which they are until somebody says otherwise.
-    pub fn set_device(&self, there: bool) {
-        self.0.broken.store(!there, Ordering::Relaxed);
+    /// Whether device and packet loop run; they do unless this says otherwise.
+    pub(crate) fn set_device(&self, runs: bool) {
+        self.0.without_device.store(!runs, Ordering::Relaxed);
     }
 
-    /// Whether the rules that were asked for are in place.
+    /// Whether the wanted rules are in place; they are unless this says otherwise.
     ///
-    /// Without them the daemon goes on: containers reach each other. But those that reach the
-    /// world through this host's address do not, since the subnet file keeps docker from
-    /// masquerading, so whoever asks before sending work here is told to wait.
-    pub fn set_rules(&self, in_place: bool) {
+    /// Without them containers reach each other, but not the world: the subnet file keeps docker
+    /// from masquerading. So the daemon continues, and schedulers should send no work here.
+    pub(crate) fn set_rules(&self, in_place: bool) {
         self.0.without_rules.store(!in_place, Ordering::Relaxed);
     }
 
     fn is_ready(&self) -> bool {
         let is = |part: &AtomicBool| part.load(Ordering::Relaxed);
-        is(&self.0.serving) && !is(&self.0.broken) && !is(&self.0.without_rules)
+        is(&self.0.serving) && !is(&self.0.without_device) && !is(&self.0.without_rules)
     }
 }
 
 /// Listens on `ip` and `port`, and answers until the runtime ends; port 0 is off.
-///
-/// # Errors
-/// When the address cannot be listened on.
 pub(crate) async fn serve(ip: &str, port: u16, readiness: Readiness) -> Result<(), Failure> {
     if port == 0 {
         return Ok(());
@@ -66,12 +61,12 @@ pub(crate) async fn serve(ip: &str, port: u16, readiness: Readiness) -> Result<(
     let local = listener.local_addr().map_err(failed)?;
     tracing::info!(event = "health", address = %local, "answering /healthz and /readyz");
     tokio::spawn(http::serve(listener, move |request| {
-        std::future::ready(answer(request.method(), request.uri().path(), &readiness))
+        std::future::ready(respond(request.method(), request.uri().path(), &readiness))
     }));
     Ok(())
 }
 
-fn answer(method: &Method, path: &str, readiness: &Readiness) -> Response<Full<Bytes>> {
+fn respond(method: &Method, path: &str, readiness: &Readiness) -> Response<Full<Bytes>> {
     let (status, text) = match (method, path) {
         (&Method::GET | &Method::HEAD, "/healthz") => (StatusCode::OK, "flanneld is running"),
         (&Method::GET | &Method::HEAD, "/readyz") if readiness.is_ready() => {
@@ -80,10 +75,11 @@ fn answer(method: &Method, path: &str, readiness: &Readiness) -> Response<Full<B
         (&Method::GET | &Method::HEAD, "/readyz") => {
             (StatusCode::SERVICE_UNAVAILABLE, "flanneld is not ready yet")
         }
-        (&Method::GET | &Method::HEAD, _) => {
-            (StatusCode::NOT_FOUND, "there are /healthz and /readyz")
-        }
-        _ => (StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD"),
+        (&Method::GET | &Method::HEAD, _) => (StatusCode::NOT_FOUND, "try /healthz or /readyz"),
+        _ => (
+            StatusCode::METHOD_NOT_ALLOWED,
+            "only GET and HEAD are supported",
+        ),
     };
     http::plain(status, text)
 }
@@ -93,14 +89,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn readiness_shows_at_readyz_alone() {
+    fn readiness_affects_readyz_alone() {
         let readiness = Readiness::default();
-        let status = |path: &str| answer(&Method::GET, path, &readiness).status().as_u16();
+        let status = |path: &str| respond(&Method::GET, path, &readiness).status().as_u16();
         assert_eq!(
             [status("/healthz"), status("/readyz"), status("/")],
             [200, 503, 404]
         );
-        readiness.set(true);
+        readiness.set_serving(true);
         assert_eq!(
             [status("/healthz"), status("/readyz"), status("/")],
             [200, 200, 404]
@@ -111,6 +107,6 @@ mod tests {
             part(&readiness, true);
             assert_eq!(status("/readyz"), 200);
         }
-        assert_eq!(answer(&Method::POST, "/healthz", &readiness).status(), 405);
+        assert_eq!(respond(&Method::POST, "/healthz", &readiness).status(), 405);
     }
 }

@@ -1,4 +1,4 @@
-//! Pages that others fetch by HTTP: a bounded number of connections, each for a bounded time.
+//! An HTTP server for a bounded number of connections, each for a bounded time.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -16,32 +16,32 @@ use tokio::sync::Semaphore;
 /// Connections at a time; more wait.
 const CONNECTIONS: usize = 32;
 /// How long one connection may last.
-const PATIENCE: Duration = Duration::from_secs(10);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Answers who connects, until the runtime ends.
-pub async fn serve<F, A>(listener: TcpListener, answer: F)
+/// Answers requests until the runtime ends.
+pub(super) async fn serve<F, R>(listener: TcpListener, respond: F)
 where
-    F: Fn(Request<Incoming>) -> A + Clone + Send + Sync + 'static,
-    A: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+    F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
+    R: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
             return;
         };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let answer = answer.clone();
+                let respond = respond.clone();
                 tokio::spawn(async move {
                     let service = service_fn(move |request| {
-                        let answer = answer(request);
-                        async move { Ok::<_, Infallible>(answer.await) }
+                        let response = respond(request);
+                        async move { Ok::<_, Infallible>(response.await) }
                     });
-                    let talk =
+                    let connection =
                         http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-                    // Whoever is slow, or speaks something else, is nobody to report.
-                    let _ = tokio::time::timeout(PATIENCE, talk).await;
-                    drop(place);
+                    // A slow client, or one that speaks another protocol, is not worth a line in the log.
+                    let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
+                    drop(slot);
                 });
             }
             Err(error) => {
@@ -52,9 +52,8 @@ where
     }
 }
 
-/// An answer of one line.
-#[must_use]
-pub fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
+/// A response of one line.
+pub(super) fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
     *response.status_mut() = status;
     response

@@ -1,8 +1,9 @@
-//! Lines for the journal: it knows the time itself, and takes the priority from `<N>` before
-//! a line (`sd-daemon(3)`).
+//! Lines for the journal: it adds the time itself, and takes the priority from `<N>` before a line
+//! (`sd-daemon(3)`).
 //!
-//! Other fields stay in the line: the journal's own protocol would have them apart, at the price
-//! of a socket and calls that packet threads may not make; `--log-format=json` has them too.
+//! Fields stay in the line. The journal's own protocol would transfer them separately, but it takes
+//! a socket, and system calls that packet threads may not make; `--log-format=json` separates them
+//! too.
 
 use std::fmt;
 
@@ -11,25 +12,24 @@ use tracing_subscriber::fmt::format::{Format, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// Whether stderr leads to the journal (`JOURNAL_STREAM`, `systemd.exec(5)`).
-pub fn is_stderr() -> bool {
-    let Some(named) = std::env::var_os("JOURNAL_STREAM") else {
+/// Whether stderr is connected to the journal (`JOURNAL_STREAM`, `systemd.exec(5)`).
+pub(super) fn is_stderr() -> bool {
+    let Some(expected) = std::env::var_os("JOURNAL_STREAM") else {
         return false;
     };
     let Ok(found) = rustix::fs::fstat(std::io::stderr()) else {
         return false;
     };
-    named.to_str() == Some(&format!("{}:{}", found.st_dev, found.st_ino))
+    expected.to_str() == Some(&format!("{}:{}", found.st_dev, found.st_ino))
 }
 
-/// A line without time, behind its priority.
-pub struct JournalFormat {
+/// A line with its priority and without time.
+pub(super) struct JournalFormat {
     inner: Format<tracing_subscriber::fmt::format::Full, ()>,
 }
 
 impl JournalFormat {
-    /// With or without the place that a line comes from.
-    pub fn new(with_target: bool) -> Self {
+    pub(super) fn new(with_target: bool) -> Self {
         Self {
             inner: Format::default()
                 .without_time()

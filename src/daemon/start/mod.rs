@@ -76,9 +76,9 @@ pub(crate) async fn run(options: &RunOptions, stop: CancellationToken) -> Result
         never = answer_while_starting(&mut pending, status) => match never {},
     };
     privileges::serving();
-    readiness.set(true);
+    readiness.set_serving(true);
     serving.serve(stop, &mut pending).await;
-    readiness.set(false);
+    readiness.set_serving(false);
     Ok(())
 }
 

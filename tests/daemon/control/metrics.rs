@@ -193,7 +193,7 @@ fn full_page() -> String {
         ]
     }))
     .unwrap();
-    uvxlan::daemon::api::metrics::Metrics::default().page(&status)
+    uvxlan::daemon::api::metrics::Exporter::default().render(&status)
 }
 
 #[test]

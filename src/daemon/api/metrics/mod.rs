@@ -1,7 +1,7 @@
-//! The page for Prometheus, by HTTP: what `uvxlan status` shows, as metrics.
+//! The metrics page for Prometheus: what `uvxlan status` shows, as metrics.
 
-pub mod page;
-mod peers;
+mod exporter;
+mod peer_labels;
 mod process;
 
 use std::collections::BTreeSet;
@@ -13,18 +13,18 @@ use hyper::header::{ACCEPT, CONTENT_TYPE};
 use hyper::{Method, StatusCode};
 use tokio::net::TcpListener;
 
-pub use self::page::Metrics;
+pub use self::exporter::Exporter;
 use super::control::{self, Requests};
 use super::http;
 use crate::control::{Request, Response};
 
-/// The content type of OpenMetrics, which Prometheus asks for.
+/// Content type of OpenMetrics, which Prometheus prefers.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-/// The content type of the older text format, for everybody else.
+/// Content type of the older text format, for all other clients.
 const CLASSIC: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Listens until the runtime ends; nothing where the address is empty. A daemon without
-/// metrics forwards as well, so a failure is only logged.
+/// Listens until the runtime ends; an empty address is off. A daemon forwards without metrics
+/// too, so a failure is only logged.
 pub(crate) async fn serve(address: &str, requests: Requests) {
     if address.is_empty() {
         return;
@@ -32,30 +32,35 @@ pub(crate) async fn serve(address: &str, requests: Requests) {
     match TcpListener::bind(address).await {
         Ok(listener) => {
             tracing::info!(event = "metrics", address, "answering /metrics");
-            let metrics = Arc::new(Mutex::new(Metrics::default()));
+            let exporter = Arc::new(Mutex::new(Exporter::default()));
             tokio::spawn(http::serve(listener, move |request| {
-                let (requests, metrics) = (requests.clone(), Arc::clone(&metrics));
-                async move { answer(&request, &requests, &metrics).await }
+                let (requests, exporter) = (requests.clone(), Arc::clone(&exporter));
+                async move { respond(&request, &requests, &exporter).await }
             }));
         }
         Err(error) => tracing::warn!(
             event = "no_metrics", address, %error,
-            "no page for Prometheus (--metrics-listen)"
+            "cannot serve metrics (--metrics-listen)"
         ),
     }
 }
 
-async fn answer(
+async fn respond(
     request: &hyper::Request<Incoming>,
     requests: &Requests,
-    metrics: &Mutex<Metrics>,
+    exporter: &Mutex<Exporter>,
 ) -> hyper::Response<Full<Bytes>> {
     match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/metrics") => {}
         (&Method::GET | &Method::HEAD, _) => {
-            return http::plain(StatusCode::NOT_FOUND, "there is /metrics");
+            return http::plain(StatusCode::NOT_FOUND, "try /metrics");
         }
-        _ => return http::plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD"),
+        _ => {
+            return http::plain(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "only GET and HEAD are supported",
+            );
+        }
     }
     let response = control::send(requests, Request::Status).await;
     let Some(Response::Status(status)) = response else {
@@ -63,8 +68,8 @@ async fn answer(
     };
     let page = {
         // No panic can leave it half changed.
-        let mut metrics = metrics.lock().unwrap_or_else(PoisonError::into_inner);
-        metrics.page(&status)
+        let mut exporter = exporter.lock().unwrap_or_else(PoisonError::into_inner);
+        exporter.render(&status)
     };
     let accepted = request.headers().get(ACCEPT);
     let accepted = accepted.and_then(|value| value.to_str().ok());
@@ -78,8 +83,8 @@ async fn answer(
     response
 }
 
-/// An OpenMetrics page in Prometheus' older text format: there a counter is described under
-/// the name of its samples, and there are no units and no end.
+/// Converts an OpenMetrics page to Prometheus' older text format: it describes a counter under the
+/// name of its samples, and has neither units nor an end mark.
 fn classic(openmetrics: &str) -> String {
     let mut text = String::with_capacity(openmetrics.len());
     let counters: BTreeSet<&str> = openmetrics
@@ -106,8 +111,8 @@ mod tests {
     use crate::control::Status;
 
     #[test]
-    fn the_older_format_has_other_names_for_counters_and_no_end() {
-        let text = Metrics::default().page(&Status::default());
+    fn the_older_format_has_other_names_for_counters_and_no_end_mark() {
+        let text = Exporter::default().render(&Status::default());
         assert!(text.ends_with("# EOF\n"));
         let classic = classic(&text);
         assert!(classic.contains("# TYPE uvxlan_encap_packets_total counter\n"));

@@ -1,34 +1,28 @@
-//! The process itself, under the names that all exporters use for it (`process_…`).
+//! The process itself, under the names that all exporters use (`process_…`).
 
 use std::fs;
 
-/// What `/proc` says of this process; what it does not say is left out.
+/// What `/proc` says about this process.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Process {
-    /// When it was started, in seconds since 1970.
-    pub start: Option<f64>,
-    /// CPU time of all threads, in seconds.
-    pub cpu_seconds: Option<f64>,
-    /// Open file descriptors.
-    pub open_fds: Option<u64>,
-    /// How many there may be.
-    pub max_fds: Option<u64>,
-    /// Resident memory in bytes.
-    pub resident_bytes: Option<u64>,
-    /// Address space in bytes.
-    pub virtual_bytes: Option<u64>,
+pub(super) struct Process {
+    /// When it was started, as Unix time.
+    pub(super) start: Option<f64>,
+    /// CPU time of all threads.
+    pub(super) cpu_seconds: Option<f64>,
+    pub(super) open_fds: Option<u64>,
+    pub(super) max_fds: Option<u64>,
+    pub(super) resident_bytes: Option<u64>,
+    pub(super) virtual_bytes: Option<u64>,
 }
 
 impl Process {
-    /// Now.
-    #[must_use]
-    pub fn now() -> Self {
+    pub(super) fn read() -> Self {
         let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
         let page = rustix::param::page_size() as u64;
         let ticks = rustix::param::clock_ticks_per_second() as f64;
         let (stat, statm) = (read("/proc/self/stat"), read("/proc/self/statm"));
         let mut process = Self::parse([&stat, &statm, &read("/proc/stat")], page, ticks);
-        // The listing has a descriptor of its own.
+        // One of them is the listing's.
         let open = fs::read_dir("/proc/self/fd").map(Iterator::count);
         process.open_fds = open
             .ok()
@@ -37,12 +31,12 @@ impl Process {
         process
     }
 
-    /// By the texts of `proc_pid_stat(5)`, `proc_pid_statm(5)` and `proc_stat(5)`.
+    /// Parses the texts of `proc_pid_stat(5)`, `proc_pid_statm(5)` and `proc_stat(5)`.
     fn parse([stat, statm, system]: [&str; 3], page: u64, ticks: f64) -> Self {
         let number = |text: &str, at: usize| -> Option<u64> {
             text.split_ascii_whitespace().nth(at)?.parse().ok()
         };
-        // The name may hold blanks; behind it come the fields from the third on.
+        // The name may contain spaces; the third field follows it.
         let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
         let time = |at| number(fields, at);
         let boot = system.lines().find_map(|line| line.strip_prefix("btime "));
@@ -66,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_are_counted_from_behind_the_name() {
+    fn fields_are_counted_from_the_end_of_the_name() {
         let stat = "7 (a) b) S 1 7 7 0 -1 0 9 0 0 0 150 50 0 0 20 0 3 0 5 0 0";
         let system = "cpu 1 2 3\nbtime 1700000000\n";
         let process = Process::parse([stat, "100 30 5 1 0 9 0", system], 4096, 100.0);
@@ -78,8 +72,8 @@ mod tests {
     }
 
     #[test]
-    fn this_process_is_seen() {
-        let process = Process::now();
+    fn this_process_is_read() {
+        let process = Process::read();
         assert!(process.resident_bytes.is_some_and(|bytes| bytes > 100_000));
         assert!(process.open_fds.is_some_and(|count| count >= 3));
         assert!(process.cpu_seconds.is_some() && process.start.is_some());

@@ -1,5 +1,5 @@
-//! A status as a page of metrics. Names and units follow Prometheus' naming practices; label
-//! sets are bounded.
+//! Renders a status as metrics. Names and units follow Prometheus' naming practices; label sets
+//! are bounded.
 
 use std::fmt;
 use std::sync::atomic::AtomicU64;
@@ -13,7 +13,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::peers::{Passed, Places};
+use super::peer_labels::{PeerLabels, Traffic};
 use super::process::Process;
 use crate::control::{
     CounterKind, DatastoreStatus, Histogram, LeaseState, PeerState, PeerStatus, Phase, Status,
@@ -24,9 +24,9 @@ type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
 type Counters = Family<Labels, Counter>;
 type FloatCounter = Counter<f64, AtomicU64>;
 
-struct Page(Registry);
+struct Metrics(Registry);
 
-impl Page {
+impl Metrics {
     fn gauges(&mut self, name: &str, help: &str) -> Gauges {
         let family = Gauges::default();
         self.0.register(name, help, family.clone());
@@ -57,6 +57,12 @@ impl Page {
         self.0.register_collector(Box::new(histograms));
     }
 
+    fn counter_in(&mut self, unit: Unit, name: &str, help: &str, value: u64) {
+        let counter: Counter = Counter::default();
+        counter.inc_by(value);
+        self.0.register_with_unit(name, help, unit, counter);
+    }
+
     fn counter(&mut self, name: &str, help: &str, value: u64) {
         let counter: Counter = Counter::default();
         counter.inc_by(value);
@@ -64,7 +70,7 @@ impl Page {
     }
 }
 
-/// Histograms that were counted elsewhere, told apart by one label, or by none.
+/// A family of histograms with at most one label, counted elsewhere.
 #[derive(Debug)]
 struct Histograms {
     name: &'static str,
@@ -102,49 +108,48 @@ fn single(value: f64) -> Gauge<f64, AtomicU64> {
     gauge
 }
 
-/// What pages of one daemon have in common.
+/// Renders the metrics of one daemon.
 #[derive(Debug, Default)]
-pub struct Metrics {
-    places: Places,
+pub struct Exporter {
+    labels: PeerLabels,
 }
 
-impl Metrics {
-    /// A status as a page, in the format of OpenMetrics.
-    pub fn page(&mut self, status: &Status) -> String {
-        self.places.look(&status.peers);
-        let mut page = Page(Registry::with_prefix("uvxlan"));
-        let build = page.gauges("build_info", "Version of the program, always 1");
-        let labels = vec![
-            ("version", status.version.clone()),
-            (
-                "commit",
-                option_env!("UVXLAN_COMMIT").unwrap_or("").to_owned(),
-            ),
-        ];
+impl Exporter {
+    /// Renders a status in the format of OpenMetrics.
+    pub fn render(&mut self, status: &Status) -> String {
+        self.labels.update(&status.peers);
+        let mut metrics = Metrics(Registry::with_prefix("uvxlan"));
+        let build = metrics.gauges("build_info", "Version of the program, always 1");
+        let commit = option_env!("UVXLAN_COMMIT").unwrap_or("").to_owned();
+        let labels = vec![("version", status.version.clone()), ("commit", commit)];
         build.get_or_create(&labels).set(1.0);
-        let serving = f64::from(u8::from(status.phase == Phase::Serving));
-        page.gauge("serving", "1 when a subnet is served", serving);
-        datastore(&mut page, status);
-        packets(&mut page, status);
-        batches(&mut page, status);
-        repairs(&mut page, status);
-        peers(&mut page, &status.peers, &self.places);
-        probes(&mut page, status);
+        let serving = f64::from(status.phase == Phase::Serving);
+        metrics.gauge("serving", "1 when a subnet is served", serving);
+        lease(&mut metrics, &status.datastore);
+        datastore(&mut metrics, status);
+        packets(&mut metrics, status);
+        drops(&mut metrics, status);
+        batches(&mut metrics, status);
+        repairs(&mut metrics, status);
+        peers(&mut metrics, &status.peers, &self.labels);
+        probes(&mut metrics, status);
         let mut text = String::new();
         // Writing to a string cannot fail.
-        let _ = prometheus_client::encoding::text::encode_registry(&mut text, &page.0);
-        let _ = prometheus_client::encoding::text::encode(&mut text, &process(Process::now()).0);
+        let _ = prometheus_client::encoding::text::encode_registry(&mut text, &metrics.0);
+        let process = process(Process::read());
+        let _ = prometheus_client::encoding::text::encode(&mut text, &process.0);
         text
     }
 }
 
-fn process(process: Process) -> Page {
-    let mut page = Page(Registry::with_prefix("process"));
+fn process(process: Process) -> Metrics {
+    let mut metrics = Metrics(Registry::with_prefix("process"));
     if let Some(seconds) = process.cpu_seconds {
         let counter: FloatCounter = Counter::default();
         counter.inc_by(seconds);
         let help = "Total user and system CPU time";
-        page.0
+        metrics
+            .0
             .register_with_unit("cpu", help, Unit::Seconds, counter);
     }
     let gauges = [
@@ -181,149 +186,144 @@ fn process(process: Process) -> Page {
     ];
     for (name, help, unit, value) in gauges {
         match (unit, value) {
-            (Some(unit), Some(value)) => page.gauge_in(unit, name, help, value),
-            (None, Some(value)) => page.gauge(name, help, value),
+            (Some(unit), Some(value)) => metrics.gauge_in(unit, name, help, value),
+            (None, Some(value)) => metrics.gauge(name, help, value),
             (_, None) => {}
         }
     }
-    page
+    metrics
 }
 
-fn datastore(page: &mut Page, status: &Status) {
-    let DatastoreStatus {
-        lease,
-        heard_seconds_ago,
-        lease_ends_in_seconds,
-        renewals,
-        renewals_failed,
-        resyncs,
-        ..
-    } = &status.datastore;
-    let yes = |is: bool| f64::from(u8::from(is));
-    let held = yes(*lease == LeaseState::Held);
-    let help = "1 when the store says that our lease is ours";
-    page.gauge("lease_held", help, held);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now = now.unwrap_or_default().as_secs();
-    if let Some(left) = lease_ends_in_seconds {
-        let help = "When our lease ends if it is not renewed, as Unix time; without it, never";
+fn lease(metrics: &mut Metrics, datastore: &DatastoreStatus) {
+    let held = f64::from(datastore.lease == LeaseState::Held);
+    let help = "1 when the datastore confirms our lease";
+    metrics.gauge("lease_held", help, held);
+    if let Some(left) = datastore.lease_ends_in_seconds {
+        let help =
+            "When our lease expires unless it is renewed, as Unix time; absent for a reservation";
         let name = "lease_expiry_timestamp";
-        page.gauge_in(Unit::Seconds, name, help, (now + left) as f64);
+        metrics.gauge_in(Unit::Seconds, name, help, (unix_time() + left) as f64);
     }
-    let renewed = page.counters("lease_renewals", "Renewals of our lease, by their result");
-    for (result, count) in [("ok", renewals), ("failed", renewals_failed)] {
+    let renewals = metrics.counters("lease_renewals", "Renewals of our lease, by result");
+    for (result, count) in [
+        ("ok", datastore.renewals),
+        ("failed", datastore.renewals_failed),
+    ] {
         let labels = vec![("result", result.to_owned())];
-        renewed.get_or_create(&labels).inc_by(*count);
+        renewals.get_or_create(&labels).inc_by(count);
     }
-    // Before the lease there is nothing that could be confirmed.
-    let connected = yes(!matches!(
-        lease,
+}
+
+fn datastore(metrics: &mut Metrics, status: &Status) {
+    let datastore = &status.datastore;
+    // Without a lease there is nothing to confirm.
+    let connected = !matches!(
+        datastore.lease,
         LeaseState::Unconfirmed | LeaseState::Pending
-    ));
-    let help = "1 when the datastore answered the last question about our lease";
-    page.gauge("datastore_connected", help, connected);
-    if let Some(ago) = heard_seconds_ago {
-        let help = "Since the datastore last said something";
-        page.gauge_in(Unit::Seconds, "datastore_silence", help, *ago as f64);
-        let help = "When the datastore last said something, as Unix time";
+    );
+    let help = "1 when the datastore answered the last request about our lease";
+    metrics.gauge("datastore_connected", help, f64::from(connected));
+    if let Some(ago) = datastore.heard_seconds_ago {
+        let help = "Time since the datastore's last answer";
+        metrics.gauge_in(Unit::Seconds, "datastore_silence", help, ago as f64);
+        let help = "When the datastore last answered, as Unix time";
         let name = "datastore_last_sync_timestamp";
-        let at = now.saturating_sub(*ago);
-        page.gauge_in(Unit::Seconds, name, help, at as f64);
+        let at = unix_time().saturating_sub(ago);
+        metrics.gauge_in(Unit::Seconds, name, help, at as f64);
     }
-    let again = page.counters(
-        "datastore_resyncs",
-        "Complete lists of leases that were compared with what was known, by their reason",
-    );
-    for (reason, count) in resyncs {
+    let help = "Complete lists of leases that were compared with the known peers, by reason";
+    let resyncs = metrics.counters("datastore_resyncs", help);
+    for (reason, count) in &datastore.resyncs {
         let labels = vec![("reason", reason.clone())];
-        again.get_or_create(&labels).inc_by(*count);
+        resyncs.get_or_create(&labels).inc_by(*count);
     }
-    let rejected = page.counters(
-        "datastore_rejected_records",
-        "Records that were not believed, by reason",
-    );
+    let help = "Records that were refused, by reason";
+    let rejected = metrics.counters("datastore_rejected_records", help);
     for (reason, count) in &status.refused_total {
         let labels = vec![("reason", reason.clone())];
         rejected.get_or_create(&labels).inc_by(*count);
     }
 }
 
-fn packets(page: &mut Page, status: &Status) {
+fn unix_time() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default().as_secs()
+}
+
+/// Packet counters with a metric of their own: name, counter, help.
+const PACKETS: [(&str, &str, &str); 5] = [
+    (
+        "tun_read_packets",
+        "tun_read",
+        "Packets read from the device",
+    ),
+    ("encap_packets", "sent", "Packets sent through the tunnel"),
+    (
+        "udp_read_packets",
+        "udp_read",
+        "Packets received from the tunnel",
+    ),
+    (
+        "decap_packets",
+        "delivered",
+        "Packets written to the device",
+    ),
+    (
+        "probe_packets",
+        "probes_in",
+        "Probes received from the tunnel",
+    ),
+];
+
+/// Byte counters, likewise.
+const BYTES: [(&str, &str, &str); 2] = [
+    ("encap", "sent_bytes", "Inner bytes sent through the tunnel"),
+    ("decap", "delivered_bytes", "Bytes written to the device"),
+];
+
+fn packets(metrics: &mut Metrics, status: &Status) {
     let value = |name: &str| {
         let counter = status.counters.iter().find(|counter| counter.name == name);
         counter.map_or(0, |counter| counter.value)
     };
-    for (name, source, help) in [
-        (
-            "tun_read_packets",
-            "tun_read",
-            "Packets read from the device",
-        ),
-        ("encap_packets", "sent", "Packets sent through the tunnel"),
-        (
-            "udp_read_packets",
-            "udp_read",
-            "Packets received from the tunnel",
-        ),
-        (
-            "decap_packets",
-            "delivered",
-            "Packets written to the device",
-        ),
-        (
-            "probe_packets",
-            "probes_in",
-            "Probe messages of peers received from the tunnel",
-        ),
-    ] {
-        page.counter(name, help, value(source));
+    for (name, source, help) in PACKETS {
+        metrics.counter(name, help, value(source));
     }
-    for (name, source, help) in [
-        ("encap", "sent_bytes", "Inner bytes sent through the tunnel"),
-        ("decap", "delivered_bytes", "Bytes written to the device"),
-    ] {
-        let counter: Counter = Counter::default();
-        counter.inc_by(value(source));
-        page.0.register_with_unit(name, help, Unit::Bytes, counter);
+    for (name, source, help) in BYTES {
+        metrics.counter_in(Unit::Bytes, name, help, value(source));
     }
-    let fallbacks = page.counters(
-        "gso_fallbacks",
-        "Large pieces that the kernel refused and that were moved in parts, by the call",
-    );
+    let help = "Super-packets that the kernel refused and that were moved in parts, by call";
+    let fallbacks = metrics.counters("gso_fallbacks", help);
     for (reason, source) in [("send", "segment_fallbacks"), ("write", "merge_fallbacks")] {
         let labels = vec![("reason", reason.to_owned())];
         fallbacks.get_or_create(&labels).inc_by(value(source));
     }
-    let drops = page.counters(
-        "drops",
-        "Packets that went nowhere; tun_read = encap + drops{dir=\"out\"}, udp_read = decap + probe + drops{dir=\"in\"}",
-    );
-    let events = page.counters("events", "What happened to the packet loop, by name");
+}
+
+fn drops(metrics: &mut Metrics, status: &Status) {
+    let help = "Dropped packets; tun_read = encap + drops{dir=\"out\"}, udp_read = decap + probe + drops{dir=\"in\"}";
+    let drops = metrics.counters("drops", help);
+    let events = metrics.counters("events", "Other counters of the packet loop, by name");
     for counter in &status.counters {
+        let name = counter.name.clone();
         let (family, labels) = match counter.kind {
-            CounterKind::DropOut => (
-                &drops,
-                vec![("dir", "out".into()), ("reason", counter.name.clone())],
-            ),
-            CounterKind::DropIn => (
-                &drops,
-                vec![("dir", "in".into()), ("reason", counter.name.clone())],
-            ),
-            CounterKind::Event => (&events, vec![("event", counter.name.clone())]),
+            CounterKind::DropOut => (&drops, vec![("dir", "out".into()), ("reason", name)]),
+            CounterKind::DropIn => (&drops, vec![("dir", "in".into()), ("reason", name)]),
+            CounterKind::Event => (&events, vec![("event", name)]),
             _ => continue,
         };
         family.get_or_create(&labels).inc_by(counter.value);
     }
 }
 
-fn batches(page: &mut Page, status: &Status) {
+fn batches(metrics: &mut Metrics, status: &Status) {
     let batches = status
         .packet_loop
         .iter()
         .flat_map(|packets| &packets.batches);
-    page.histograms(Histograms {
+    metrics.histograms(Histograms {
         name: "batch_size",
-        help: "Packets moved by one call, by what the call does",
+        help: "Packets moved by one system call, by call",
         unit: None,
         members: batches
             .map(|batch| (vec![("call", batch.call.clone())], batch.sizes.clone()))
@@ -331,10 +331,10 @@ fn batches(page: &mut Page, status: &Status) {
     });
 }
 
-fn repairs(page: &mut Page, status: &Status) {
-    let changes = page.counters(
+fn repairs(metrics: &mut Metrics, status: &Status) {
+    let changes = metrics.counters(
         "reconcile_changes",
-        "Times that something had been changed by others and was put back",
+        "Restored changes that others had made to the host",
     );
     for (kind, count) in &status.repairs {
         let labels = vec![("kind", kind.clone())];
@@ -342,37 +342,40 @@ fn repairs(page: &mut Page, status: &Status) {
     }
 }
 
-fn peers(page: &mut Page, peers: &[PeerStatus], places: &Places) {
-    let states = page.gauges("peers", "Peers by state");
+fn peers(metrics: &mut Metrics, peers: &[PeerStatus], labels: &PeerLabels) {
+    let states = metrics.gauges("peers", "Peers by state");
     for state in PeerState::ALL {
         let count = peers.iter().filter(|peer| peer.state == state).count();
         let labels = vec![("state", state.to_string())];
         states.get_or_create(&labels).set(count as f64);
     }
-    let packets = page.counters("peer_packets", "Inner packets by peer");
-    let bytes = page.counters("peer_bytes", "Inner bytes by peer");
-    let count = |name: &str, passed: Passed| {
+    let packets = metrics.counters("peer_packets", "Inner packets by peer");
+    let bytes = metrics.counters("peer_bytes", "Inner bytes by peer");
+    let count = |name: &str, traffic: Traffic| {
         let labels = |dir: &str| vec![("peer", name.to_owned()), ("dir", dir.to_owned())];
         let (out, inward) = (labels("out"), labels("in"));
-        packets.get_or_create(&out).inc_by(passed.out_packets);
-        packets.get_or_create(&inward).inc_by(passed.in_packets);
-        bytes.get_or_create(&out).inc_by(passed.out_bytes);
-        bytes.get_or_create(&inward).inc_by(passed.in_bytes);
+        packets.get_or_create(&out).inc_by(traffic.out_packets);
+        packets.get_or_create(&inward).inc_by(traffic.in_packets);
+        bytes.get_or_create(&out).inc_by(traffic.out_bytes);
+        bytes.get_or_create(&inward).inc_by(traffic.in_bytes);
     };
-    let rtt = page.gauges_in(Unit::Seconds, "peer_rtt", "Last round trip of a probe");
-    let loss = page.gauges("probe_loss_ratio", "Unanswered among the latest probes");
-    let one_way = page.gauges(
-        "probe_one_way_loss_ratio",
-        "Lost among the latest probes by direction, where the peer says so",
+    let rtt = metrics.gauges_in(Unit::Seconds, "peer_rtt", "Last round trip of a probe");
+    let loss = metrics.gauges(
+        "probe_loss_ratio",
+        "Share of the latest probes without a reply",
     );
-    let mtu = page.gauges_in(
+    let one_way = metrics.gauges(
+        "probe_one_way_loss_ratio",
+        "Lost among the latest probes by direction, for peers that report it",
+    );
+    let mtu = metrics.gauges_in(
         Unit::Bytes,
         "path_mtu",
-        "Longest packet that a probe carried",
+        "Longest packet that a probe carried to the peer and back",
     );
-    for peer in peers.iter().filter(|peer| places.is_own(peer.subnet)) {
+    for peer in peers.iter().filter(|peer| labels.has_label(peer.subnet)) {
         let name = peer.subnet.to_string();
-        count(&name, Passed::of(peer));
+        count(&name, Traffic::of(peer));
         for (dir, value) in [("out", peer.loss_out_percent), ("in", peer.loss_in_percent)] {
             if let Some(value) = value {
                 let labels = vec![("peer", name.clone()), ("dir", dir.to_owned())];
@@ -390,16 +393,16 @@ fn peers(page: &mut Page, peers: &[PeerStatus], places: &Places) {
             mtu.get_or_create(&labels).set(f64::from(value));
         }
     }
-    if let Some(others) = places.others() {
+    if let Some(others) = labels.others() {
         count("other", others);
     }
 }
 
-fn probes(page: &mut Page, status: &Status) {
+fn probes(metrics: &mut Metrics, status: &Status) {
     if let Some(trips) = &status.round_trips {
-        page.histograms(Histograms {
+        metrics.histograms(Histograms {
             name: "probe_rtt",
-            help: "Round trips of all probes that were answered",
+            help: "Round trips of all answered probes",
             unit: Some(Unit::Seconds),
             members: vec![(Vec::new(), trips.clone())],
         });
@@ -408,12 +411,12 @@ fn probes(page: &mut Page, status: &Status) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::peers::tests::peer;
+    use super::super::peer_labels::tests::peer;
     use super::*;
     use crate::control::{BatchStatus, CounterStatus, PacketLoopStatus};
 
     #[test]
-    fn the_page_has_what_the_status_has() {
+    fn a_status_is_rendered_whole() {
         let counter = |name: &str, kind, value| CounterStatus {
             name: name.into(),
             kind,
@@ -447,7 +450,7 @@ mod tests {
             refused_total: vec![("key".into(), 9)],
             ..Status::default()
         };
-        let text = Metrics::default().page(&status);
+        let text = Exporter::default().render(&status);
         for line in [
             "uvxlan_build_info{version=\"1.2.3\",commit=\"\"} 1.0",
             "uvxlan_tun_read_packets_total 7",
