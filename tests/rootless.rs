@@ -14,7 +14,7 @@ fn main() {
         skip::skipped(format!("no user namespace here: {error}"));
         return;
     }
-    available().expect("a process that is root in its user namespace can make a testbed");
+    available().expect("a process that is root in its user namespace can create a testbed");
     let topology = Topology::two_hosts().unwrap();
     let (a, b) = topology.pair().unwrap();
     let report = ping(a.namespace(), PingRequest::new(b.address())).unwrap();

@@ -100,7 +100,10 @@ async fn no_level_of_any_crate_shows_a_password() {
         " hyper",
         "uvxlan::subnet::store",
     ] {
-        assert!(log.contains(told), "nothing of {told} in:\n{log}");
+        assert!(
+            log.contains(told),
+            "the log does not mention {told}:\n{log}"
+        );
     }
     for password in [PASSWORD, WRONG] {
         for disguise in disguises(password) {

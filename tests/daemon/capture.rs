@@ -66,7 +66,7 @@ impl Lab {
         all.extend(arguments);
         let mut command = self.program(&all);
         let child = command.stderr(Stdio::piped()).spawn().unwrap();
-        eventually("the capture has begun", || {
+        eventually("the capture runs", || {
             std::fs::metadata(&file).is_ok_and(|found| found.len() > 0)
         });
         Running(child)
@@ -169,7 +169,7 @@ fn tshark_reads_both_views_of_a_conversation() {
 }
 
 #[test]
-fn drops_have_their_reason_and_strangers_are_seen() {
+fn drops_have_reasons_and_unknown_sources_are_seen() {
     need!(possible(&["ip", "tshark"]));
     let lab = Lab::new();
     let capture = lab.begin(&["--dropped"]);
@@ -186,7 +186,7 @@ fn drops_have_their_reason_and_strangers_are_seen() {
     assert!(!ping(from, request).unwrap().is_complete());
     // One from an unknown source, which the kernel drops while no capture runs; and a peer's, too
     // short.
-    eventually("the stranger is let as far as the packet loop", || {
+    eventually("packets of unknown sources reach the packet loop", || {
         lab.datagram(2, &[8, 0, 0, 0, 0, 0, 1, 0]);
         std::fs::metadata(lab.file()).unwrap().len() > 0
             && !tshark(
@@ -368,7 +368,7 @@ fn a_reader_that_sleeps_costs_no_packet() {
     // Not a byte is read meanwhile: pipe, socket and queue (8192 packets) soon fill up.
     std::thread::sleep(Duration::from_millis(300));
     let answered = echoes(a, b, 32, |answered| answered < 9600);
-    assert_eq!(answered, 9600, "a datagram got lost");
+    assert_eq!(answered, 9600, "a datagram was lost");
     assert!(a.ping(b, 20).is_complete());
     assert_eq!([drops(&lab, a), drops(&lab, b)], before);
     let mut stdout = reader.0.stdout.take().unwrap();
@@ -384,7 +384,7 @@ fn a_reader_that_sleeps_costs_no_packet() {
         .split_once("captured, ")
         .and_then(|(_, rest)| rest.split(' ').next()?.parse().ok())
         .unwrap_or_else(|| panic!("{said}"));
-    assert!(missed > 0, "the queue was to overflow: {said}");
+    assert!(missed > 0, "the queue should overflow: {said}");
     assert!(drained.join().unwrap() < 32 << 20);
 }
 
@@ -431,7 +431,7 @@ fn a_capture_ends_while_packets_keep_coming_to_a_slow_reader() {
         std::thread::sleep(Duration::from_millis(5));
         code = capture.0.try_wait().unwrap().map(|status| status.code());
     }
-    assert_eq!(code, Some(Some(0)), "it did not end while packets came");
+    assert_eq!(code, Some(Some(0)), "it did not end while packets arrived");
     let said = capture.said();
     assert!(said.contains("packets captured"), "{said}");
     reader.join().unwrap();
@@ -455,7 +455,7 @@ fn a_second_interrupt_ends_a_capture_that_nobody_reads() {
     assert_eq!(
         ends(&mut capture.0, Duration::from_secs(1)),
         None,
-        "the reader may still take what there is"
+        "the reader may still read what is left"
     );
     kill_process(pid, Signal::INT).unwrap();
     assert_eq!(ends(&mut capture.0, Duration::from_secs(5)), Some(130));

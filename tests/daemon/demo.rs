@@ -33,7 +33,7 @@ fn demo(arguments: &[&str]) -> Option<Output> {
 }
 
 #[test]
-fn the_story_ends_with_a_table_of_both_contenders() {
+fn the_demo_ends_with_a_table_of_both_contenders() {
     let Some(output) = demo(&["--size", "16"]) else {
         return;
     };
@@ -120,7 +120,7 @@ fn shows(folder: &std::path::Path, command: &str, words: &str) {
 }
 
 #[test]
-fn what_is_kept_can_be_looked_at_with_the_commands_that_are_told() {
+fn a_kept_demo_can_be_inspected_with_the_printed_commands() {
     if !possible() {
         return;
     }

@@ -123,7 +123,7 @@ fn a_device_that_cannot_be_made_costs_neither_answers_nor_the_watchdog_nor_the_s
     assert_eq!(status(&a)["phase"], "serving");
 
     occupy(&a);
-    eventually("it says that it cannot", || {
+    eventually("the failure is logged", || {
         a.log().contains("restore_failed")
     });
     lab.told();
@@ -133,7 +133,7 @@ fn a_device_that_cannot_be_made_costs_neither_answers_nor_the_watchdog_nor_the_s
         let answer = status(&a);
         let phase = answer["phase"].as_str().unwrap();
         assert!(phase.contains("rebuilding the device"), "{phase}");
-        assert!(metrics(&a).contains("uvxlan_serving"), "a page of metrics");
+        assert!(metrics(&a).contains("uvxlan_serving"), "the metrics page");
         let took = asked.elapsed();
         assert!(took < PROMPTLY, "answered after {took:?}");
         std::thread::sleep(Duration::from_millis(600));
@@ -149,13 +149,13 @@ fn a_device_that_cannot_be_made_costs_neither_answers_nor_the_watchdog_nor_the_s
         status(&a)["peers"].as_array().unwrap().len() == 2
     });
     a.change(&["link", "del", "flannel.1"]);
-    eventually("all is as before", || a.reaches(&b) && b.reaches(&a));
+    eventually("everything is as before", || a.reaches(&b) && b.reaches(&a));
     let route = a.output("ip", &["route", "show", "10.5.253.0/24"]);
     assert!(route.contains("dev flannel.1"), "{route}");
     assert_eq!(status(&a)["phase"], "serving");
 
     occupy(&a);
-    eventually("it cannot again", || {
+    eventually("it fails again", || {
         a.log().matches("restore_failed").count() > 1
     });
     // While it waits for the next retry.

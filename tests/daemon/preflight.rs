@@ -148,7 +148,7 @@ fn tools() -> Result<(), String> {
 }
 
 #[test]
-fn without_the_tun_driver_nothing_is_begun() {
+fn without_the_tun_driver_nothing_is_changed() {
     need!(tools());
     let lab = Lab::new();
     let start = lab.start(&[NO_TUN], None);
@@ -187,7 +187,7 @@ fn a_folder_that_cannot_be_written_is_named_with_its_flag() {
 }
 
 #[test]
-fn what_it_can_do_without_is_named_and_it_goes_on() {
+fn a_missing_optional_requirement_is_named_and_the_start_continues() {
     need!(tools());
     let lab = Lab::new();
     let start = lab.start(&[], Some(NO_PATH));
@@ -214,7 +214,7 @@ fn what_it_can_do_without_is_named_and_it_goes_on() {
 }
 
 #[test]
-fn bridges_that_do_not_ask_the_rules_are_a_warning() {
+fn bridges_without_netfilter_are_a_warning() {
     need!(tools());
     let lab = Lab::new();
     let folder = "/proc/sys/net/bridge";
@@ -235,7 +235,7 @@ fn bridges_that_do_not_ask_the_rules_are_a_warning() {
 }
 
 #[test]
-fn all_that_is_missing_is_said_at_once() {
+fn all_missing_requirements_are_reported_at_once() {
     need!(tools());
     let lab = Lab::new();
     lab.shell("sysctl -qw net.ipv4.ip_forward=0");
@@ -322,7 +322,7 @@ fn a_kernel_device_excuses_its_own_port_and_no_other() {
     start.assert_said_first(&format!("(pid {})", std::process::id()));
     assert!(
         devices().contains("flannel.1"),
-        "it was left: {}",
+        "left unchanged: {}",
         devices()
     );
     drop(holder);
@@ -334,7 +334,7 @@ fn a_kernel_device_excuses_its_own_port_and_no_other() {
     start.assert_said_first("the kernel's vxlan device vxlan42");
     assert!(
         devices().contains("flannel.1"),
-        "it was left: {}",
+        "left unchanged: {}",
         devices()
     );
 

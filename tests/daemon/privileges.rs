@@ -44,7 +44,7 @@ fn check(pid: u32) {
         let mut packet = found.iter().filter(|(name, _)| name.starts_with("uvxlan-"));
         packet.clone().count() > 0 && packet.all(|(_, fields)| fields["Seccomp"] == "2")
     };
-    eventually("packet threads filter their calls", packet_threads_ready);
+    eventually("packet threads have a seccomp filter", packet_threads_ready);
     for (name, fields) in threads(pid) {
         let is_packet_thread = name.starts_with("uvxlan-");
         assert_eq!(fields["NoNewPrivs"], "1", "{name}");
@@ -107,7 +107,7 @@ fn threads_hold_what_they_need_and_everything_works() {
 }
 
 #[test]
-fn what_the_unit_leaves_is_enough() {
+fn the_units_capabilities_are_enough() {
     need!(possible(&["iptables", "setpriv"]));
     let folder = tempfile::tempdir().unwrap();
     let program = as_the_unit_starts_it(folder.path());
@@ -155,7 +155,7 @@ fn everything_works((_topology, a, b): &(Topology, NodeUnderTest, NodeUnderTest)
     };
     assert!(masquerades());
     a.output("iptables", &["-t", "nat", "-F"]);
-    eventually("the rules are back", masquerades);
+    eventually("the rules are restored", masquerades);
 
     // And the rare system calls of a packet thread. The device keeps the configured MTU; otherwise
     // it would follow the interface before the first packet.
@@ -163,7 +163,7 @@ fn everything_works((_topology, a, b): &(Topology, NodeUnderTest, NodeUnderTest)
         node.change(&["link", "set", UNDERLAY_DEVICE, "mtu", "1400"]);
     }
     a.transfer(b, 4 << 20);
-    eventually("the narrow path is known", || {
+    eventually("the smaller path MTU is known", || {
         a.log().contains("path_narrow")
     });
 

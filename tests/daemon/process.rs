@@ -152,7 +152,7 @@ fn a_config_that_cannot_be_used_is_explained() {
 }
 
 #[test]
-fn an_interface_that_is_not_there_is_named_with_those_that_are() {
+fn a_missing_interface_is_named_with_the_existing_ones() {
     need!(possible(&[]));
     let lab = Lab::new(CONFIG);
     let output = lab.run(&["--iface=eth7"]);
@@ -163,7 +163,7 @@ fn an_interface_that_is_not_there_is_named_with_those_that_are() {
 
 /// As flannel, which logs it and tries the other options.
 #[test]
-fn an_expression_that_is_none_is_passed_over() {
+fn an_invalid_expression_is_ignored() {
     need!(possible(&[]));
     let lab = Lab::new(CONFIG);
     let output = lab.run(&["--iface-regex=(", "--iface-regex=eth7"]);
@@ -192,16 +192,16 @@ fn a_port_in_use_is_named() {
     assert!(!output.status.success());
     assert!(text.contains("8472") && text.contains("in use"), "{text}");
     let holder = format!("(pid {})", std::process::id());
-    assert!(text.contains(&holder), "who holds it is named: {text}");
+    assert!(text.contains(&holder), "its holder is named: {text}");
     assert_eq!(
         lab.leases(),
         0,
-        "a start that cannot succeed takes no subnet"
+        "a start that cannot succeed leases no subnet"
     );
 }
 
 #[test]
-fn without_the_capability_nothing_is_begun() {
+fn without_the_capability_nothing_is_changed() {
     need!(possible(&["setpriv"]));
     let lab = Lab::new(CONFIG);
     let store = lab.store_flag();
@@ -234,7 +234,7 @@ fn a_second_daemon_for_one_device_refuses() {
     assert!(!output.status.success());
     assert!(text.contains("another uvxlan daemon"), "{text}");
     let link = first.output("ip", &["link", "show", "flannel.1"]);
-    assert!(link.contains("UP"), "the first goes on: {link}");
+    assert!(link.contains("UP"), "the first keeps running: {link}");
 }
 
 #[test]
@@ -333,9 +333,7 @@ fn health_is_answered_from_the_start_and_readiness_when_it_serves() {
         };
         lab.host().namespace().run(ask).unwrap().unwrap_or_default()
     };
-    eventually("it is alive", || {
-        get("/healthz").starts_with("HTTP/1.1 200")
-    });
+    eventually("it is live", || get("/healthz").starts_with("HTTP/1.1 200"));
     assert!(get("/healthz").ends_with("flanneld is running"));
     let not_yet = get("/readyz");
     assert!(
@@ -360,7 +358,7 @@ fn health_is_answered_from_the_start_and_readiness_when_it_serves() {
     ip(&["link", "del", "flannel.1"]);
     ip(&["link", "add", "flannel.1", "type", "bridge"]);
     signal(rustix::process::Signal::CONT);
-    eventually("it is not ready while the device is away", || {
+    eventually("it is not ready without the device", || {
         get("/readyz").starts_with("HTTP/1.1 503")
     });
     assert!(get("/healthz").starts_with("HTTP/1.1 200"));
@@ -411,13 +409,13 @@ fn it_is_flanneld_by_name_with_options_in_one_argument() {
 }
 
 #[test]
-fn what_is_left_behind() {
+fn a_stop_removes_the_device_unless_it_is_kept() {
     need!(possible(&["ip"]));
     let lab = Lab::new(CONFIG);
     let show = |node: &NodeUnderTest| node.output("ip", &["-o", "link"]);
     let mut node = lab.node(&[]);
     node.stop_daemon();
-    assert!(!show(&node).contains("flannel.1"), "the device goes");
+    assert!(!show(&node).contains("flannel.1"), "the device is removed");
     assert!(
         node.folder.join("subnet.env").exists(),
         "the subnet file stays"
@@ -428,7 +426,7 @@ fn what_is_left_behind() {
     node.stop_daemon();
     assert!(show(&node).contains("flannel.1"), "the device is kept");
     node.start_daemon();
-    assert!(show(&node).contains("flannel.1"), "and taken up again");
+    assert!(show(&node).contains("flannel.1"), "and reused");
     node.stop_daemon();
 
     let mut down = Command::new(PROGRAM);
@@ -441,7 +439,7 @@ fn what_is_left_behind() {
 }
 
 #[test]
-fn the_log_tells_the_story_in_json_too() {
+fn the_log_has_all_steps_in_json_too() {
     need!(possible(&[]));
     let lab = Lab::new(CONFIG);
     let mut node = lab.node(&["--log-format=json"]);

@@ -108,7 +108,7 @@ impl Lab {
     }
 
     fn assert_untouched(&self) {
-        assert!(!self.has_device(), "no device before there is a lease");
+        assert!(!self.has_device(), "no device before the lease");
         assert!(!self.path("subnet.env").exists());
         assert!(!self.path("state/state.json").exists());
     }
@@ -185,7 +185,7 @@ impl Drop for Service {
 }
 
 #[test]
-fn a_datastore_that_is_away_is_waited_for_without_ready() {
+fn a_datastore_that_is_down_is_waited_for_without_ready() {
     need!(possible(&["ip", "etcd", "etcdctl"]));
     let lab = Lab::new();
     let other = &lab.topology.hosts()[1];
@@ -275,7 +275,7 @@ fn without_a_subnet_file_there_is_no_ready() {
     let leases = fs::read_dir(lab.path("store/subnets")).unwrap().count();
     assert_eq!(
         leases, 1,
-        "the peer's, and none of a start that cannot succeed"
+        "the peer's lease only, none of a start that cannot succeed"
     );
 }
 
@@ -290,14 +290,14 @@ fn at_ready_everything_is_in_place() {
     assert!(env.ends_with("/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"));
     assert!(
         lab.has_route(),
-        "with the route of every peer of that moment"
+        "with the routes of all peers known at that time"
     );
     assert_eq!(service.told().matches("READY=1").count(), 1);
     service.stop();
 }
 
 #[test]
-fn the_watchdog_hears_of_packet_threads_that_move() {
+fn the_watchdog_is_fed_while_packet_threads_run() {
     need!(possible(&["ip"]));
     let lab = Lab::with_config();
     let mut service = lab.serve(&[]);
@@ -315,7 +315,7 @@ fn the_watchdog_hears_of_packet_threads_that_move() {
 
 /// A timer would go on feeding it.
 #[test]
-fn the_watchdog_hears_nothing_while_one_packet_thread_stands_still() {
+fn the_watchdog_is_not_fed_while_a_packet_thread_is_stuck() {
     need!(possible(&["ip"]));
     let lab = Lab::with_config();
     let mut service = lab.serve(&["--workers=2"]);
@@ -337,7 +337,7 @@ fn the_watchdog_hears_nothing_while_one_packet_thread_stands_still() {
         before
     });
     let fed = fed.unwrap();
-    eventually("it goes on", || {
+    eventually("it continues", || {
         service.told().matches("WATCHDOG=1").count() > fed
     });
     service.stop();

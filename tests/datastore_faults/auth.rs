@@ -115,13 +115,13 @@ fn tokens_expire_and_passwords_change_without_loss() {
         lab.news_arrive(&nodes[0]);
         lab.news_arrive(&nodes[1]);
     });
-    assert_eq!(lab.leases(), before, "no lease was lost or taken twice");
+    assert_eq!(lab.leases(), before, "no lease was lost or duplicated");
     assert_no_password_is_logged(&nodes);
 }
 
 /// It is logged and retried, without flooding etcd.
 #[test]
-fn a_user_that_is_gone_for_a_while_costs_no_packet_and_few_tries() {
+fn a_user_deleted_for_a_while_costs_no_packet_and_few_logins() {
     need!(possible(&["etcd", "etcdctl"]));
     let (mut lab, nodes) = with_passwords();
     let before = lab.leases();

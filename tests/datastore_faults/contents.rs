@@ -41,7 +41,7 @@ fn a_wiped_store_is_filled_again_and_no_packet_is_lost() {
         lab.members[0].wipe();
         lab.members[0].start();
         lab.wait();
-        eventually("both are there again, on the same subnets", || {
+        eventually("both leases are back, with the same subnets", || {
             lab.leases() == before
         });
         // Longer than missing peers are kept.
@@ -65,7 +65,7 @@ fn a_lease_that_went_while_history_was_compacted_is_missed_by_nobody() {
     let subnet = format!("{STRANGER}/24");
     lab.ctl(&["put", &stranger, STRANGERS]);
     for node in &nodes {
-        eventually("the stranger is routed", || {
+        eventually("the unknown lease has a route", || {
             !route(node, &subnet).is_empty()
         });
     }
@@ -88,9 +88,7 @@ fn a_lease_that_went_while_history_was_compacted_is_missed_by_nobody() {
         lab.members[0].start();
         lab.wait();
         for node in &nodes {
-            eventually("the stranger's route is gone", || {
-                route(node, &subnet).is_empty()
-            });
+            eventually("the route is gone", || route(node, &subnet).is_empty());
         }
         lab.news_arrive(&nodes[0]);
         lab.news_arrive(&nodes[1]);
@@ -105,7 +103,7 @@ fn a_lease_that_went_while_history_was_compacted_is_missed_by_nobody() {
 }
 
 #[test]
-fn ten_thousand_rubbish_records_cost_no_packet_and_little_memory() {
+fn ten_thousand_invalid_records_cost_no_packet_and_little_memory() {
     need!(possible(&["etcd", "etcdctl"]));
     const RUBBISH: u64 = 10_000;
     let lab = Lab::with_config(1);
@@ -172,7 +170,7 @@ fn resident(pid: u32) -> u64 {
 }
 
 #[test]
-fn a_record_that_is_deleted_or_taken_is_told_and_nothing_moves() {
+fn a_deleted_or_taken_record_is_logged_and_nothing_else_changes() {
     need!(possible(&["etcd", "etcdctl"]));
     let lab = Lab::with_config(1);
     let mut nodes = lab.nodes(&[lab.endpoints(), "--lease-ttl=60".into()]);
@@ -181,14 +179,14 @@ fn a_record_that_is_deleted_or_taken_is_told_and_nothing_moves() {
     let env = nodes[0].env.unwrap();
     let far = nodes[1].env.unwrap().subnet.to_string();
     lab.ctl(&["del", &own]);
-    eventually("it is put back", || lab.leases() == before);
+    eventually("it is restored", || lab.leases() == before);
     eventually("the containers reach each other again", || {
         nodes[0].reaches(&nodes[1])
     });
 
     // Another host takes the key without asking, as flannel of v0.11 can.
     lab.ctl(&["put", &own, STRANGERS]);
-    eventually("it is told", || {
+    eventually("it is logged", || {
         status(&nodes[0])["datastore"]["lease"] == "taken"
             && nodes[0].log().contains("taken by another host")
     });
@@ -207,7 +205,7 @@ fn a_record_that_is_deleted_or_taken_is_told_and_nothing_moves() {
     };
     let before = sent();
     assert!(!nodes[0].reaches(&nodes[1]), "the peers follow the store");
-    assert!(sent() > before, "packets are still taken to the tunnel");
+    assert!(sent() > before, "packets still go into the tunnel");
 
     // A start that finds its containers' subnet taken does not choose another by itself.
     drop(nodes[0].daemon.take());
@@ -241,7 +239,7 @@ fn a_record_that_is_free_again_is_taken_back() {
     let before = lab.leases();
     let own = key(&nodes[0]);
     lab.ctl(&["put", &own, STRANGERS]);
-    eventually("it is told", || {
+    eventually("it is logged", || {
         status(&nodes[0])["datastore"]["lease"] == "taken"
     });
     lab.ctl(&["del", &own]);
@@ -255,7 +253,7 @@ fn a_record_that_is_free_again_is_taken_back() {
 }
 
 #[test]
-fn a_store_that_is_away_for_longer_than_leases_live_costs_nothing() {
+fn an_outage_longer_than_the_ttl_costs_nothing() {
     need!(possible(&["etcd", "etcdctl"]));
     let mut lab = Lab::with_config(1);
     let nodes = lab.nodes(&[lab.endpoints(), "--lease-ttl=8".into()]);

@@ -206,9 +206,9 @@ impl Lab {
         };
         change(&["put", &key, value]);
         let routed = || node.output("ip", &["route", "show", &format!("{STRANGER}/24")]);
-        eventually("a new peer is routed", || !routed().is_empty());
+        eventually("a new peer gets a route", || !routed().is_empty());
         change(&["del", &key]);
-        eventually("its route goes with it", || routed().is_empty());
+        eventually("its route is removed with it", || routed().is_empty());
     }
 
     /// Runs `work` with a client of the first member.

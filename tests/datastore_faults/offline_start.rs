@@ -23,7 +23,7 @@ fn kill_and_restart(node: &mut NodeUnderTest) {
 }
 
 #[test]
-fn a_daemon_killed_while_etcd_is_away_forwards_again_and_follows_it_later() {
+fn a_daemon_killed_while_etcd_is_down_forwards_again_and_follows_it_later() {
     need!(possible(&["etcd", "etcdctl"]));
     let mut lab = Lab::with_config(1);
     let flags = [lab.endpoints(), "--lease-ttl=60".into()];
@@ -49,7 +49,9 @@ fn a_daemon_killed_while_etcd_is_away_forwards_again_and_follows_it_later() {
     assert!(now["datastore"]["heard_seconds_ago"].is_null(), "{now}");
     // Once more, from a cache that no store has confirmed since.
     kill_and_restart(&mut nodes[0]);
-    eventually("and again", || nodes[0].reaches(&nodes[1]));
+    eventually("they reach each other again", || {
+        nodes[0].reaches(&nodes[1])
+    });
 
     losing_nothing(&nodes, || {
         lab.members[0].start();
@@ -120,9 +122,7 @@ fn cached_peers_outlive_a_store_that_comes_back_empty() {
     let mut nodes = lab.nodes(&flags);
     let before = lab.leases();
     let other = nodes[1].env.unwrap().subnet.to_string();
-    eventually("it has the other in its cache", || {
-        is_cached(&nodes[0], &other)
-    });
+    eventually("its cache has the other", || is_cached(&nodes[0], &other));
     // The other cannot write its record again before the first complete list was read.
     lab.members[0].kill();
     lab.members[0].wipe();

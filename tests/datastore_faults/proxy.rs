@@ -109,7 +109,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, manner: &AtomicU8, number: u64) 
 }
 
 #[test]
-fn a_slow_cut_or_closed_way_to_etcd_costs_no_packet_and_no_lease() {
+fn a_slow_or_broken_connection_to_etcd_costs_no_packet_and_no_lease() {
     need!(possible(&["etcd", "etcdctl"]));
     // Noticed at once.
     let noticed = Duration::from_secs(6);
@@ -117,13 +117,13 @@ fn a_slow_cut_or_closed_way_to_etcd_costs_no_packet_and_no_lease() {
 }
 
 #[test]
-fn a_silent_way_to_etcd_is_noticed_and_costs_no_packet_and_no_lease() {
+fn a_silent_connection_to_etcd_is_noticed_and_costs_no_packet_and_no_lease() {
     need!(possible(&["etcd", "etcdctl"]));
     // Long enough for a watch to notice the loss: by pings every ten seconds, with five seconds
     // for the reply.
     let noticed = Duration::from_secs(24);
     let tried = for_a_while(&[Manner::Silent], noticed);
-    assert!(tried > 0, "nobody noticed in {noticed:?}");
+    assert!(tried > 0, "not noticed within {noticed:?}");
 }
 
 /// Injects these faults for these times, with normal forwarding in between. Returns the number of
@@ -146,7 +146,7 @@ fn for_a_while(manners: &[Manner], noticed: Duration) -> u64 {
             let tried = proxy.connections.load(Ordering::Relaxed) - connected;
             assert!(
                 tried < 200,
-                "{tried} connections in {noticed:?} hammer etcd"
+                "{tried} connections in {noticed:?} are too many"
             );
             all += tried;
             proxy.set(Manner::Honest);
@@ -154,6 +154,6 @@ fn for_a_while(manners: &[Manner], noticed: Duration) -> u64 {
             lab.news_arrive(&nodes[1]);
         }
     });
-    assert_eq!(lab.leases(), before, "no lease was lost or taken twice");
+    assert_eq!(lab.leases(), before, "no lease was lost or duplicated");
     all
 }

@@ -31,5 +31,5 @@ fn a_cluster_loses_members_and_its_quorum_and_no_packet_is_lost() {
         lab.news_arrive(&nodes[0]);
         lab.news_arrive(&nodes[1]);
     });
-    assert_eq!(lab.leases(), before, "no lease was lost or taken twice");
+    assert_eq!(lab.leases(), before, "no lease was lost or duplicated");
 }

@@ -23,14 +23,14 @@ fn a_daemon_that_slept_past_its_lease_takes_the_same_subnet_again() {
     let before = lab.leases();
     // As on a suspended machine: its clock jumps, and its lease expires meanwhile.
     signal(&nodes[0], Signal::STOP);
-    eventually("the lease ends", || lab.leases().len() == 1);
+    eventually("the lease expires", || lab.leases().len() == 1);
     let route = || {
         let subnet = nodes[0].env.unwrap().subnet.to_string();
         nodes[1].output("ip", &["route", "show", &subnet])
     };
-    eventually("the peer has no route any more", || route().is_empty());
+    eventually("the peer's route is gone", || route().is_empty());
     signal(&nodes[0], Signal::CONT);
-    eventually("the same leases are there again", || lab.leases() == before);
+    eventually("the same leases are back", || lab.leases() == before);
     eventually("and the containers reach each other", || {
         nodes[0].reaches(&nodes[1])
     });
@@ -110,10 +110,10 @@ fn of_two_hosts_with_one_address_the_first_stays() {
             said.contains(&address) && said.contains("--iface"),
             "{said}"
         );
-        assert_eq!(lab.leases(), before, "the first is untouched");
+        assert_eq!(lab.leases(), before, "the first is unchanged");
         let [holder, other] = nodes;
         drop(holder);
         third = other;
-        eventually("the first one's lease ends", || lab.leases().len() == 1);
+        eventually("the first one's lease expires", || lab.leases().len() == 1);
     }
 }

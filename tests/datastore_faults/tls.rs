@@ -110,5 +110,5 @@ fn certificates_are_replaced_and_bad_ones_named_without_loss() {
         lab.news_arrive(&nodes[0]);
         lab.news_arrive(&nodes[1]);
     });
-    assert_eq!(lab.leases(), before, "no lease was lost or taken twice");
+    assert_eq!(lab.leases(), before, "no lease was lost or duplicated");
 }

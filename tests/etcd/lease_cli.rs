@@ -172,7 +172,7 @@ async fn etcd_by_api_v2_is_managed() {
 }
 
 #[test]
-fn a_store_that_is_not_there_is_named() {
+fn a_store_that_does_not_exist_is_named() {
     let port = crate::support::etcd::free_port();
     let store = [format!("--etcd-endpoints=http://127.0.0.1:{port}")];
     let error = bad(&store, &["lease", "list"], 69);

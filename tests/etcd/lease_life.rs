@@ -67,7 +67,7 @@ fn run(store: Arc<dyn Store>, host: u8, acquired: Acquired, stop: &CancellationT
 async fn changes(running: &mut Running) -> Vec<PeerChange> {
     tokio::time::timeout(WAIT, running.changes.recv())
         .await
-        .expect("no change")
+        .expect("changes arrive")
         .unwrap()
 }
 
@@ -94,9 +94,9 @@ async fn hosts_at_once(stores: Vec<Arc<dyn Store>>) {
         tasks.spawn(async move { take(&*store, host, ttl).await.lease.subnet });
     }
     let subnets: BTreeSet<_> = tasks.join_all().await.into_iter().collect();
-    assert_eq!(subnets.len(), stores.len(), "each its own");
+    assert_eq!(subnets.len(), stores.len(), "one subnet for each host");
     let records = stores[0].list().await.unwrap().records;
-    assert_eq!(records.len(), stores.len(), "one record each");
+    assert_eq!(records.len(), stores.len(), "one record for each host");
 
     // After a restart all have the same subnets.
     for (host, store) in (1..).zip(&stores) {
@@ -177,7 +177,7 @@ async fn hosts_see_each_other(one: Arc<dyn Store>, two: Arc<dyn Store>) {
     assert_eq!(
         changes(&mut first).await,
         [],
-        "the first set says that the list was read"
+        "the first set of changes reports the list"
     );
     let second = take(&*two, 2, ttl).await;
     let (second_subnet, mut second) = (second.lease.subnet, run(two.clone(), 2, second, &stop));
@@ -205,7 +205,7 @@ async fn hosts_see_each_other(one: Arc<dyn Store>, two: Arc<dyn Store>) {
     assert_eq!(
         one.list().await.unwrap().records.len(),
         2,
-        "a stop leaves the leases"
+        "a stop keeps the leases"
     );
 }
 
@@ -318,7 +318,7 @@ async fn a_lease_outlives_etcds_death_and_the_loss_of_its_data() {
         .wait_for(|state| matches!(state, OwnState::Unconfirmed(_)));
     tokio::time::timeout(WAIT, unconfirmed)
         .await
-        .expect("the outage is said")
+        .expect("the outage is reported")
         .unwrap();
     etcd.wipe();
     assert!(etcd.run().await);

@@ -81,7 +81,7 @@ async fn a_user_with_the_documented_rights_can_do_all() {
 }
 
 #[tokio::test]
-async fn a_changed_auth_store_costs_no_call() {
+async fn a_changed_auth_store_fails_no_call() {
     let Some(etcd) = Etcd::start(None).await else {
         return;
     };
@@ -126,7 +126,7 @@ async fn a_wrong_password_is_final_and_not_shown() {
 }
 
 #[tokio::test]
-async fn a_wrong_password_is_tried_once_in_half_a_minute() {
+async fn a_wrong_password_is_tried_once_in_30_seconds() {
     let Some(etcd) = Etcd::start(None).await else {
         return;
     };

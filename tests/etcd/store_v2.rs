@@ -179,7 +179,7 @@ async fn a_watch_survives_kill_cleared_history_and_wipe() {
 }
 
 #[tokio::test]
-async fn a_store_begun_anew_is_noticed_beyond_our_cursor_too() {
+async fn a_replaced_store_is_noticed_past_our_cursor_too() {
     let Some(mut etcd) = Etcd::start(None).await else {
         return;
     };

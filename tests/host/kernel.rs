@@ -235,7 +235,7 @@ fn routes_follow_the_peers_and_foreign_ones_stay() {
         assert!(report.failed.is_empty(), "{report:?}");
         expect_ours(&netlink, device, &["10.3.5.0/24", "10.3.8.0/24"]).await;
         let report = update(&netlink, &changes[..1], overlay(device)).await;
-        assert_eq!(report.failed.len(), 1, "it is there already");
+        assert_eq!(report.failed.len(), 1, "it exists already");
 
         reconcile(&netlink, &BTreeMap::new(), overlay(device))
             .await
@@ -284,7 +284,7 @@ async fn expect_ours(netlink: &Netlink, device: u32, expected: &[&str]) {
 }
 
 #[test]
-fn a_crooked_route_of_ours_is_put_right() {
+fn a_wrong_route_of_ours_is_corrected() {
     let node = match node_with_tun("tun") {
         Ok(node) => node,
         Err(reason) => return crate::support::skipped(reason),

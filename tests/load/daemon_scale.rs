@@ -27,7 +27,7 @@ fn thousands_of_leases_that_come_go_and_change_are_followed_and_no_packet_is_los
     }
     assert!(
         churn.delays.len() as u32 > churn.events / 2,
-        "routes were seen to change"
+        "route changes were measured"
     );
     // Two daemons, whose requests do not grow with the number of events.
     let (requests, events) = (churn.requests, churn.events);

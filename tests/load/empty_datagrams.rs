@@ -46,7 +46,7 @@ impl Drop for EndOf<'_> {
 }
 
 #[test]
-fn nobody_holds_a_packet_thread_with_datagrams_of_nothing() {
+fn empty_datagrams_block_no_packet_thread() {
     need!(available());
     let _machine = alone();
     for length in [0, 1] {
@@ -78,7 +78,7 @@ fn nobody_holds_a_packet_thread_with_datagrams_of_nothing() {
             assert!(took < Duration::from_secs(2), "{length} bytes: {took:?}");
             let totals = dataplane.totals();
             let read = totals.get(Counter::UdpRead) - first.get(Counter::UdpRead);
-            assert!(read > 100_000, "it did pour: {totals}");
+            assert!(read > 100_000, "the flood was real: {totals}");
             assert_eq!(totals.get(Counter::InShort), read, "{totals}");
         });
     }

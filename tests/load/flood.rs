@@ -322,7 +322,7 @@ impl Rain {
 
     /// Holds for every flood, wherever it is dropped.
     fn assert_bounded(&self) {
-        assert!(self.junk > 10_000, "it did rain: {}", self.junk);
+        assert!(self.junk > 10_000, "the flood was real: {}", self.junk);
         let [first, then] = self.growth;
         assert!(first <= BUFFERS && then < 1024, "{:?} KiB", self.growth);
         assert!(self.lines <= 10, "{}", self.log);

@@ -29,7 +29,7 @@ async fn two_thousand_leases_and_their_changes_are_followed() {
     let mut updated = 0;
     while updated < LEASES {
         let next = tokio::time::timeout(WAIT, running.changes.recv()).await;
-        for change in next.expect("all changes").unwrap() {
+        for change in next.expect("all changes arrive").unwrap() {
             assert!(matches!(change, PeerChange::Updated { .. }), "{change:?}");
             updated += 1;
         }

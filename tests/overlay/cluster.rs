@@ -23,7 +23,7 @@ impl Cluster {
         let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
         let found = json(&self.etcd.ctl(&["get", key, "-w", "json"]));
         let Some(lease) = found["kvs"][0]["lease"].as_i64() else {
-            assert!(found["kvs"][0].is_object(), "{key} is there: {found}");
+            assert!(found["kvs"][0].is_object(), "{key} exists: {found}");
             return 0;
         };
         let lease = format!("{lease:x}");
@@ -91,11 +91,11 @@ fn containers_reach_each_other_and_the_leases_are_flannels() {
         assert!(value.contains(",\"Instance\":"), "{value}");
         assert!(value.ends_with(",\"Probe\":1}"), "{value}");
         let key = format!("{PREFIX}/subnets/{key}");
-        assert_eq!(cluster.granted_ttl(&key), 86_400, "flannel's day");
+        assert_eq!(cluster.granted_ttl(&key), 86_400, "flannel's TTL of a day");
         let third = subnet.network().octets()[2];
         assert!(
             (10..=250).contains(&third),
-            "SubnetMin to SubnetMax: {subnet}"
+            "between SubnetMin and SubnetMax: {subnet}"
         );
         let other = if std::ptr::eq(node, &a) { &b } else { &a };
         let other = other.env.unwrap().subnet;
@@ -112,7 +112,7 @@ fn containers_reach_each_other_and_the_leases_are_flannels() {
         );
     }
     let config = format!("{PREFIX}/config");
-    assert_eq!(cluster.granted_ttl(&config), 0, "the config stays");
+    assert_eq!(cluster.granted_ttl(&config), 0, "the config is unchanged");
     let env = std::fs::read_to_string(a.folder.join("subnet.env")).unwrap();
     let subnet = a.env.unwrap().subnet.to_string().replace(".0/24", ".1/24");
     assert_eq!(
@@ -125,7 +125,7 @@ fn containers_reach_each_other_and_the_leases_are_flannels() {
 }
 
 #[test]
-fn packets_of_every_kind_pass_whole() {
+fn packets_of_every_kind_pass_intact() {
     need!(tools());
     let cluster = Cluster::new(2, CONFIG);
     let (a, b) = cluster.pair();
@@ -174,7 +174,9 @@ fn a_third_host_joins_and_leaves_while_others_talk() {
         });
         let end = EndOf(&over);
         let mut c = cluster.start(2);
-        eventually("the newcomer is reached", || a.reaches(&c) && c.reaches(&b));
+        eventually("the new node is reachable", || {
+            a.reaches(&c) && c.reaches(&b)
+        });
         let subnet = c.env.unwrap().subnet;
         c.stop_daemon();
         // As with flannel, the lease outlives the daemon, since the containers may, too.
@@ -190,7 +192,7 @@ fn a_third_host_joins_and_leaves_while_others_talk() {
         drop(end);
         let (sent, lost) = talking.join().unwrap();
         assert_eq!(lost, 0, "of {sent} pings between the others");
-        assert!(sent >= 20, "they talked all the time: {sent}");
+        assert!(sent >= 20, "they pinged all the time: {sent}");
     });
 }
 
@@ -220,14 +222,14 @@ fn a_restart_keeps_subnet_and_mac_whatever_is_lost() {
         lose(&a.folder);
         a.start_daemon();
         let (name, value) = cluster.lease(&a);
-        assert_eq!(name, before.0, "{lost} was lost");
+        assert_eq!(name, before.0, "without {lost}");
         assert_eq!(
             without_writer(&value),
             without_writer(&before.1),
-            "{lost} was lost"
+            "without {lost}"
         );
-        assert!(before.1.contains(&mac(&a)), "{lost} was lost: {before:?}");
-        assert_eq!(cluster.etcd.leases().len(), 2, "{lost} was lost");
+        assert!(before.1.contains(&mac(&a)), "without {lost}: {before:?}");
+        assert_eq!(cluster.etcd.leases().len(), 2, "without {lost}");
         eventually("the containers reach each other again", || {
             a.reaches(&b) && b.reaches(&a)
         });
@@ -241,7 +243,7 @@ fn a_restart_keeps_subnet_and_mac_whatever_is_lost() {
 }
 
 #[test]
-fn nothing_is_lost_while_etcd_is_away() {
+fn nothing_is_lost_while_etcd_is_down() {
     need!(tools());
     let mut cluster = Cluster::new(3, CONFIG);
     let (a, b) = cluster.pair();
@@ -257,9 +259,7 @@ fn nothing_is_lost_while_etcd_is_away() {
     });
     cluster.etcd.run();
     let c = cluster.start(2);
-    eventually("who came afterwards is seen", || {
-        a.reaches(&c) && c.reaches(&b)
-    });
+    eventually("a later peer is seen", || a.reaches(&c) && c.reaches(&b));
     assert!(a.ping(&b, 10).is_complete());
 }
 
@@ -279,14 +279,14 @@ fn a_deleted_device_comes_back() {
     });
     eventually("traffic flows again", || a.reaches(&b) && b.reaches(&a));
     let log = a.log();
-    assert!(log.contains("device_gone"), "the log says so:\n{log}");
+    assert!(log.contains("device_gone"), "it is logged:\n{log}");
     a.transfer(&b, 1 << 20);
     let before = cluster.lease(&a);
     assert_eq!(before.0, format!("{}-24", a.env.unwrap().subnet.network()));
 }
 
 #[test]
-fn what_somebody_changes_on_the_host_is_mended() {
+fn foreign_changes_on_the_host_are_repaired() {
     need!(tools());
     let cluster = Cluster::new(2, CONFIG);
     let (a, b) = cluster.pair();
@@ -302,7 +302,7 @@ fn what_somebody_changes_on_the_host_is_mended() {
     };
     let mended = |change: &[&str]| {
         a.change(change);
-        soon(&format!("ip {change:?} is mended"), || {
+        soon(&format!("ip {change:?} is repaired"), || {
             is_whole() && !a.output("ip", &["addr"]).contains("10.5.9.9")
         });
     };
@@ -320,11 +320,11 @@ fn what_somebody_changes_on_the_host_is_mended() {
     a.change(&["link", "set", "flannel.1", "down"]);
     soon("the device is up and the route is back", is_whole);
     eventually("traffic flows", || a.reaches(&b) && b.reaches(&a));
-    assert!(a.log().contains("routes_repaired"), "and the log says so");
+    assert!(a.log().contains("routes_repaired"), "it is logged");
 }
 
 #[test]
-fn a_persons_route_to_a_peers_subnet_is_neither_replaced_nor_passed_over() {
+fn a_foreign_route_to_a_peers_subnet_is_neither_replaced_nor_ignored() {
     need!(tools());
     let cluster = Cluster::new(1, CONFIG);
     let a = cluster.start(0);
@@ -338,17 +338,17 @@ fn a_persons_route_to_a_peers_subnet_is_neither_replaced_nor_passed_over() {
         let key = format!("{PREFIX}/subnets/10.5.{number}.0-24");
         cluster.etcd.ctl(&["put", &key, stranger]);
         let told = format!("subnet={subnet} error=no route to {subnet} was installed");
-        soon("it is told", || a.log().contains(&told));
+        soon("it is logged", || a.log().contains(&told));
         let routes = a.output("ip", &["route", "show", &subnet]);
         assert_eq!(routes.lines().count(), 1, "{routes}");
         assert!(routes.contains("dev eth0"), "{routes}");
         a.change(&["route", "del", &subnet, "metric", metric]);
-        soon("ours takes its place", || {
+        soon("our route replaces it", || {
             a.output("ip", &["route", "show", &subnet])
                 .contains("dev flannel.1")
         });
         cluster.etcd.ctl(&["del", &key]);
-        soon("and goes", || {
+        soon("our route is removed", || {
             a.output("ip", &["route", "show", &subnet]).is_empty()
         });
     }
@@ -396,7 +396,9 @@ fn junk_in_the_store_costs_itself_alone() {
         cluster.etcd.ctl(&["put", &key, "--", value]);
     }
     let c = cluster.start(2);
-    eventually("a good lease behind the junk is seen", || a.reaches(&c));
+    eventually("a valid lease after the invalid ones is seen", || {
+        a.reaches(&c)
+    });
     assert!(a.ping(&b, 10).is_complete());
     let routes = a.output("ip", &["route"]);
     for stranger in ["10.5.1.", "10.5.2.", "10.9.1.", "10.5.3.", "10.5.4."] {
@@ -411,7 +413,7 @@ fn junk_in_the_store_costs_itself_alone() {
     }
     assert!(
         !log.contains('\u{1b}'),
-        "nothing of it reaches a terminal raw"
+        "no control character reaches the terminal"
     );
 }
 
@@ -423,7 +425,7 @@ fn junk_over_a_lease_in_use_does_not_stop_its_traffic() {
     let (name, good) = cluster.lease(&b);
     let key = format!("{PREFIX}/subnets/{name}");
     cluster.etcd.ctl(&["put", &key, "--", "{"]);
-    eventually("both say which record it is", || {
+    eventually("both name the record", || {
         let lines = |node: &NodeUnderTest| {
             node.log()
                 .lines()
@@ -438,7 +440,7 @@ fn junk_over_a_lease_in_use_does_not_stop_its_traffic() {
 
     // The remedy that the log names.
     cluster.etcd.ctl(&["del", &key]);
-    eventually("the lease is back as it was", || {
+    eventually("the lease is restored unchanged", || {
         cluster
             .etcd
             .leases()

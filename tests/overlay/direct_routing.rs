@@ -105,11 +105,11 @@ fn peers_on_the_link_are_reached_directly_and_others_through_the_tunnel() {
     };
     let tunnelled =
         |from: &NodeUnderTest, to: &NodeUnderTest| route(from, to).contains("dev flannel.1");
-    eventually("all routes", || {
+    eventually("all routes are installed", || {
         let near = direct(&a, &b) && direct(&b, &a);
         near && tunnelled(&a, &c) && tunnelled(&c, &a) && tunnelled(&c, &b) && tunnelled(&b, &c)
     });
-    eventually("all answer", || {
+    eventually("all peers answer", || {
         a.reaches(&b) && c.reaches(&a) && c.reaches(&b)
     });
     assert_eq!(ways(&a, &b), PLAIN);
@@ -118,7 +118,7 @@ fn peers_on_the_link_are_reached_directly_and_others_through_the_tunnel() {
     assert_eq!(ways(&c, &b), TUNNELLED);
     let before = arrived(&b)[0];
     a.transfer(&b, 4 << 20);
-    assert_eq!(arrived(&b)[0], before, "nothing of it in the tunnel");
+    assert_eq!(arrived(&b)[0], before, "no packet in the tunnel");
     c.transfer(&a, 4 << 20);
 
     // The route to b changes: b leaves the link, and then returns.
@@ -127,23 +127,25 @@ fn peers_on_the_link_are_reached_directly_and_others_through_the_tunnel() {
     let via = ["via", Segments::router(), "dev", "eth0"];
     a.change(&[&["route", "add", &far], &via[..]].concat());
     b.change(&[&["route", "add", &near], &via[..]].concat());
-    eventually("b through the tunnel", || {
+    eventually("b is routed through the tunnel", || {
         tunnelled(&a, &b) && tunnelled(&b, &a)
     });
-    eventually("and it answers there", || a.reaches(&b));
+    eventually("b answers through the tunnel", || a.reaches(&b));
     assert_eq!(ways(&a, &b), TUNNELLED);
     a.change(&["route", "del", &far]);
     b.change(&["route", "del", &near]);
-    eventually("b directly again", || direct(&a, &b) && direct(&b, &a));
+    eventually("b is routed directly again", || {
+        direct(&a, &b) && direct(&b, &a)
+    });
     assert_eq!(ways(&a, &b), PLAIN);
 }
 
 #[test]
-fn without_it_everybody_is_reached_through_the_tunnel() {
+fn without_direct_routing_every_peer_is_reached_through_the_tunnel() {
     need!(tools());
     let (segments, [a, b, c]) = Segments::new(false);
     assert!(segments.topology.router().is_some());
-    eventually("all answer", || {
+    eventually("all peers answer", || {
         a.reaches(&b) && c.reaches(&a) && c.reaches(&b)
     });
     for (from, to) in [(&a, &b), (&a, &c), (&c, &b)] {

@@ -123,7 +123,7 @@ fn a_flannel_node_is_known_from_its_lease_alone() {
         assert_eq!(
             std::fs::read_to_string(store.join("subnets/10.5.200.0-24")).unwrap(),
             form(kernel),
-            "a stranger's record is left alone"
+            "a foreign record is left alone"
         );
     }
 }
@@ -175,7 +175,7 @@ fn it_takes_over_where_flannel_ran() {
     assert_eq!(
         own_lease(&store, before),
         (kernel_subnet(), KERNEL_MAC),
-        "and the MAC"
+        "the MAC stays"
     );
     let link = node.output("ip", &["-d", "link", "show", "flannel.1"]);
     assert!(
@@ -255,7 +255,7 @@ fn the_subnet_file_of_flannel_keeps_the_subnet_without_a_lease() {
         assert_eq!(
             rewritten,
             flannels.replace("IPMASQ=true", "IPMASQ=false"),
-            "--ip-masq was not given"
+            "--ip-masq was not set"
         );
         // The device is like flannel's: address, MTU, and the route to the peer.
         let address = node.output("ip", &["-o", "-4", "addr", "show", "flannel.1"]);

@@ -49,7 +49,7 @@ fn the_second_host_with_one_public_ip_is_refused_and_the_first_goes_on() {
             assert!(report.is_complete(), "{report:?}");
         }
     });
-    assert_eq!(lab.etcd.leases(), before, "the leases are as they were");
+    assert_eq!(lab.etcd.leases(), before, "the leases are unchanged");
     let other = lab.topology.hosts()[2].namespace();
     let links = other
         .command(std::process::Command::new("ip"))
@@ -57,12 +57,9 @@ fn the_second_host_with_one_public_ip_is_refused_and_the_first_goes_on() {
         .output()
         .unwrap();
     let links = String::from_utf8_lossy(&links.stdout).into_owned();
-    assert!(
-        !links.contains("flannel.1"),
-        "nothing was changed there: {links}"
-    );
+    assert!(!links.contains("flannel.1"), "nothing was changed: {links}");
     let c = lab.start(2);
-    eventually("with its own address it joins", || {
+    eventually("it joins with an address of its own", || {
         c.reaches(&a) && b.reaches(&c)
     });
 }
@@ -85,7 +82,7 @@ fn a_dead_hosts_lease_goes_to_its_successor() {
     assert_eq!(after.len(), 1);
     assert_eq!(after[0].0, before[0].0);
     assert_eq!(without_writer(&after[0].1), without_writer(&before[0].1));
-    assert_ne!(after[0].1, before[0].1, "by another writer");
+    assert_ne!(after[0].1, before[0].1, "written by another host");
 }
 
 #[test]

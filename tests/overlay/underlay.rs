@@ -30,24 +30,28 @@ fn the_underlays_mtu_is_followed() {
         a.output("ip", &["link", "show", "flannel.1"])
             .contains("mtu 1350")
     });
-    eventually("and so does the subnet file", || {
+    eventually("the subnet file follows", || {
         let text = std::fs::read_to_string(a.folder.join("subnet.env")).unwrap();
         text.contains("FLANNEL_MTU=1350\n")
     });
     a.transfer(&b, 4 << 20);
     b.transfer(&a, 4 << 20);
     // Docker's bridge still has the old one.
-    eventually("a word about the bridge", || a.log().contains("bridge_mtu"));
+    eventually("a warning about the bridge", || {
+        a.log().contains("bridge_mtu")
+    });
 
     // What mk-docker-opts.sh -d wrote there belongs to Docker, and stays.
     let file = a.folder.join("subnet.env");
     std::fs::write(&file, "DOCKER_NETWORK_OPTIONS=\" --mtu=1350\"\n").unwrap();
     a.change(&["link", "set", "eth0", "mtu", "1500"]);
-    eventually("the device follows back", || {
+    eventually("the device returns to the old MTU", || {
         a.output("ip", &["link", "show", "flannel.1"])
             .contains("mtu 1450")
     });
-    eventually("it says so", || a.log().contains("holds docker's options"));
+    eventually("it is logged", || {
+        a.log().contains("holds docker's options")
+    });
     assert!(
         std::fs::read_to_string(&file)
             .unwrap()
@@ -79,7 +83,7 @@ fn a_configured_mtu_is_that_of_the_underlay_whatever_the_interface_has() {
 
 /// Docker starts after us, with its own options.
 #[test]
-fn a_bridge_that_comes_later_with_a_larger_mtu_is_told_of_once() {
+fn a_later_bridge_with_a_larger_mtu_is_logged_once() {
     need!(tools());
     let cluster = Cluster::new(2, nodes::CONFIG);
     let mut a = cluster.quiet(0);
@@ -109,12 +113,16 @@ fn a_bridge_that_comes_later_with_a_larger_mtu_is_told_of_once() {
         "inside",
     ]);
     a.change(&["link", "set", "container", "master", "docker0", "up"]);
-    eventually("a word about it", || told("bridge_mtu=1500") == 1);
+    eventually("a warning about the bridge", || {
+        told("bridge_mtu=1500") == 1
+    });
     // No second warning while nothing changes.
     std::thread::sleep(std::time::Duration::from_secs(5));
     assert_eq!(told(""), 1, "{}", a.log());
     a.change(&["link", "set", "docker0", "mtu", "1480"]);
-    eventually("another MTU is news", || told("bridge_mtu=1480") == 1);
+    eventually("another warning for another MTU", || {
+        told("bridge_mtu=1480") == 1
+    });
     a.change(&["link", "set", "docker0", "mtu", "1450"]);
     std::thread::sleep(std::time::Duration::from_secs(3));
     assert_eq!(told(""), 2, "{}", a.log());
@@ -154,7 +162,7 @@ fn an_interface_that_goes_down_or_loses_its_address_for_a_while_is_survived() {
         a.change(&["address", "flush", "dev", "flannel.1"]);
         repaired_soon("after the device lost its address");
     }
-    assert_eq!(cluster.etcd.leases(), before, "no lease was touched");
+    assert_eq!(cluster.etcd.leases(), before, "no lease was changed");
     a.transfer(&b, 4 << 20);
 }
 
@@ -194,15 +202,12 @@ fn another_address_is_published_and_used() {
     );
     b.output("ip", &["route", "replace", "default", "dev", "eth0"]);
     let key = b.env.unwrap().subnet.to_string().replace('/', "-");
-    eventually(
-        "the lease tells the new address, under the same subnet",
-        || {
-            let leases = cluster.etcd.leases();
-            leases.iter().any(|(name, value)| {
-                *name == key && value.contains(&format!("\"PublicIP\":\"{new}\""))
-            })
-        },
-    );
+    eventually("the lease has the new address and the same subnet", || {
+        let leases = cluster.etcd.leases();
+        leases
+            .iter()
+            .any(|(name, value)| *name == key && value.contains(&format!("\"PublicIP\":\"{new}\"")))
+    });
     assert_eq!(cluster.etcd.leases().len(), 2);
     eventually("the containers reach each other again", || {
         a.reaches(&b) && b.reaches(&a)
@@ -217,7 +222,7 @@ fn another_address_is_published_and_used() {
 }
 
 #[test]
-fn addresses_that_change_while_etcd_hangs_hold_up_nothing() {
+fn address_changes_while_etcd_hangs_block_nothing() {
     need!(tools());
     let cluster = Cluster::new(2, nodes::CONFIG);
     let (a, b) = (cluster.quiet(0), cluster.quiet(1));
@@ -281,7 +286,7 @@ fn packets_for_containers_that_are_gone_are_discarded() {
     assert_eq!(way(&a), "");
     a.change(&["link", "set", "cni0", "up"]);
     a.output("ip", &["route", "del", "blackhole", &subnet]);
-    eventually("it is put back", || shown().contains(&subnet));
+    eventually("it is restored", || shown().contains(&subnet));
     // A start without the flag removes it.
     a.stop_daemon();
     a.flags.pop();

@@ -61,7 +61,7 @@ fn containers_reach_each_other_over_kernel_vxlan() {
             };
             let report = ping(from.namespace(), request).unwrap();
             assert!(report.is_complete(), "{payload_len} bytes: {report:?}");
-            assert_eq!(report.ttls, [62, 62, 62], "two routers are on the way");
+            assert_eq!(report.ttls, [62, 62, 62], "two routers on the path");
         }
     }
     let transfer = TransferRequest::new(b.address(), 8 << 20);

@@ -238,7 +238,7 @@ fn check_masquerade(deployment: &Deployment, node: &SeedNode, from: &Container) 
         }
         if Instant::now() > deadline {
             let _ = client.kill();
-            panic!("nobody came from {}", from.name);
+            panic!("no connection from {}", from.name);
         }
         std::thread::sleep(Duration::from_millis(20));
     };
@@ -311,7 +311,7 @@ fn check_restart(deployment: &mut Deployment) {
     let mut sender = linux_1.spawn(&["nc", &two, "9003"]);
     let mut words = sender.stdin.take().unwrap();
     words.write_all(b"before, ").unwrap();
-    eventually("they talk", || {
+    eventually("data flows between them", || {
         let table = linux_2.exec(&["netstat", "-tn"]);
         let mut rows = table.lines();
         rows.any(|row| row.contains(":9003 ") && row.contains("ESTABLISHED"))

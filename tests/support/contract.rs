@@ -67,7 +67,7 @@ async fn conditional_writes(store: &dyn Store, other: &dyn Store) {
     );
     assert!(
         store.keep_alive().await.unwrap(),
-        "a session that was just begun"
+        "a session that has just started"
     );
 
     let second = written(

@@ -82,7 +82,7 @@ pub(crate) async fn follow_for(
     let name = SubnetKey::from(subnet(0)).to_string();
     let written = store.create(&name, value.clone(), ttl).await.unwrap();
     let WriteOutcome::Written { revision } = written else {
-        panic!("somebody has our subnet");
+        panic!("another host has our subnet");
     };
     let public_ip = attrs.public_ip;
     let lease = Lease {

@@ -55,7 +55,7 @@ fn version_and_help_answer_on_stdout() {
     let long = answer(program().args(["run", "--help"]));
     assert!(short.contains("--etcd-endpoints") && long.len() > short.len());
     assert!(answer(program().arg("--help")).contains("docker-opts"));
-    assert!(!long.contains('\u{1b}'), "no colours into a pipe");
+    assert!(!long.contains('\u{1b}'), "no colours in a pipe");
 }
 
 #[test]

@@ -79,7 +79,7 @@ fn documented(guide: &str) -> Events {
 }
 
 #[test]
-fn the_list_of_events_is_whole_and_each_line_has_one() {
+fn the_list_of_events_is_complete_and_each_line_has_one() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut written = Events::new();
     sources(&root.join("src"), &mut written);
@@ -91,7 +91,7 @@ fn the_list_of_events_is_whole_and_each_line_has_one() {
         .collect();
     assert!(
         lacking.is_empty(),
-        "not in docs/events.md like this: {lacking:#?}"
+        "missing or different in docs/events.md: {lacking:#?}"
     );
     let gone: Vec<_> = listed
         .keys()

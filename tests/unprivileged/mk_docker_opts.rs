@@ -110,7 +110,7 @@ fn each_option_gives_flannels_text() {
 }
 
 #[test]
-fn whose_masquerading_it_is_turns_round() {
+fn dockers_masquerading_is_the_opposite_of_flannels() {
     let masked = SAMPLE.replace("IPMASQ=false", "IPMASQ=true");
     assert_eq!(
         Files::new(&masked).written("-c"),

@@ -103,13 +103,13 @@ fn a_packet_thread_sees_each_change_and_never_an_older_value() {
         assert_eq!(
             copy.value,
             (2, -2),
-            "the last change is seen at the next look"
+            "the last change is seen at the next check"
         );
     });
 }
 
 #[test]
-fn two_who_change_lose_nothing() {
+fn concurrent_changes_are_not_lost() {
     loom::model(|| {
         let shared = Arc::new(GenerationCell::new(Vec::new()));
         let writers = [1, 2].map(|number| {
@@ -177,5 +177,5 @@ fn snapshots_are_whole_in_order_and_freed() {
             assert!(reader.join().unwrap() > 0);
         }
     });
-    assert!(first.upgrade().is_none(), "nobody holds an old snapshot");
+    assert!(first.upgrade().is_none(), "no thread holds an old snapshot");
 }

@@ -48,7 +48,7 @@ fn flags() -> Vec<String> {
 }
 
 #[test]
-fn manual_pages_tell_every_flag_and_are_well_formed() {
+fn manual_pages_have_every_flag_and_are_well_formed() {
     let folder = tempfile::tempdir().unwrap();
     let directory = folder.path().to_str().unwrap();
     assert!(run(PROGRAM, &["man", directory]).status.success());
@@ -182,7 +182,12 @@ fn make_install_puts_everything_and_the_unit_fits_its_place() {
     let options = root.join("etc/default/uvxlan");
     assert_eq!(mode(&options), 0o640, "it may hold a password");
     for path in below(root).iter().filter(|path| **path != options) {
-        assert_eq!(mode(path) & 0o044, 0o044, "{} is for all", path.display());
+        assert_eq!(
+            mode(path) & 0o044,
+            0o044,
+            "{} is readable for all",
+            path.display()
+        );
     }
     // An administrator's changes stay.
     fs::write(&options, "FLANNEL_OPTIONS=mine\n").unwrap();
@@ -212,7 +217,7 @@ fn make_install_puts_everything_and_the_unit_fits_its_place() {
 }
 
 #[test]
-fn the_debian_package_is_one() {
+fn the_debian_package_is_well_formed() {
     if !exists("dpkg-deb") || !exists("make") {
         return;
     }

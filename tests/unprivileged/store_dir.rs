@@ -54,7 +54,7 @@ async fn files_are_what_a_person_would_write() {
 }
 
 #[tokio::test]
-async fn what_is_no_record_is_left_out() {
+async fn files_that_are_not_records_are_ignored() {
     let dir = tempfile::tempdir().unwrap();
     let subnets = dir.path().join("subnets");
     std::fs::create_dir_all(subnets.join("10.5.9.0-24")).unwrap();
@@ -71,7 +71,7 @@ async fn what_is_no_record_is_left_out() {
     assert_eq!(
         found,
         [("10.5.6.0-24", 65_537), ("garbage", 1)],
-        "long ones are cut"
+        "long ones are truncated"
     );
 }
 
@@ -206,7 +206,7 @@ async fn a_bare_mount_point_is_not_the_store() {
         }
         mount(bare.path());
         assert!(store.list().await.is_err());
-        assert!(store.get(NAME).await.is_err(), "absent is not what it is");
+        assert!(store.get(NAME).await.is_err(), "not reported as missing");
         assert!(store.keep_alive().await.is_err());
         assert!(store.create(NAME, one(), TTL).await.is_err());
         assert_eq!(

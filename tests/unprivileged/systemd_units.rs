@@ -145,7 +145,7 @@ fn the_tutorials_unit_hands_its_options_over_as_the_tutorials_do() {
 }
 
 #[test]
-fn others_keep_their_hands_off_the_device() {
+fn network_managers_leave_the_device_alone() {
     let link = shipped("50-flannel.link");
     assert_eq!(words(&link, "Link", "MACAddressPolicy"), ["none"]);
     let network = shipped("50-flannel.network");
@@ -216,7 +216,7 @@ fn a_restart_of_either_does_not_stop_the_other() {
         for (section, key, value) in assignments(&text) {
             assert!(
                 !ties.contains(&key.as_str()),
-                "[{section}] {key}={value} passes a stop on"
+                "[{section}] {key}={value} propagates a stop"
             );
         }
     }

@@ -140,10 +140,7 @@ fn every_packet_is_on_the_page_under_one_name() {
             && (sum(&page, "uvxlan_udp_read_packets_total ") - inward).abs() < 0.5
     });
     let page = last;
-    assert!(
-        adds_up,
-        "the drops are not there, or do not add up:\n{page}"
-    );
+    assert!(adds_up, "the drops are missing, or do not add up:\n{page}");
     // Bytes are those of the inner packets: the transfer and its headers.
     let sent = sum(&page, "uvxlan_encap_bytes_total ");
     let of_peers =
@@ -197,7 +194,7 @@ fn full_page() -> String {
 }
 
 #[test]
-fn the_list_of_metrics_is_whole() {
+fn the_list_of_metrics_is_complete() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let guide = std::fs::read_to_string(root.join("docs/metrics.md")).unwrap();
     let rows = guide.lines().filter_map(|line| {
@@ -221,7 +218,7 @@ fn the_list_of_metrics_is_whole() {
 
 /// Alerts and panels with metrics that the page does not have would never fire and never show.
 #[test]
-fn alert_rules_and_board_name_metrics_that_there_are() {
+fn alert_rules_and_dashboard_name_existing_metrics() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("monitoring");
     let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
     let page = full_page();

@@ -97,7 +97,7 @@ fn without_flags_the_daemon_that_runs_here_is_asked() {
 }
 
 #[test]
-fn status_tells_node_peers_and_drops() {
+fn status_shows_node_peers_and_drops() {
     need!(possible(&["ip"]));
     let lab = Lab::new();
     let (a, b) = (&lab.a, &lab.b);
@@ -147,7 +147,7 @@ fn status_tells_node_peers_and_drops() {
     assert!(peer["out_bytes"].as_u64().unwrap() > 1 << 20, "{peer}");
     assert!(peer["in_packets"].as_u64().unwrap() > 0, "{peer}");
     assert_eq!(peer["public_ip"], b.host.address().to_string());
-    eventually("a packet from it was seen, and a probe answered", || {
+    eventually("a packet from it arrived, and a probe was answered", || {
         let peer = &status(a)["peers"][0];
         peer["seen_seconds_ago"]
             .as_u64()
@@ -203,7 +203,7 @@ fn status_tells_node_peers_and_drops() {
     ] {
         assert!(shown.contains(words), "{words}:\n{shown}");
     }
-    assert!(!shown.contains('\u{1b}'), "no colours where nobody looks");
+    assert!(!shown.contains('\u{1b}'), "no colours without a terminal");
 }
 
 #[test]
@@ -216,11 +216,11 @@ fn a_silent_peer_is_called_silent_and_ok_again() {
             .unwrap()
             .to_owned()
     };
-    eventually("it is there", || state() == "ok");
+    eventually("it is reachable", || state() == "ok");
     lab.b.change(&["link", "set", "eth0", "down"]);
     eventually("it is silent", || state() == "silent");
     lab.b.change(&["link", "set", "eth0", "up"]);
-    eventually("it is back", || state() == "ok");
+    eventually("it is reachable again", || state() == "ok");
 }
 
 #[test]
@@ -231,7 +231,7 @@ fn a_peer_that_hears_nothing_is_called_one_way() {
         let state = &status(node)["peers"][0]["state"];
         state.as_str().unwrap().to_owned()
     };
-    eventually("both are there", || {
+    eventually("both are reachable", || {
         state(&lab.a) == "ok" && state(&lab.b) == "ok"
     });
     let rule = |change: &str| {
@@ -241,19 +241,19 @@ fn a_peer_that_hears_nothing_is_called_one_way() {
         lab.b.output("iptables", &rule);
     };
     rule("-I");
-    eventually("the other side hears nothing, and is heard", || {
+    eventually("the other side receives nothing, but is received", || {
         state(&lab.a) == "one-way" && state(&lab.b) == "silent"
     });
     let shown = text(&ask(&lab.a, &["status"]));
     assert!(shown.contains("one-way: packets come from it"), "{shown}");
     rule("-D");
-    eventually("both are there again", || {
+    eventually("both are reachable again", || {
         state(&lab.a) == "ok" && state(&lab.b) == "ok"
     });
 }
 
 #[test]
-fn trace_tells_where_a_packet_goes_and_where_it_ends() {
+fn trace_shows_where_a_packet_goes_and_where_it_ends() {
     need!(possible(&["ip"]));
     let lab = Lab::new();
     let (a, b) = (&lab.a, &lab.b);
@@ -374,7 +374,7 @@ fn a_daemon_that_waits_says_for_what() {
             .unwrap();
         text(&output)
     };
-    eventually("it says what it waits for", || {
+    eventually("the status names what it waits for", || {
         status().contains("waiting for the network config")
     });
     drop(daemon);
@@ -433,7 +433,7 @@ fn a_daemon_that_cannot_be_asked_forwards_all_the_same() {
 }
 
 #[test]
-fn every_setting_is_told_at_start() {
+fn every_setting_is_logged_at_start() {
     need!(possible(&["ip"]));
     let topology = Topology::two_hosts().unwrap();
     let host = topology.pair().unwrap().0;
@@ -474,7 +474,7 @@ fn every_setting_is_told_at_start() {
         let told = log
             .lines()
             .any(|line| line.contains("event=\"setting\"") && line.contains(name));
-        assert!(told, "{name} is not told:\n{log}");
+        assert!(told, "{name} is not logged:\n{log}");
     }
     let told = log.matches("event=\"setting\"").count();
     assert!(told >= 15, "{told}:\n{log}");

@@ -69,7 +69,7 @@ fn signal(node: &NodeUnderTest, signal: Signal) {
 }
 
 #[test]
-fn top_shows_traffic_and_listens_to_its_keys() {
+fn top_shows_traffic_and_obeys_its_keys() {
     need!(possible(&["ip"]));
     let lab = Lab::new();
     let command = format!(
@@ -84,7 +84,7 @@ fn top_shows_traffic_and_listens_to_its_keys() {
         tmux.screen().contains(&subnet)
     });
     let bars = |screen: &str| screen.contains(['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█']);
-    eventually("traffic, its line and who works for it are shown", || {
+    eventually("traffic, its graph and the threads are shown", || {
         lab.a.transfer(&lab.b, 2 << 20);
         let screen = tmux.screen();
         figure(&screen, "to peers:").is_some_and(|rate| rate > 0.0)
@@ -93,29 +93,33 @@ fn top_shows_traffic_and_listens_to_its_keys() {
             && bars(&screen)
     });
     tmux.run(&["send-keys", "s"]);
-    eventually("another order", || tmux.screen().contains("by round trip"));
+    eventually("the order changes", || {
+        tmux.screen().contains("by round trip")
+    });
     tmux.run(&["send-keys", "p"]);
-    eventually("a pause", || tmux.screen().contains("PAUSED"));
+    eventually("it pauses", || tmux.screen().contains("PAUSED"));
     let paused = tmux.screen();
     lab.a.transfer(&lab.b, 2 << 20);
     std::thread::sleep(Duration::from_millis(900));
-    assert_eq!(tmux.screen(), paused, "what is paused stands still");
+    assert_eq!(tmux.screen(), paused, "a paused screen does not change");
     tmux.run(&["send-keys", "p"]);
-    eventually("it goes on", || {
+    eventually("it continues", || {
         let screen = tmux.screen();
         !screen.contains("PAUSED") && screen != paused
     });
     // Keys still work while the daemon does not answer.
     signal(&lab.a, Signal::STOP);
-    eventually("it is said", || tmux.screen().contains("has not answered"));
+    eventually("the failure is shown", || {
+        tmux.screen().contains("has not answered")
+    });
     tmux.run(&["send-keys", "s"]);
-    eventually("a key is heard", || tmux.screen().contains("by loss"));
+    eventually("a key still works", || tmux.screen().contains("by loss"));
     signal(&lab.a, Signal::CONT);
-    eventually("it is well again", || {
+    eventually("it has recovered", || {
         !tmux.screen().contains("has not answered")
     });
     tmux.run(&["send-keys", "q"]);
-    eventually("it ends well, and the terminal is as before", || {
+    eventually("it ends, and the terminal is restored", || {
         tmux.screen().contains("left with 0")
     });
     // Not for a pipe.
@@ -134,17 +138,20 @@ fn a_watch_outlives_the_daemon_and_not_its_reader() {
     let Some(tmux) = terminal(&lab, &command) else {
         return;
     };
-    eventually("the picture is shown", || {
+    eventually("the status is shown", || {
         tmux.screen().contains("PEERS (1)")
     });
     lab.a.stop_daemon();
-    eventually("that it is gone is said, above the last picture", || {
-        let screen = tmux.screen();
-        screen.contains("no daemon answers") && screen.contains("PEERS (1)")
-    });
+    eventually(
+        "the loss of the daemon is shown above the last status",
+        || {
+            let screen = tmux.screen();
+            screen.contains("no daemon answers") && screen.contains("PEERS (1)")
+        },
+    );
     lab.a.start_daemon();
     let pid = format!("(pid {},", lab.a.daemon.as_ref().unwrap().pid());
-    eventually("the new one is shown", || {
+    eventually("the new daemon's status is shown", || {
         let screen = tmux.screen();
         screen.contains(&pid) && !screen.contains("no daemon answers")
     });
@@ -177,5 +184,5 @@ fn a_watch_outlives_the_daemon_and_not_its_reader() {
     };
     let _ = watch.kill();
     let _ = watch.wait();
-    assert_eq!(ended, Some(Some(0)), "it ends when its reader goes");
+    assert_eq!(ended, Some(Some(0)), "it ends when its reader is gone");
 }

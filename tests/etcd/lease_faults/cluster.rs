@@ -50,7 +50,7 @@ async fn a_cluster_may_lose_members_and_its_quorum() {
     // The member in use dies; writes at another one arrive.
     members[0].kill();
     put_when_led(&mut last, 6).await;
-    until("a change past the dead member", || {
+    until("a change written at another member", || {
         removed.extend(drain(&mut running));
         peers(&running) == 6
     })
@@ -67,7 +67,7 @@ async fn a_cluster_may_lose_members_and_its_quorum() {
     // Longer than the lease's TTL.
     tokio::time::sleep(ttl + Duration::from_secs(6)).await;
     removed.extend(drain(&mut running));
-    assert_eq!(removed, [], "without a quorum nobody goes");
+    assert_eq!(removed, [], "without a quorum no peer is removed");
     assert_eq!(peers(&running), 6);
 
     assert!(members[1].run().await);
@@ -76,7 +76,7 @@ async fn a_cluster_may_lose_members_and_its_quorum() {
     assert!(members[0].run().await);
     let mut first = members[0].client().await;
     put_when_led(&mut first, 7).await;
-    until("a change after all that", || {
+    until("a change after the recovery", || {
         removed.extend(drain(&mut running));
         peers(&running) == 7
     })

@@ -45,7 +45,7 @@ fn peers(running: &Running) -> usize {
 }
 
 #[tokio::test]
-async fn ten_thousand_rubbish_records_cost_no_peer() {
+async fn ten_thousand_invalid_records_cost_no_peer() {
     let Some(etcd) = Etcd::start(None).await else {
         return;
     };
@@ -78,7 +78,7 @@ async fn ten_thousand_rubbish_records_cost_no_peer() {
     // Their valid values become invalid: the former values stay in force.
     put_all(&mut client, (1..=50).map(|n| (key(n), b"{".to_vec()))).await;
     let mut removed = Vec::new();
-    until("all are counted", || {
+    until("all refusals are counted", || {
         removed.extend(drain(&mut running));
         running.view.with(|set| set.refused_total()) == 10_050
     })
@@ -135,7 +135,7 @@ async fn a_peer_deleted_while_history_was_compacted_goes() {
 }
 
 #[tokio::test]
-async fn a_wiped_store_takes_no_peer_while_they_come_back() {
+async fn a_wiped_store_removes_no_peer_while_they_return() {
     let Some(mut etcd) = Etcd::start(None).await else {
         return;
     };
@@ -165,14 +165,14 @@ async fn a_wiped_store_takes_no_peer_while_they_come_back() {
     assert!(back, "the same subnet again");
     put_all(&mut client, (1..=5).map(|n| (key(n), value(n, 0)))).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!(drain(&mut running), [], "nobody went");
+    assert_eq!(drain(&mut running), [], "no peer was removed");
     assert_eq!(peers(&running), 5);
     stop.cancel();
     running.task.await.unwrap();
 }
 
 #[tokio::test]
-async fn a_store_begun_anew_behind_our_back_has_our_lease_soon() {
+async fn a_replaced_store_gets_our_lease_again() {
     let Some(mut etcd) = Etcd::start(None).await else {
         return;
     };

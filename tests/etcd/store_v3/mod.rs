@@ -199,7 +199,7 @@ async fn an_error_names_endpoints_and_cause_and_passes() {
         text.starts_with("reading the network config at etcd"),
         "{text}"
     );
-    assert!(store.list().await.is_err(), "an error is no empty list");
+    assert!(store.list().await.is_err(), "an error, not an empty list");
 
     assert!(etcd.run().await);
     until_up(&store).await;
@@ -255,7 +255,7 @@ async fn values_of_any_size_and_number_are_listed() {
     assert_eq!(listing.records.len(), 2572);
     let mut names: Vec<_> = listing.records.iter().map(|record| &record.name).collect();
     names.dedup();
-    assert_eq!(names.len(), 2572, "each once");
+    assert_eq!(names.len(), 2572, "each record once");
     let longest = listing
         .records
         .iter()
@@ -264,7 +264,7 @@ async fn values_of_any_size_and_number_are_listed() {
     assert_eq!(
         longest,
         Some((64 << 10) + 1),
-        "enough to see that it is too large"
+        "just enough to exceed the limit"
     );
     // A watch that was disconnected meanwhile.
     let mut events = store.watch(start);

@@ -77,7 +77,7 @@ async fn a_compaction_gives_exactly_one_resync() {
             assert_eq!(
                 names,
                 [NAME],
-                "the record deleted in the compacted past is absent"
+                "the record deleted before the compaction is absent"
             );
             assert!(listing.revision >= now);
         }
@@ -119,7 +119,7 @@ async fn a_wiped_store_gives_a_resync() {
 }
 
 #[tokio::test]
-async fn a_store_begun_anew_is_noticed_beyond_our_cursor_too() {
+async fn a_replaced_store_is_noticed_past_our_cursor_too() {
     let Some(mut etcd) = Etcd::start(None).await else {
         return;
     };
@@ -215,7 +215,7 @@ async fn the_watch_task_ends_with_its_receiver() {
             return;
         }
     }
-    panic!("{left} tasks are left, {before} were there");
+    panic!("{left} tasks are left, {before} existed before");
 }
 
 #[tokio::test]

@@ -26,7 +26,7 @@ fn examine(url: &str, flags: &[&str]) -> Findings {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_the_config_is_named() {
+async fn faults_of_the_config_are_named() {
     let Some(mut etcd) = Etcd::start(None).await else {
         return;
     };
@@ -69,7 +69,7 @@ async fn what_is_wrong_with_the_config_is_named() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_tls_is_named() {
+async fn faults_of_tls_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let tls = etcd::certificates(folder.path(), true);
     let Some(secure) = Etcd::start(Some(tls.clone())).await else {

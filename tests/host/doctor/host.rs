@@ -266,7 +266,7 @@ fn a_healthy_pair_has_no_finding_and_each_fault_beside_the_daemon_is_named() {
     lab.shell(&lab.a, "ip link set cni0 mtu 9000");
     let found = lab.examine_with(&["--fail-on=error"]);
     assert_eq!(found.get("bridge-mtu")["status"], "warning");
-    assert!(found.success, "a warning alone does not fail then");
+    assert!(found.success, "then a warning alone does not fail");
 }
 
 #[test]

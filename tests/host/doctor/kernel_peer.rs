@@ -77,6 +77,6 @@ fn a_peer_of_the_kernel_has_a_round_trip_and_its_silence_is_named() {
     let found = look();
     iptables(two, "-D");
     found.expect("peers", "warning", &format!("silent: {subnet}"));
-    eventually("it is back", || peer_of(&node)["state"] == "ok");
+    eventually("it is reachable again", || peer_of(&node)["state"] == "ok");
     until_healthy("after it is back", look);
 }

@@ -136,7 +136,10 @@ impl Findings {
             let text = finding[part].as_str().unwrap();
             assert!(!text.is_empty(), "{check}: no {part}: {finding:#}");
         }
-        assert!(!self.success, "{check} is a finding, and the exit status 0");
+        assert!(
+            !self.success,
+            "{check} is a finding, but the exit status is 0"
+        );
     }
 }
 

@@ -6,7 +6,7 @@ use crate::support::need;
 use crate::support::nodes::possible;
 
 #[test]
-fn what_is_wrong_on_the_way_to_a_peer_is_named() {
+fn faults_on_the_path_to_a_peer_are_named() {
     need!(possible(&["ip", "iptables"]));
     let lab = Lab::new();
     until_healthy("a healthy pair", || lab.examine());

@@ -49,7 +49,7 @@ fn source_seen(container: &Container, to: &Node, address: Ipv4Addr) -> Ipv4Addr 
 }
 
 #[test]
-fn what_leaves_the_overlay_is_masqueraded_and_nothing_else() {
+fn only_packets_that_leave_the_overlay_are_masqueraded() {
     need!(possible(&["iptables", "nft"]));
     for config in [
         CONFIG.to_owned(),
@@ -77,7 +77,7 @@ fn what_leaves_the_overlay_is_masqueraded_and_nothing_else() {
         assert_eq!(
             source_seen(container, b.container().node(), b.container().address()),
             container.address(),
-            "as it is"
+            "not translated"
         );
     }
 }

@@ -18,7 +18,7 @@ fn refusing(table: &str) -> String {
 }
 
 #[test]
-fn a_table_that_is_refused_takes_the_other_back_with_it() {
+fn a_refused_table_rolls_back_the_other() {
     need!(possible(&["iptables", "nft"]));
     for tool in Tool::IPTABLES {
         for table in ["filter", "nat"] {
@@ -37,13 +37,13 @@ fn a_table_that_is_refused_takes_the_other_back_with_it() {
             );
             assert_eq!(now(), before, "{tool:?}, {table}");
             let not_yet = (503, "flanneld is not ready yet".into());
-            assert_eq!(bench.readiness(), not_yet, "nobody masquerades");
+            assert_eq!(bench.readiness(), not_yet, "without masquerading");
             // It retries, and again leaves nothing.
             std::thread::sleep(Duration::from_secs(3));
-            eventually("between two tries nothing is left", || now() == before);
+            eventually("nothing is left between two retries", || now() == before);
 
             bench.script("iptables-restore", tool, "exec REAL \"$@\"\n");
-            eventually("rules are in place in the end", || bench.is_ready());
+            eventually("the rules are in place in the end", || bench.is_ready());
             let rules = bench.saved();
             assert!(
                 rules.contains("FLANNEL-POSTRTG") && rules.contains("FLANNEL-FWD"),
@@ -54,7 +54,7 @@ fn a_table_that_is_refused_takes_the_other_back_with_it() {
 }
 
 #[test]
-fn a_start_that_fails_later_takes_its_rules_and_forwarding_back() {
+fn a_failed_start_rolls_back_its_rules_and_forwarding() {
     need!(possible(&["iptables", "nft"]));
     for tool in Tool::ALL {
         for with_leftovers in [false, true] {
@@ -72,7 +72,7 @@ fn a_start_that_fails_later_takes_its_rules_and_forwarding_back() {
             let ended = daemon.ready(TIMEOUT).unwrap_err().to_string();
             assert!(ended.contains("exit status: 73"), "{ended}");
             let log = daemon.log();
-            assert!(log.contains("rules are in place"), "it came so far: {log}");
+            assert!(log.contains("rules are in place"), "it got this far: {log}");
             let after = [bench.saved(), bench.tables()];
             assert_eq!(after, before, "{tool:?}, {with_leftovers}");
             let forwards = bench.shell("sysctl -n net.ipv4.ip_forward");

@@ -72,7 +72,11 @@ pub(crate) fn seed(bench: &Bench) {
         .replace(OLD_SUBNET, "fc00::/64")
         .replace("224.0.0.0/4", "ff00::/8");
     bench.shell(&format!("nft -f - <<'END'\n{old}{of_ipv6}END"));
-    assert_eq!(bench.tables(), format!("{old}{of_ipv6}"), "the test's own");
+    assert_eq!(
+        bench.tables(),
+        format!("{old}{of_ipv6}"),
+        "set up by the test"
+    );
 }
 
 /// The expected rules in iptables and in nftables when the daemon uses this tool.
@@ -111,7 +115,7 @@ fn rules_are_flannels_stay_and_nothing_else_is_left() {
             Tool::Nft => "nft delete table ip flannel-ipv4",
             _ => "iptables -F FLANNEL-FWD; iptables -t nat -D FLANNEL-POSTRTG 2",
         });
-        eventually("rules are mended", || now() == wanted);
+        eventually("the rules are restored", || now() == wanted);
 
         node.stop_daemon();
         assert_eq!(now(), wanted, "{tool:?}: they stay, as flannel's");
@@ -168,7 +172,7 @@ fn a_change_of_network_takes_the_old_ones_rules_away() {
 }
 
 #[test]
-fn what_is_not_wanted_any_more_goes() {
+fn rules_no_longer_wanted_are_removed() {
     need!(possible(&["iptables", "nft"]));
     for tool in Tool::ALL {
         let bench = Bench::new(tool);

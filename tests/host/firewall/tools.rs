@@ -6,7 +6,7 @@ use crate::support::need;
 use crate::support::nodes::{NodeUnderTest, PROGRAM, eventually, executable, possible};
 
 #[test]
-fn without_a_tool_it_goes_on_says_what_is_missing_and_takes_one_that_comes() {
+fn without_a_tool_it_continues_names_the_packages_and_uses_a_later_one() {
     need!(possible(&["iptables"]));
     let bench = Bench::without_tools();
     let health = format!("--healthz-port={HEALTH}");
@@ -31,7 +31,7 @@ fn without_a_tool_it_goes_on_says_what_is_missing_and_takes_one_that_comes() {
 }
 
 #[test]
-fn a_tool_without_its_kernel_side_is_none() {
+fn a_tool_without_kernel_support_is_not_used() {
     need!(possible(&["iptables", "nft"]));
     // Installed, with a version, but useless.
     let useless = "case \"$*\" in *--version*) exec REAL --version ;; esac\n\

@@ -141,7 +141,7 @@ const NAMES: [&str; 9] = [
 ];
 
 #[test]
-fn what_is_answered_to_whom() {
+fn only_valid_probes_are_answered() {
     need!(possible(&["ip"]));
     let topology = Topology::two_hosts().unwrap();
     let (one, two) = topology.pair().unwrap();
@@ -188,7 +188,7 @@ fn what_is_answered_to_whom() {
         held: answer.held,
         ..request(1)
     };
-    assert_eq!(answer, expected, "no longer than the request");
+    assert_eq!(answer, expected, "not longer than the request");
     step("a copy is not", &[("probe_replays", 3)], &|| {
         (0..3).for_each(|_| hand.send(&request(1)));
         hand.answers()
@@ -203,7 +203,9 @@ fn what_is_answered_to_whom() {
         let now = ends();
         [0, 1, 2].map(|at| now[at] - before[at])
     };
-    eventually("all of it is counted", || rise().iter().sum::<u64>() == 100);
+    eventually("all messages are counted", || {
+        rise().iter().sum::<u64>() == 100
+    });
     let [answered, excess, flood] = rise();
     assert_eq!(answers, answered);
     assert!((4..=8).contains(&answered), "{answered} answers");
@@ -295,7 +297,7 @@ fn what_is_answered_to_whom() {
         for message in [&wrong, &good, &good] {
             hand.send(message);
         }
-        eventually("two of three are strays, or all", || {
+        eventually("two or all three are strays", || {
             counter(&node, "probe_strays") >= before + 2
         });
         std::thread::sleep(Duration::from_millis(200));
@@ -304,7 +306,7 @@ fn what_is_answered_to_whom() {
         assert_eq!(known, strays == 2, "{strays} strays");
         known
     });
-    assert!(answered, "no right answer was taken");
+    assert!(answered, "no correct reply was counted");
 
     // Everything that was read is counted under a name.
     let totals = status(&node);

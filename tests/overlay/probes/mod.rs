@@ -70,7 +70,7 @@ fn peer(node: &NodeUnderTest) -> Value {
 /// The peer, which must exist.
 fn known_peer(node: &NodeUnderTest) -> Value {
     let peer = peer(node);
-    assert!(peer["public_ip"].is_string(), "a peer is known: {peer}");
+    assert!(peer["public_ip"].is_string(), "the peer is known: {peer}");
     peer
 }
 
@@ -129,7 +129,7 @@ fn nodes_of_ours_probe_each_other_inside_of_the_tunnel() {
         store.start(two, &["--probe-interval=1"]),
     );
     for node in [&a, &b] {
-        eventually("all is known", || {
+        eventually("everything is measured", || {
             let peer = peer(node);
             peer["state"] == "ok"
                 && peer["rtt_us"].as_u64().is_some()
@@ -155,7 +155,7 @@ fn nodes_of_ours_probe_each_other_inside_of_the_tunnel() {
             assert_eq!(counter(node, name), 0, "{name}");
         }
     }
-    assert!(probes_on_the_wire(two) > 0, "the rule counts");
+    assert!(probes_on_the_wire(two) > 0, "the rule counts frames");
 }
 
 /// Two nodes that probe each other, once the loss is zero.
@@ -173,7 +173,7 @@ fn percent(node: &NodeUnderTest, which: &str) -> Option<u64> {
 }
 
 #[test]
-fn loss_is_told_by_direction() {
+fn loss_is_measured_by_direction() {
     need!(possible(&["ip", "iptables"]));
     let (topology, store) = (Topology::two_hosts().unwrap(), Store::new());
     let [a, b] = without_loss(&store, &topology);
@@ -193,7 +193,7 @@ fn loss_is_told_by_direction() {
 }
 
 #[test]
-fn who_is_heard_no_more_knows_it_and_the_other_does_not_guess() {
+fn only_the_side_that_still_receives_reports_one_way_loss() {
     need!(possible(&["ip", "iptables"]));
     let (topology, store) = (Topology::two_hosts().unwrap(), Store::new());
     let [a, b] = without_loss(&store, &topology);
@@ -277,7 +277,7 @@ fn a_kernel_peer_never_gets_a_probe_of_ours() {
 }
 
 #[test]
-fn probes_end_where_flannel_takes_a_node_over() {
+fn probes_end_when_flannel_takes_over_a_node() {
     need!(possible(&["ip", "nft"]));
     need!(kernel_has_vxlan());
     let topology = Topology::two_hosts().unwrap();
@@ -325,7 +325,7 @@ fn without_probes_nothing_is_promised_asked_or_answered() {
     let lease = |node| std::fs::read_to_string(store.lease_file(node)).unwrap();
     assert!(!lease(&a).contains("Probe"), "{}", lease(&a));
     assert!(lease(&b).contains(",\"Probe\":1}"), "{}", lease(&b));
-    eventually("the other asks by ICMP", || {
+    eventually("the other probes by ICMP", || {
         let peer = peer(&b);
         peer["probe"] == "icmp" && peer["rtt_us"].as_u64().is_some()
     });
@@ -342,7 +342,7 @@ fn without_probes_nothing_is_promised_asked_or_answered() {
 /// Thousands of peers that do not exist: at any interval the host sends at its rate limit, and
 /// every peer has its turn.
 #[test]
-fn thousands_of_peers_are_asked_at_a_bounded_rate() {
+fn thousands_of_peers_are_probed_at_a_bounded_rate() {
     need!(possible(&["ip"]));
     const PEERS: u64 = 2000;
     const A_SECOND: f64 = 500.0;
@@ -411,14 +411,14 @@ fn probes_follow_an_address_that_changes() {
         peer(&a)["public_ip"] == new && known(&a) && known(&b)
     });
     let before = counter(&b, "probes_answered");
-    eventually("it answers from there", || {
+    eventually("it answers from its new address", || {
         counter(&b, "probes_answered") > before + 2
     });
 }
 
 /// If containers' packets bypass the tunnel, a probe inside it would prove nothing.
 #[test]
-fn peers_that_are_reached_without_the_tunnel_are_asked_by_icmp() {
+fn peers_reached_without_the_tunnel_are_probed_by_icmp() {
     need!(possible(&["ip", "nft"]));
     let topology = Topology::two_hosts().unwrap();
     let (one, two) = topology.pair().unwrap();

@@ -25,7 +25,7 @@ fn matrix(kind: Kind) -> Vec<Option<u8>> {
 }
 
 #[test]
-fn marks_combine_as_the_kernel_combines_them() {
+fn ecn_marks_combine_as_in_the_kernel() {
     need!(possible());
     let ours = matrix(Kind::Ours);
     assert_eq!(ours, matrix(Kind::Kernel), "ours, then the kernel's");

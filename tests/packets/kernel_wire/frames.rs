@@ -70,7 +70,7 @@ pub(crate) fn write_golden(samples: &[Sample], outers: &[Outer], finished: bool)
     if std::env::var_os(WRITE).is_none() {
         return;
     }
-    assert!(finished, "golden frames need finished checksums");
+    assert!(finished, "golden frames need complete checksums");
     for (sample, outer) in samples.iter().zip(outers) {
         if outer.bytes.len() <= LONGEST_GOLDEN {
             let path = golden_dir().join(format!("{}.hex", sample.name));
@@ -106,7 +106,7 @@ fn encoded(sample: &Sample) -> Vec<u8> {
 }
 
 #[test]
-fn our_encoder_makes_the_golden_frames_and_our_checks_take_them() {
+fn our_encoder_reproduces_the_golden_frames_and_our_checks_accept_them() {
     let address = |net: ipnet::Ipv4Net| net.hosts().nth(1).unwrap();
     let (from, to) = (address(kernel_subnet()), address(our_subnet()));
     let vtep = LocalVtep {

@@ -164,7 +164,7 @@ fn assert_checksums(outer: &Outer) {
         ip, udp, payload, ..
     } = outer;
     assert_eq!(ip.header_checksum, ip.calc_header_checksum());
-    assert_ne!(udp.checksum, 0, "over IPv4 zero would mean none");
+    assert_ne!(udp.checksum, 0, "over IPv4 zero means no checksum");
     assert_eq!(
         udp.calc_checksum_ipv4(ip, payload),
         Ok(udp.checksum),
@@ -265,7 +265,7 @@ fn a_burst_of_one_flow_arrives_as_single_frames() {
 
 /// Reading and writing a header must preserve it, or comparing it proves nothing.
 #[test]
-fn fixed_fields_are_all_but_four() {
+fn all_fields_but_four_are_fixed() {
     let mut ip = Ipv4Header::new(8, 64, IpNumber::UDP, [1; 4], [2; 4]).unwrap();
     let outer = |ip: Ipv4Header, source_port| {
         let udp = UdpHeader {

@@ -88,7 +88,7 @@ fn an_echo_of_every_size_passes_both_ways() {
             };
             let report = ping(from.namespace(), request).unwrap();
             assert!(report.is_complete(), "{payload_len} bytes: {report:?}");
-            assert_eq!(report.ttls, [62, 62, 62], "two routers are on the way");
+            assert_eq!(report.ttls, [62, 62, 62], "two routers on the path");
         }
     }
     overlay.assert_nothing_dropped();
@@ -123,7 +123,7 @@ fn transfer(from: &Container, to: &Container, bytes: u64) {
 }
 
 #[test]
-fn tcp_arrives_whole_both_ways_where_the_link_takes_offloads() {
+fn tcp_arrives_intact_both_ways_with_offloads_of_the_link() {
     need!(possible());
     let overlay = Overlay::new();
     transfer(&overlay.in_ours, &overlay.in_kernel, 8 << 20);
@@ -137,7 +137,7 @@ fn tcp_arrives_whole_both_ways_where_the_link_takes_offloads() {
 }
 
 #[test]
-fn tcp_arrives_whole_both_ways_as_over_a_wire() {
+fn tcp_arrives_intact_both_ways_over_a_plain_link() {
     need!(possible());
     let overlay = Overlay::new();
     for host in [overlay.kernel_host(), overlay.our_host()] {
@@ -222,7 +222,7 @@ fn send_in_one(from: &Container, destination: SocketAddrV4, content: &[u8], size
 }
 
 #[test]
-fn what_passes_is_counted_for_the_peer_both_ways() {
+fn packets_are_counted_per_peer_in_both_directions() {
     need!(possible());
     let overlay = Overlay::new();
     let (near, far) = (&overlay.in_ours, &overlay.in_kernel);

@@ -91,7 +91,7 @@ fn judge(receiving: &Receiving, name: &str, sent: Sent, end: End) {
 }
 
 #[test]
-fn each_mode_and_exception_lets_pass_what_it_says() {
+fn each_mode_and_exception_accepts_what_it_should() {
     use Counter::{InForeignDestination, InForeignSource, InOtherVni, InUnknownPeer};
     need!(available());
     type Change = fn(&mut IngressPolicy);
@@ -218,7 +218,7 @@ fn join_again([sender, receiver]: [&Host; 2]) {
 }
 
 #[test]
-fn what_comes_over_another_interface_is_taken_unless_one_was_chosen() {
+fn packets_from_another_interface_are_accepted_unless_one_was_chosen() {
     need!(available().and_then(|()| available_ip()));
     let index = |host: &Host| {
         let find = async |netlink: &uvxlan::host::netlink::Netlink| {

@@ -315,7 +315,7 @@ fn each_spoof_raises_its_own_counter_and_nothing_else() {
 }
 
 #[test]
-fn with_the_socket_filter_strangers_do_not_get_as_far() {
+fn the_socket_filter_drops_unknown_sources_earlier() {
     need!(available());
     let receiving = Receiving::guarded(true);
     let dataplane = receiving.dataplane().unwrap();

@@ -138,7 +138,7 @@ fn verdicts(kind: Kind, cases: &[Case]) -> Vec<String> {
 }
 
 #[test]
-fn one_fault_at_a_time_is_judged_as_the_kernel_judges_it() {
+fn frames_with_one_fault_are_judged_as_by_the_kernel() {
     need!(possible());
     let cases = cases();
     let expected: Vec<_> = cases

@@ -94,7 +94,7 @@ fn relay(socket: &UdpSocket, ends: [Ipv4Addr; 2], over: &AtomicBool, mangled: &A
 }
 
 #[test]
-fn loss_repetition_and_disorder_corrupt_nothing() {
+fn loss_duplication_and_reordering_corrupt_nothing() {
     need!(available());
     let topology = Topology::with_hosts(3).unwrap();
     let [a, b, between] = topology.hosts() else {

@@ -33,12 +33,12 @@ fn assert_no_bad_checksum(pair: &Pair) {
     for container in &pair.containers {
         let counters = TcpCounters::read(container.namespace());
         assert_eq!(counters.checksum_errors, 0, "{counters:?}");
-        assert!(counters.segments_out > 0, "it was TCP that was sent");
+        assert!(counters.segments_out > 0, "TCP segments were sent");
     }
 }
 
 #[test]
-fn transfers_arrive_whole_over_every_nic_with_offloads_and_without() {
+fn transfers_arrive_intact_over_every_nic_with_and_without_offloads() {
     need!(available());
     let offloads = [
         "auto",
@@ -120,7 +120,7 @@ fn send_tails(from: &Namespace, to: &Namespace, address: std::net::Ipv4Addr) {
 }
 
 #[test]
-fn tails_of_every_length_arrive_whole() {
+fn last_segments_of_every_length_arrive_intact() {
     need!(available());
     let folder = tempfile::tempdir().unwrap();
     let pair = pair(folder.path(), &[]);
