@@ -1,5 +1,5 @@
-//! Captures as files that Wireshark reads. Pure: packets that a tap saw go in, bytes of a
-//! pcapng stream come out.
+//! Captures in a format that Wireshark reads. Pure: turns captured packets into the bytes of a
+//! pcapng stream.
 #![forbid(unsafe_code)]
 
 pub mod pcapng;
@@ -18,41 +18,42 @@ const HEADERS_LEN: usize = 28;
 /// TTL of outer packets, as the kernel's default.
 const TTL: u8 = 64;
 
-/// Names that a capture tells its reader.
+/// Names that a capture shows to its reader.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
     /// The program and its version.
     pub program: String,
     /// The overlay device.
     pub device: String,
-    /// The interface to the other hosts.
+    /// The underlay interface.
     pub interface: String,
     /// Its address.
     pub address: Ipv4Addr,
 }
 
-/// Turns what a tap saw into a stream.
+/// Encodes captured packets.
 #[derive(Debug)]
 pub struct Encoder {
     names: Names,
     inner: Option<u32>,
     outer: Option<u32>,
-    seen: [u64; 2],
+    /// Packets by interface.
+    packets: [u64; 2],
 }
 
 impl Encoder {
-    /// A stream of these views; at least one.
+    /// Encodes these views; at least one is needed.
     #[must_use]
     pub fn new(names: Names, inner: bool, outer: bool) -> Self {
         Self {
             names,
             outer: outer.then_some(0),
             inner: inner.then_some(u32::from(outer)),
-            seen: [0; 2],
+            packets: [0; 2],
         }
     }
 
-    /// What a stream begins with.
+    /// Writes the head of the stream.
     pub fn begin(&self, out: &mut Vec<u8>) {
         pcapng::section_header(out, &self.names.program);
         if self.outer.is_some() {
@@ -69,8 +70,8 @@ impl Encoder {
             );
         }
         if self.inner.is_some() {
-            let description = "packets at the overlay device; those out may be large ones that \
-                               are cut later";
+            let description = "packets at the overlay device; outgoing ones may be super-packets \
+                               that are segmented later";
             let name = &self.names.device;
             pcapng::interface(
                 out,
@@ -83,7 +84,7 @@ impl Encoder {
         }
     }
 
-    /// A packet; nothing where its view is not part of the stream.
+    /// Writes a packet, unless its view is not in the stream.
     pub fn packet(&mut self, out: &mut Vec<u8>, captured: &CapturedPacket) {
         let (interface, headers) = match captured.point {
             ObservationPoint::Inner => (self.inner, None),
@@ -97,8 +98,8 @@ impl Encoder {
             }
         };
         let Some(interface) = interface else { return };
-        if let Some(seen) = self.seen.get_mut(interface as usize) {
-            *seen += 1;
+        if let Some(packets) = self.packets.get_mut(interface as usize) {
+            *packets += 1;
         }
         let headers: &[u8] = headers.as_ref().map_or(&[], |headers| &headers[..]);
         let comment = captured
@@ -117,21 +118,15 @@ impl Encoder {
         );
     }
 
-    /// What a stream ends with: how many packets are in it, and how many were missed.
+    /// Writes the end of the stream: the number of packets in it, and of those that were missed.
     pub fn end(&self, out: &mut Vec<u8>, nanoseconds: u64, missed: u64) {
         let interfaces = self.outer.into_iter().chain(self.inner);
         for interface in interfaces {
-            let seen = self.seen.get(interface as usize).copied().unwrap_or(0);
-            // Which one was missed is not known: the first has them all.
+            let written = self.packets.get(interface as usize).copied().unwrap_or(0);
+            // Their interface is unknown: the first has them all.
             let missed = if interface == 0 { missed } else { 0 };
-            pcapng::statistics(out, interface, nanoseconds, [seen + missed, missed]);
+            pcapng::statistics(out, interface, nanoseconds, [written + missed, missed]);
         }
-    }
-
-    /// Packets so far.
-    #[must_use]
-    pub fn packets(&self) -> u64 {
-        self.seen.iter().sum()
     }
 }
 
@@ -170,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn outer_headers_are_what_a_second_parser_reads() {
+    fn another_parser_reads_the_outer_headers() {
         let from = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 50_000);
         let to = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 2), 8472);
         let mut packet = outer_headers(from, to, 2, 3).to_vec();
@@ -190,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn views_that_were_not_asked_for_are_left_out_and_statistics_add_up() {
+    fn unwanted_views_are_left_out_and_statistics_add_up() {
         let mut encoder = Encoder::new(names(), true, false);
         let mut stream = Vec::new();
         encoder.begin(&mut stream);

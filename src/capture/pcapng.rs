@@ -1,6 +1,6 @@
-//! The blocks of pcapng that a capture needs (draft-ietf-opsawg-pcapng): little endian,
-//! times in nanoseconds. The crates that write it have had no release for years or bring
-//! macros for a format of four blocks; tshark reads it back in the tests.
+//! The four pcapng blocks that a capture needs (draft-ietf-opsawg-pcapng): little endian, times in
+//! nanoseconds. The crates that write it are unmaintained or far larger than this; the tests read
+//! the result with tshark.
 
 const SECTION_HEADER: u32 = 0x0a0d_0d0a;
 const INTERFACE_DESCRIPTION: u32 = 1;
@@ -23,36 +23,30 @@ const NANOSECONDS: u8 = 9;
 const STATISTICS_RECEIVED: u16 = 4;
 const STATISTICS_DROPPED: u16 = 5;
 
-/// Where packets were seen.
+/// Where packets were captured.
 #[derive(Debug, Clone, Copy)]
-pub struct Interface<'a> {
-    /// Its name.
-    pub name: &'a str,
-    /// What it is.
-    pub description: &'a str,
-    /// What a packet begins with (`LINKTYPE_…`).
-    pub link_type: u16,
+pub(super) struct Interface<'a> {
+    pub(super) name: &'a str,
+    pub(super) description: &'a str,
+    /// The first header of its packets (`LINKTYPE_…`).
+    pub(super) link_type: u16,
 }
 
-/// A packet.
 #[derive(Debug, Clone, Copy)]
-pub struct PacketBlock<'a> {
+pub(super) struct PacketBlock<'a> {
     /// Number of its interface, in the order of their blocks.
-    pub interface: u32,
-    /// When, since 1970.
-    pub nanoseconds: u64,
-    /// Its bytes, as far as they are kept.
-    pub pieces: [&'a [u8]; 2],
+    pub(super) interface: u32,
+    /// Unix time.
+    pub(super) nanoseconds: u64,
+    /// The bytes that are kept.
+    pub(super) pieces: [&'a [u8]; 2],
     /// Its whole length.
-    pub len: usize,
-    /// Whether it came in.
-    pub inbound: bool,
-    /// A word about it.
-    pub comment: Option<&'a str>,
+    pub(super) len: usize,
+    pub(super) inbound: bool,
+    pub(super) comment: Option<&'a str>,
 }
 
-/// What a stream begins with.
-pub fn section_header(out: &mut Vec<u8>, application: &str) {
+pub(super) fn section_header(out: &mut Vec<u8>, application: &str) {
     block(out, SECTION_HEADER, |out| {
         out.extend(BYTE_ORDER_MAGIC.to_le_bytes());
         // Version 1.0, and a section of unknown length.
@@ -63,11 +57,11 @@ pub fn section_header(out: &mut Vec<u8>, application: &str) {
     });
 }
 
-/// An interface; its number is how many came before.
-pub fn interface(out: &mut Vec<u8>, interface: &Interface<'_>) {
+/// Interfaces are numbered in this order, from zero.
+pub(super) fn interface(out: &mut Vec<u8>, interface: &Interface<'_>) {
     block(out, INTERFACE_DESCRIPTION, |out| {
         out.extend(interface.link_type.to_le_bytes());
-        // Reserved, and no limit of a packet's length.
+        // Reserved, and no limit for the length of packets.
         out.extend([0; 6]);
         option(out, INTERFACE_NAME, interface.name.as_bytes());
         option(
@@ -80,8 +74,7 @@ pub fn interface(out: &mut Vec<u8>, interface: &Interface<'_>) {
     });
 }
 
-/// A packet.
-pub fn packet(out: &mut Vec<u8>, packet: &PacketBlock<'_>) {
+pub(super) fn packet(out: &mut Vec<u8>, packet: &PacketBlock<'_>) {
     block(out, ENHANCED_PACKET, |out| {
         let kept: usize = packet.pieces.iter().map(|piece| piece.len()).sum();
         out.extend(packet.interface.to_le_bytes());
@@ -101,14 +94,19 @@ pub fn packet(out: &mut Vec<u8>, packet: &PacketBlock<'_>) {
     });
 }
 
-/// How many packets an interface saw, and how many of them are not in the stream.
-pub fn statistics(out: &mut Vec<u8>, interface: u32, nanoseconds: u64, seen_missed: [u64; 2]) {
+/// The number of packets that an interface received, and of those that are not in the stream.
+pub(super) fn statistics(
+    out: &mut Vec<u8>,
+    interface: u32,
+    nanoseconds: u64,
+    received_missed: [u64; 2],
+) {
     block(out, INTERFACE_STATISTICS, |out| {
         out.extend(interface.to_le_bytes());
         time(out, nanoseconds);
         for (code, value) in [STATISTICS_RECEIVED, STATISTICS_DROPPED]
             .into_iter()
-            .zip(seen_missed)
+            .zip(received_missed)
         {
             option(out, code, &value.to_le_bytes());
         }
@@ -116,14 +114,14 @@ pub fn statistics(out: &mut Vec<u8>, interface: u32, nanoseconds: u64, seen_miss
     });
 }
 
-/// What the statistics at the end of a stream add up to: packets seen and missed. Works on
-/// the last bytes of a stream as on the whole.
+/// Adds up the statistics at the end of a stream: packets received and missed. The last bytes of
+/// the stream suffice.
 #[must_use]
 pub fn totals(mut stream: &[u8]) -> Option<(u64, u64)> {
     let mut totals = None;
-    while let Some((seen, missed, rest)) = last_statistics(stream) {
-        let (all_seen, all_missed) = totals.unwrap_or((0, 0));
-        totals = Some((all_seen + seen, all_missed + missed));
+    while let Some((received, missed, rest)) = last_statistics(stream) {
+        let (all_received, all_missed) = totals.unwrap_or((0, 0));
+        totals = Some((all_received + received, all_missed + missed));
         stream = rest;
     }
     totals
@@ -162,7 +160,7 @@ fn option(out: &mut Vec<u8>, code: u16, value: &[u8]) {
     pad(out, value.len());
 }
 
-/// Fills up to a multiple of four.
+/// Pads to a multiple of four.
 fn pad(out: &mut Vec<u8>, len: usize) {
     out.resize(out.len() + len.next_multiple_of(4) - len, 0);
 }
