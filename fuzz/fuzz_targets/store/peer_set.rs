@@ -93,9 +93,9 @@ fuzz_target!(|bytes: &[u8]| {
                     revision: 1,
                 };
                 let present: Vec<_> = listing.records.iter().map(|it| it.name.clone()).collect();
-                let absence = set.absent_in(&listing);
-                let doubtful = absence.missing + absence.made_anew;
-                assert!(doubtful <= absence.known && absence.known == known.len());
+                let missing = set.missing_in(&listing);
+                let doubtful = missing.missing + missing.recreated;
+                assert!(doubtful <= missing.known && missing.known == known.len());
                 match kind {
                     6 => set.add_all(listing),
                     _ => {

@@ -113,7 +113,7 @@ impl Serving {
             OwnState::Unreadable => (LeaseState::Unreadable, Some("somebody overwrote it".into())),
         };
         let cache_age = self.offline_cache.offline_age().map(|age| age.as_secs());
-        let counts = self.manager.books.counts();
+        let counts = self.manager.counters.read();
         DatastoreStatus {
             place: self.store.describe(),
             lease,

@@ -210,7 +210,7 @@ impl Serving {
             () = host_changed(self.changes.as_ref()) => Event::HostChanged,
             () = sleep::until(Some(self.timers.check)) => Event::CheckDue,
             () = sleep::until(self.offline_cache.due()) => Event::CacheWriteDue,
-            Ok(()) = self.manager.heard.changed(), if is_offline => Event::BackOnline,
+            Ok(()) = self.manager.last_contact.changed(), if is_offline => Event::BackOnline,
             () = sleep::until(self.timers.report) => Event::ReportDue,
             Some(gone) = self.device_gone.recv() => Event::DeviceGone(gone),
             () = sleep::until(rebuild) => Event::RebuildDue,
@@ -248,7 +248,7 @@ impl Serving {
 
     /// Time since the datastore's last answer.
     pub(crate) fn datastore_silence(&self) -> Duration {
-        self.manager.heard.borrow().elapsed()
+        self.manager.last_contact.borrow().elapsed()
     }
 
     fn peer_records(&self) -> Vec<PeerRecord> {

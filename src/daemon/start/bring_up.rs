@@ -79,7 +79,7 @@ pub(super) async fn bring_up(
     let peers = peer_set(options, host, vtep, lease.subnet).with_protected(protected);
     let manager_stop = CancellationToken::new();
     let settings = manager::Settings {
-        margin: options.renew_margin,
+        renew_margin: options.renew_margin,
         mass_delete_hold: options.mass_delete_hold,
     };
     let store = Arc::clone(inputs.store);

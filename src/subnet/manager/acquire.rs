@@ -1,4 +1,4 @@
-//! How a host comes to its subnet (flannel `local_manager.go`, `tryAcquireLease`).
+//! How a host gets its subnet (flannel `local_manager.go`, `tryAcquireLease`).
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -11,35 +11,16 @@ use tracing::{info, warn};
 use super::super::allocate::{OutOfSubnets, allocate, compatible};
 use super::super::config::NetworkConfig;
 use super::super::key::SubnetKey;
-use super::super::lease::{Lease, LeaseAttrs};
+use super::super::lease::Lease;
 use super::super::store::{Listing, Record, Store, StoreError, WriteOutcome};
-use super::claim::{self, Asked, Claim};
+use super::ownership::{
+    ExistingLease, Ownership, Unanswered, concerns_us, is_holder_alive, ownership,
+};
 use super::peers::SHORTEST_MIXED;
-use crate::wire::MacAddr;
+use super::request::AcquireRequest;
 
-/// Tries after lost races, as flannel's `raceRetries`.
-const TRIES: usize = 10;
-
-/// What a host wants.
-#[derive(Debug, Clone)]
-pub struct AcquireRequest {
-    /// The address under which other hosts reach this one; decides which lease is ours.
-    pub public_ip: Ipv4Addr,
-    /// What to publish.
-    pub attrs: LeaseAttrs,
-    /// The subnet of the host's earlier life, from its files.
-    pub previous: Option<Ipv4Net>,
-    /// The subnet that containers of this host may have addresses of: where it cannot be
-    /// had, [`acquire()`] fails instead of taking another one.
-    pub in_use: Option<Ipv4Net>,
-    /// MAC of flannel's kernel device, if one is on this host: a lease with it is ours.
-    pub device_mac: Option<MacAddr>,
-    /// Whether subnets of other lengths than the config's are believed (`--mixed-lengths`),
-    /// so that they take a place.
-    pub mixed_lengths: bool,
-    /// How long the lease outlives the host; flannel's is 24 h.
-    pub ttl: Duration,
-}
+/// Tries after lost races: flannel's `raceRetries`.
+const MAX_TRIES: usize = 10;
 
 /// An acquired lease.
 #[derive(Debug, Clone)]
@@ -50,16 +31,16 @@ pub struct Acquired {
     pub value: Bytes,
     /// The request's time to live.
     pub ttl: Duration,
-    /// All leases just before ours was written: a watch goes on from its revision.
+    /// All leases just before ours was written: a watch continues from its revision.
     pub listing: Listing,
 }
 
 impl Acquired {
-    /// Whether this is from the offline cache, not from the store: no record of the store has
-    /// revision 0. The lease is unconfirmed then, and the store's list replaces this one as soon
-    /// as it is read.
+    /// Whether this comes from the offline cache and not from the store, where no record has
+    /// revision 0. Then the lease is not confirmed yet, and the store's list replaces this one as
+    /// soon as the store answers.
     #[must_use]
-    pub const fn is_cached(&self) -> bool {
+    pub(super) const fn is_cached(&self) -> bool {
         self.lease.revision == 0
     }
 }
@@ -70,7 +51,7 @@ pub enum AcquireError {
     /// The store failed.
     #[error("failed to acquire lease: {0}")]
     Store(#[from] StoreError),
-    /// Our subnet cannot be had, and another one is not wanted.
+    /// Our subnet is not available, and another one is not wanted.
     #[error(
         "{subnet} is in use on this host, and containers may have its addresses, but {reason}; or \
          start with --allow-renumber to take another subnet, and restart the containers"
@@ -78,7 +59,7 @@ pub enum AcquireError {
     Renumber {
         /// Our subnet.
         subnet: Ipv4Net,
-        /// Why it cannot be had.
+        /// Why it is not available.
         reason: Renumbering,
     },
     /// Another host has a lease with our public address.
@@ -96,7 +77,7 @@ pub enum AcquireError {
     /// No subnet is free.
     #[error(transparent)]
     OutOfSubnets(#[from] OutOfSubnets),
-    /// Others were faster each time.
+    /// Another host was faster each time.
     #[error(
         "Max retries reached trying to acquire a subnet: in {tries} tries, each subnet was \
          changed by another host at the same moment"
@@ -110,51 +91,40 @@ pub enum AcquireError {
     Encode(#[from] serde_json::Error),
 }
 
-/// Why the subnet in use on this host cannot be had.
+/// Why the subnet in use on this host is not available.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Renumbering {
-    /// Another host's record has it, or a part of it.
+    /// Another host's lease overlaps it.
     #[error(
         "it belongs to another host now, by record {0}: remove that record (uvxlan lease \
          release {0})"
     )]
     Taken(String),
-    /// The lease that has our public address is of another subnet.
+    /// The lease with our public address is of another subnet.
     #[error(
         "record {0} gives this host's public IP another subnet: remove that record if it is a \
          former host's (uvxlan lease release {0})"
     )]
     Other(String),
-    /// The network config hands out other subnets.
-    #[error("the network config does not hand it out any more: put the former config back")]
+    /// The network config allows other subnets only.
+    #[error("the network config no longer allows it: restore the former config")]
     Unfit,
 }
 
-/// A record whose key is a subnet's.
-pub(super) struct Known<'a> {
-    pub(super) subnet: Ipv4Net,
-    /// Has an IPv6 subnet too, which this program does not lease.
-    dual_stack: bool,
-    pub(super) record: &'a Record,
-    pub(super) attrs: Option<LeaseAttrs>,
-}
-
-impl Known<'_> {
-    fn is_usable(&self, config: &NetworkConfig) -> bool {
-        !self.dual_stack && compatible(config, self.subnet)
-    }
+fn is_usable(lease: &ExistingLease<'_>, config: &NetworkConfig) -> bool {
+    !lease.dual_stack && compatible(config, lease.subnet)
 }
 
 fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
     a.contains(&b) || b.contains(&a)
 }
 
-/// Acquires a lease by flannel's rules: the one with our public IP if the config still
-/// allows it (a reservation stays without TTL), else the previous subnet if nobody has
-/// any part of it, else a free one. Our own earlier record is written anew even if it is
-/// equal, so that it lives as long as this process and not the earlier one.
+/// Acquires a lease by flannel's rules: the one with our public IP if the config still allows it
+/// (a reservation stays without TTL), else the previous subnet if no other lease overlaps it, else
+/// a free one. Our own earlier record is written again even if it is equal, so that it lives as
+/// long as this process and not the earlier one.
 ///
-/// Whether a lease with our public IP is ours, is judged by [`claim`].
+/// [`ownership`](super::ownership) decides whether a lease with our public IP is ours.
 ///
 /// # Errors
 /// See [`AcquireError`]. After [`AcquireError::Renumber`] and
@@ -166,10 +136,19 @@ pub async fn acquire(
     rng: &mut (impl Rng + Send),
 ) -> Result<Acquired, AcquireError> {
     let value = Bytes::from(request.attrs.encode_as(store.lease_form())?);
-    let mut asked = Asked::default();
-    for _ in 0..TRIES {
+    let mut unanswered = Unanswered::default();
+    for _ in 0..MAX_TRIES {
         let listing = store.list().await?;
-        let lease = attempt(store, config, request, &value, &listing, &mut asked, rng).await?;
+        let lease = attempt(
+            store,
+            config,
+            request,
+            &value,
+            &listing,
+            &mut unanswered,
+            rng,
+        )
+        .await?;
         if let Some(lease) = lease {
             return Ok(Acquired {
                 lease,
@@ -179,47 +158,46 @@ pub async fn acquire(
             });
         }
     }
-    Err(AcquireError::Conflicts { tries: TRIES })
+    Err(AcquireError::Conflicts { tries: MAX_TRIES })
 }
 
-/// One try; `None` when it is to be begun anew, mostly because somebody else was faster.
+/// One try; `None` if it has to be repeated, mostly because somebody else was faster.
 async fn attempt(
     store: &dyn Store,
     config: &NetworkConfig,
     request: &AcquireRequest,
     value: &Bytes,
     listing: &Listing,
-    asked: &mut Asked,
+    unanswered: &mut Unanswered,
     rng: &mut (impl Rng + Send),
 ) -> Result<Option<Lease>, AcquireError> {
-    let (mut ours, others): (Vec<_>, Vec<_>) = known(listing)
-        .into_iter()
-        .partition(|lease| claim::concerns_us(request, lease));
-    refuse_other_host(request, &ours, asked)?;
-    // A record that peers refuse takes no place either.
+    let (mut ours, others): (Vec<_>, Vec<_>) =
+        ExistingLease::all_of(listing).partition(|lease| concerns_us(request, lease));
+    refuse_other_host(request, &ours, unanswered)?;
+    // A record that peers refuse does not occupy its subnet either.
     let taken: Vec<_> = others
         .iter()
-        .filter(|lease| takes_a_place(config, request, lease.subnet))
+        .filter(|lease| occupies_subnet(config, request, lease.subnet))
         .collect();
     let in_use = request.in_use.map(|subnet| subnet.trunc());
     let earlier = in_use.or(request.previous.map(|subnet| subnet.trunc()));
     ours.sort_by_key(|lease| {
         (
-            !lease.is_usable(config),
+            !is_usable(lease, config),
             Some(lease.subnet) != earlier,
             lease.record.created,
         )
     });
-    let best = ours.first().filter(|lease| lease.is_usable(config));
+    let best = ours.first().filter(|lease| is_usable(lease, config));
     refuse_renumbering(config, request, best, &ours, &taken)?;
     for lease in &ours {
-        if claim::claim(request, lease, asked) != Claim::Unsure {
+        if ownership(request, lease, unanswered) != Ownership::Unclear {
             continue;
         }
-        if claim::ask(store, request, lease, asked, rng).await? {
+        if is_holder_alive(store, request, lease, unanswered, rng).await? {
             return Err(in_use_by(request, lease));
         }
-        // The record was written: read again.
+        // The record was written: list again.
         return Ok(None);
     }
     if let Some(lease) = best {
@@ -233,7 +211,7 @@ async fn attempt(
         let name = &lease.record.name;
         info!(
             event = "lease_misfit",
-            name, "our lease does not fit the network config any more: deleting it"
+            name, "the network config no longer allows our lease: deleting it"
         );
         if store.delete(name, lease.record.revision).await? == WriteOutcome::Conflict {
             return Ok(None);
@@ -242,7 +220,7 @@ async fn attempt(
     let taken: Vec<_> = taken.iter().map(|lease| lease.subnet).collect();
     let subnet = match previous(config, earlier, &taken) {
         Some(subnet) => subnet,
-        // Flannel may believe in a lease of another length, so if there is room beside it ...
+        // flannel's nodes may accept a lease of another length: avoid its subnet if there is room.
         None => {
             let all: Vec<_> = others.iter().map(|lease| lease.subnet).collect();
             let beside = allocate(config, &all, rng);
@@ -254,9 +232,9 @@ async fn attempt(
     Ok(lease_of(request, subnet, outcome, false))
 }
 
-/// Whether peers may believe in a lease of this subnet. What they refuse for its key must
-/// not keep anybody from starting; a value may be mended at any time.
-fn takes_a_place(config: &NetworkConfig, request: &AcquireRequest, subnet: Ipv4Net) -> bool {
+/// Whether peers may accept a lease of this subnet. A record that they refuse for its key must
+/// not keep anybody from starting; its value may be corrected at any time, so it does not count.
+fn occupies_subnet(config: &NetworkConfig, request: &AcquireRequest, subnet: Ipv4Net) -> bool {
     let length = match request.mixed_lengths {
         true => subnet.prefix_len() >= SHORTEST_MIXED,
         false => subnet.prefix_len() == config.subnet_len,
@@ -264,39 +242,40 @@ fn takes_a_place(config: &NetworkConfig, request: &AcquireRequest, subnet: Ipv4N
     length && config.network.contains(&subnet)
 }
 
-fn in_use_by(request: &AcquireRequest, lease: &Known<'_>) -> AcquireError {
+fn in_use_by(request: &AcquireRequest, lease: &ExistingLease<'_>) -> AcquireError {
     AcquireError::AddressInUse {
         public_ip: request.public_ip,
         record: lease.record.name.clone(),
     }
 }
 
-/// A lease with our address that another host of ours wrote is not taken from it.
+/// Does not take a lease with our address that another host wrote.
 fn refuse_other_host(
     request: &AcquireRequest,
-    ours: &[Known<'_>],
-    asked: &Asked,
+    ours: &[ExistingLease<'_>],
+    unanswered: &Unanswered,
 ) -> Result<(), AcquireError> {
-    let theirs = |lease: &&Known<'_>| claim::claim(request, lease, asked) == Claim::Theirs;
+    let theirs =
+        |lease: &&ExistingLease<'_>| ownership(request, lease, unanswered) == Ownership::Theirs;
     match ours.iter().find(theirs) {
         Some(lease) => Err(in_use_by(request, lease)),
         None => Ok(()),
     }
 }
 
-/// A subnet under running containers does not change because the store says so. `best` is
-/// the lease of `ours` that would be taken.
+/// Does not change the subnet under running containers because of the store. `best` is the lease
+/// of `ours` that would be taken.
 fn refuse_renumbering(
     config: &NetworkConfig,
     request: &AcquireRequest,
-    best: Option<&Known<'_>>,
-    ours: &[Known<'_>],
-    taken: &[&Known<'_>],
+    best: Option<&ExistingLease<'_>>,
+    ours: &[ExistingLease<'_>],
+    taken: &[&ExistingLease<'_>],
 ) -> Result<(), AcquireError> {
     let Some(subnet) = request.in_use.map(|subnet| subnet.trunc()) else {
         return Ok(());
     };
-    let name = |lease: &Known<'_>| lease.record.name.clone();
+    let name = |lease: &ExistingLease<'_>| lease.record.name.clone();
     let reason = if !compatible(config, subnet) {
         Some(Renumbering::Unfit)
     } else if let Some(best) = best {
@@ -313,14 +292,14 @@ fn refuse_renumbering(
     }
 }
 
-/// The lease of a former holder of our new address that is older than ours: peers would go on
-/// to believe that one.
+/// The lease of a former holder of our new address, if it is older than ours: peers would prefer
+/// that one.
 fn hides<'a, 'b>(
     request: &AcquireRequest,
-    best: &Known<'_>,
-    ours: &'a [Known<'b>],
-) -> Option<&'a Known<'b>> {
-    let moved = |lease: &Known<'_>| {
+    best: &ExistingLease<'_>,
+    ours: &'a [ExistingLease<'b>],
+) -> Option<&'a ExistingLease<'b>> {
+    let moved = |lease: &ExistingLease<'_>| {
         let attrs = lease.attrs.as_ref();
         attrs.is_some_and(|attrs| attrs.public_ip != request.public_ip)
     };
@@ -329,10 +308,10 @@ fn hides<'a, 'b>(
         .find(|lease| !moved(lease) && lease.record.created < best.record.created)
 }
 
-/// Leases of this program with our public address beside the one that was taken: peers
-/// would believe the oldest alone.
-async fn remove_superseded(store: &dyn Store, leases: &[Known<'_>]) {
-    for Known { record, attrs, .. } in leases {
+/// Deletes leases of this program with our public address other than the one that was taken:
+/// peers would accept only the oldest.
+async fn remove_superseded(store: &dyn Store, leases: &[ExistingLease<'_>]) {
+    for ExistingLease { record, attrs, .. } in leases {
         let of_this_program = attrs.as_ref().is_some_and(|attrs| attrs.instance.is_some());
         if of_this_program && record.expires {
             info!(
@@ -341,7 +320,7 @@ async fn remove_superseded(store: &dyn Store, leases: &[Known<'_>]) {
                 "deleting another lease of this host"
             );
             if let Err(error) = store.delete(&record.name, record.revision).await {
-                warn!(event = "lease_superseded", name = record.name, %error, "it stays for now");
+                warn!(event = "lease_superseded", name = record.name, %error, "cannot delete it; it stays for now");
             }
         }
     }
@@ -351,7 +330,7 @@ async fn reuse(
     store: &dyn Store,
     request: &AcquireRequest,
     value: &Bytes,
-    lease: &Known<'_>,
+    lease: &ExistingLease<'_>,
 ) -> Result<Option<Lease>, AcquireError> {
     let reserved = !lease.record.expires;
     let ttl = (!reserved).then_some(request.ttl);
@@ -378,8 +357,8 @@ fn lease_of(
     }
 }
 
-/// The previous subnet, where the config allows it and nobody has any part of it: an
-/// earlier flannel took it from whoever had it (flannel issue 1289).
+/// The previous subnet, if the config allows it and no other lease overlaps it: an earlier flannel
+/// took it from its new owner (flannel issue 1289).
 fn previous(
     config: &NetworkConfig,
     earlier: Option<Ipv4Net>,
@@ -387,7 +366,7 @@ fn previous(
 ) -> Option<Ipv4Net> {
     let subnet = earlier?;
     if !compatible(config, subnet) {
-        warn!(event = "previous_subnet_misfit", %subnet, "our previous subnet does not fit the network config any more");
+        warn!(event = "previous_subnet_misfit", %subnet, "the network config no longer allows our previous subnet");
         return None;
     }
     if taken.iter().any(|other| overlap(*other, subnet)) {
@@ -395,20 +374,4 @@ fn previous(
         return None;
     }
     Some(subnet)
-}
-
-fn known(listing: &Listing) -> Vec<Known<'_>> {
-    listing
-        .records
-        .iter()
-        .filter_map(|record| {
-            let key: SubnetKey = record.name.parse().ok()?;
-            Some(Known {
-                subnet: key.v4,
-                dual_stack: key.v6.is_some(),
-                record,
-                attrs: LeaseAttrs::decode(&record.value).ok(),
-            })
-        })
-        .collect()
 }

@@ -1,17 +1,18 @@
-//! The life of a lease, as flannel's subnet manager leads it: acquired once, kept alive,
-//! re-acquired in place when it is lost; and the set of the other hosts' leases.
+//! The life of our lease, as in flannel's subnet manager: acquired once, kept alive, re-acquired
+//! in place when it is lost; and the set of the other hosts' leases.
 //!
-//! Losing the store never shrinks the set of peers: they go only by a delete or by their
-//! absence from a complete list. On a stop nothing is revoked or deleted, so the subnet
+//! Losing the store never shrinks the set of peers: a peer is removed only by a delete, or by
+//! its absence from a complete list. A stop neither revokes nor deletes anything, so the subnet
 //! stays ours for the rest of the TTL, as with flannel.
 
 pub mod acquire;
-pub mod books;
-pub mod claim;
-pub mod keeper;
+mod counters;
 mod offline;
+mod ownership;
 pub mod peers;
 mod refusals;
+mod renewal;
+mod request;
 
 #[cfg(test)]
 mod tests;
@@ -22,26 +23,28 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-pub use self::acquire::{AcquireError, AcquireRequest, Acquired, Renumbering, acquire};
-pub use self::books::Books;
-pub use self::keeper::{Keeper, OwnState};
-use self::peers::Absence;
+pub use self::acquire::{AcquireError, Acquired, Renumbering, acquire};
+pub use self::counters::{LeaseCounters, LeaseCounts};
+use self::peers::MissingPeers;
 pub use self::peers::{PeerChange, PeerSet, Refused};
+pub use self::renewal::OwnState;
+use self::renewal::Renewal;
+pub use self::request::AcquireRequest;
 use super::lease::LeaseAttrs;
 use super::store::{Listing, Store, WatchEvent};
 
-/// Lines about refused records in one [`LOG_WINDOW`]; the rest is only counted.
+/// Lines about refused records in one [`LOG_WINDOW`]; further ones are only counted.
 const LOG_LINES: usize = 10;
 /// See [`LOG_LINES`].
 const LOG_WINDOW: Duration = Duration::from_secs(60);
-/// Between two tries to read the leases again.
-const RETRY: Duration = Duration::from_secs(5);
-/// Events that are taken in a second; the rest waits, and the store's flow control with it.
-const EVENTS_A_SECOND: u32 = 1000;
+/// Between two tries to list the leases, or to watch them again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+/// Events processed in a second. Further ones wait, and the store's flow control applies.
+const EVENTS_PER_SECOND: u32 = 1000;
 /// Sets of changes that may wait for the consumer.
 const CAPACITY: usize = 64;
 
@@ -51,50 +54,49 @@ pub struct Running {
     /// What changed, in order. The first set comes from the list of the acquisition and
     /// is sent even if it is empty: from then on the set of peers is complete.
     pub changes: mpsc::Receiver<Vec<PeerChange>>,
-    /// The set of peers, for questions.
+    /// The set of peers, for queries.
     pub view: View,
-    /// How our own lease stands.
+    /// State of our own lease.
     pub own: watch::Receiver<OwnState>,
-    /// When the store last said something.
-    pub heard: watch::Receiver<Instant>,
-    /// What happened to our lease and to the list of leases so far.
-    pub books: Arc<Books>,
-    /// What our lease shall say from now on.
+    /// When the store last sent anything.
+    pub last_contact: watch::Receiver<Instant>,
+    /// Counters of our lease and of the list of leases.
+    pub counters: Arc<LeaseCounters>,
+    /// Publishes something else in our lease.
     pub republish: mpsc::Sender<LeaseAttrs>,
     /// Ends after the token was cancelled, or when `changes` is dropped.
     pub task: JoinHandle<()>,
 }
 
-/// A look at the running set of peers: `status` asks here.
+/// Shared access to the set of peers.
 #[derive(Debug, Clone)]
 pub struct View(Arc<Mutex<PeerSet>>);
 
 impl View {
-    /// Asks the set something. It is locked meanwhile: be short.
-    pub fn with<T>(&self, ask: impl FnOnce(&PeerSet) -> T) -> T {
-        ask(&self.lock())
+    /// Queries the set, which is locked meanwhile: be short.
+    pub fn with<T>(&self, query: impl FnOnce(&PeerSet) -> T) -> T {
+        query(&self.lock())
     }
 
     fn lock(&self) -> MutexGuard<'_, PeerSet> {
-        // The set has no state between two changes that a panic could leave half done
-        // and that the next complete list would not repair.
+        // Whatever a panic leaves half done, the next complete list repairs.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What the manager may be told.
+/// Settings of the manager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
     /// flannel's `--subnet-lease-renew-margin`.
-    pub margin: Duration,
-    /// How long a list is held in which most peers are missing; zero: never.
+    pub renew_margin: Duration,
+    /// How long removals are held back if a list is missing most peers; zero: not at all.
     pub mass_delete_hold: Duration,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            margin: Duration::from_secs(3600),
+            renew_margin: Duration::from_secs(3600),
             mass_delete_hold: Duration::from_secs(30),
         }
     }
@@ -102,18 +104,18 @@ impl Default for Settings {
 
 impl From<Duration> for Settings {
     /// The margin; everything else by default.
-    fn from(margin: Duration) -> Self {
+    fn from(renew_margin: Duration) -> Self {
         Self {
-            margin,
+            renew_margin,
             ..Self::default()
         }
     }
 }
 
-/// Keeps our lease and follows the others' until `stop` is cancelled. Must be called
-/// inside a tokio runtime.
+/// Keeps our lease and watches the others' until `stop` is cancelled. Must be called inside a
+/// tokio runtime.
 ///
-/// `acquired` is what [`acquire()`] returned; `peers` is a fresh set.
+/// `acquired` is what [`acquire()`] returned; `peers` is a new set.
 pub fn spawn(
     store: Arc<dyn Store>,
     acquired: Acquired,
@@ -124,20 +126,21 @@ pub fn spawn(
     let settings = settings.into();
     let view = View(Arc::new(Mutex::new(peers)));
     let (changes, receiver) = mpsc::channel(CAPACITY);
-    let keeper = Keeper::new(Arc::clone(&store), &acquired, settings.margin);
-    let own = keeper.state();
-    let books = keeper.books();
-    let (heard, heard_seen) = watch::channel(Instant::now());
-    let (republish, wishes) = mpsc::channel(1);
+    let renewal = Renewal::new(Arc::clone(&store), &acquired, settings.renew_margin);
+    let own = renewal.state();
+    let counters = Arc::clone(renewal.counters());
+    let (contact, last_contact) = watch::channel(Instant::now());
+    let (republish, publications) = mpsc::channel(1);
     let manager = Manager {
         store,
-        keeper,
+        renewal,
         peers: view.clone(),
         changes,
         hold: settings.mass_delete_hold,
-        look_again: None,
-        reread: None,
-        heard,
+        hold_ends: None,
+        relist_at: None,
+        watch_again_at: None,
+        contact,
         logged: VecDeque::new(),
         pace: (Instant::now(), 0),
     };
@@ -146,15 +149,15 @@ pub fn spawn(
         tokio::select! {
             () = stop.cancelled() => {}
             () = closed.closed() => {}
-            _ = manager.run(acquired, wishes) => {}
+            _ = manager.run(acquired, publications) => {}
         }
     });
     Running {
         changes: receiver,
         view,
         own,
-        heard: heard_seen,
-        books,
+        last_contact,
+        counters,
         republish,
         task,
     }
@@ -162,23 +165,24 @@ pub fn spawn(
 
 struct Manager {
     store: Arc<dyn Store>,
-    keeper: Keeper,
+    renewal: Renewal,
     peers: View,
     changes: mpsc::Sender<Vec<PeerChange>>,
     hold: Duration,
-    /// When the store is read again because a list lacked most peers.
-    look_again: Option<Instant>,
-    /// When the store is read again because records that were refused may be good now.
-    reread: Option<Instant>,
-    /// When the store last said something.
-    heard: watch::Sender<Instant>,
-    /// When the latest lines about refused records were written.
+    /// When the store is listed again because a list was missing most peers.
+    hold_ends: Option<Instant>,
+    /// When the store is listed again because refused records may be acceptable now.
+    relist_at: Option<Instant>,
+    /// When the store is watched again because its watch ended.
+    watch_again_at: Option<Instant>,
+    contact: watch::Sender<Instant>,
+    /// Times of the latest log lines about refused records.
     logged: VecDeque<Instant>,
-    /// Since when events are counted, and how many there were.
+    /// Start of the current second of events, and their number.
     pace: (Instant, u32),
 }
 
-/// Waits until then; forever where there is no time.
+/// Waits until then; forever for `None`.
 async fn at(due: Option<Instant>) {
     match due {
         Some(due) => sleep_until(due).await,
@@ -193,7 +197,7 @@ impl Manager {
     async fn run(
         mut self,
         acquired: Acquired,
-        mut wishes: mpsc::Receiver<LeaseAttrs>,
+        mut publications: mpsc::Receiver<LeaseAttrs>,
     ) -> Result<(), ConsumerGone> {
         let mut events = match acquired.is_cached() {
             true => offline::list_and_watch(Arc::clone(&self.store)),
@@ -203,69 +207,78 @@ impl Manager {
         self.changes.send(first).await.map_err(|_| ConsumerGone)?;
         self.log_refused();
         loop {
+            // A pause before a retry is a branch of its own: it must not delay a renewal.
             tokio::select! {
-                event = events.recv() => match event {
+                event = events.recv(), if self.watch_again_at.is_none() => match event {
                     Some(event) => self.take(event).await?,
                     // Against the store's contract; the peers known so far stay.
-                    None => {
-                        sleep(LOG_WINDOW).await;
-                        events = self.store.watch(0);
-                    }
+                    None => self.watch_again_at = Some(Instant::now() + RETRY_INTERVAL),
                 },
-                () = at(self.look_again) => {
-                    if let Some(revision) = self.read_again(true).await? {
-                        // The old watch may still bring what is older than the list.
+                () = at(self.watch_again_at) => {
+                    self.watch_again_at = None;
+                    events = self.store.watch(0);
+                }
+                () = at(self.hold_ends) => {
+                    if let Some(revision) = self.relist(true).await? {
+                        // The old watch may still send what is older than the list.
                         events = self.store.watch(revision);
                     }
                 }
-                () = at(self.reread) => {
-                    if let Some(revision) = self.read_again(false).await? {
+                () = at(self.relist_at) => {
+                    if let Some(revision) = self.relist(false).await? {
                         events = self.store.watch(revision);
                     }
                 }
-                Some(attrs) = wishes.recv() => {
+                Some(attrs) = publications.recv() => {
                     let changes = self.peers.lock().set_own_address(attrs.public_ip);
-                    if !changes.is_empty() {
-                        self.changes.send(changes).await.map_err(|_| ConsumerGone)?;
-                    }
-                    self.keeper.republish(attrs).await;
-                    self.reread = Some(Instant::now());
+                    self.send(changes).await?;
+                    self.renewal.republish(attrs).await;
+                    self.relist_at = Some(Instant::now());
                 }
-                () = sleep_until(self.keeper.due()) => {
-                    self.keeper.renew().await;
-                    if *self.keeper.state().borrow() == OwnState::Held {
-                        self.heard.send_replace(Instant::now());
+                () = sleep_until(self.renewal.due()) => {
+                    self.renewal.renew().await;
+                    if *self.renewal.state().borrow() == OwnState::Held {
+                        self.contact.send_replace(Instant::now());
                     }
                 }
             }
         }
     }
 
+    async fn send(&self, changes: Vec<PeerChange>) -> Result<(), ConsumerGone> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.changes.send(changes).await.map_err(|_| ConsumerGone)
+    }
+
     async fn take(&mut self, event: WatchEvent) -> Result<(), ConsumerGone> {
-        self.heard.send_replace(Instant::now());
+        self.contact.send_replace(Instant::now());
         self.keep_pace().await;
-        let own = self.keeper.concerns(&event);
+        let own = self.renewal.concerns(&event);
         let changes = match event {
             WatchEvent::Put(record) => self.peers.lock().put(record),
             WatchEvent::Delete { name, .. } => self.peers.lock().delete(&name),
             WatchEvent::Resync(listing) => {
-                self.keeper.books().resynced();
+                self.renewal.counters().count_resync();
                 self.take_list(listing)
             }
         };
+        self.finish(changes, own).await
+    }
+
+    /// Peers first: they must not wait for the store's answer about our own lease.
+    async fn finish(&mut self, changes: Vec<PeerChange>, own: bool) -> Result<(), ConsumerGone> {
         self.log_refused();
-        // Peers first: they must not wait for what the store says about our own lease.
-        if !changes.is_empty() {
-            self.changes.send(changes).await.map_err(|_| ConsumerGone)?;
-        }
+        self.send(changes).await?;
         if own {
-            self.keeper.look().await;
+            self.renewal.check().await;
         }
         Ok(())
     }
 
-    /// A writer that changes leases without end costs itself alone: what it does is taken in
-    /// at a pace that leaves this host time for others.
+    /// Limits the rate at which events are processed, so that a host that rewrites its leases in
+    /// a loop does not take this host's processor.
     async fn keep_pace(&mut self) {
         let (since, events) = &mut self.pace;
         let now = Instant::now();
@@ -273,61 +286,61 @@ impl Manager {
             (*since, *events) = (now, 0);
         }
         *events += 1;
-        if *events > EVENTS_A_SECOND {
+        if *events > EVENTS_PER_SECOND {
             sleep_until(*since + Duration::from_secs(1)).await;
             (*since, *events) = (Instant::now(), 1);
         }
     }
 
-    /// Takes in a complete list that came instead of events. One that lacks half of the
-    /// peers is believed for what it has, but not yet for what it lacks: a store that was
-    /// wiped fills again when the other hosts notice, and forwarding must not stop until
-    /// then. Those that are back are records made anew. Our own lease says nothing, its keeper
-    /// may have been faster.
+    /// Processes a complete list. If it is missing half of the peers, what it has is applied and
+    /// removals are held back: a wiped store fills again when the other hosts notice, and
+    /// forwarding must not stop until then. Records that are back by then count as recreated.
+    /// Our own lease is no evidence, because it may already be renewed.
     fn take_list(&mut self, listing: Listing) -> Vec<PeerChange> {
         let mut peers = self.peers.lock();
-        let Absence {
+        let MissingPeers {
             missing,
-            made_anew,
+            recreated,
             known,
-        } = peers.absent_in(&listing);
-        let suspect = missing > 0 && (missing + made_anew) * 2 >= known;
+        } = peers.missing_in(&listing);
+        let suspect = missing > 0 && (missing + recreated) * 2 >= known;
         if !suspect || self.hold.is_zero() {
-            self.look_again = None;
+            self.hold_ends = None;
             return peers.resync(listing);
         }
-        let due = *self.look_again.get_or_insert(Instant::now() + self.hold);
+        let due = *self.hold_ends.get_or_insert(Instant::now() + self.hold);
         warn!(
             event = "leases_missing",
             missing,
-            made_anew,
+            recreated,
             known,
             seconds = due.saturating_duration_since(Instant::now()).as_secs(),
-            "half of the leases or more are missing from the store's list or were made anew: all peers are kept, and the \
-             store is read again before they go (--mass-delete-hold)"
+            "the store's list is missing half of the leases or more, or they were recreated: all peers are kept, and \
+             the store is listed again before any is removed (--mass-delete-hold)"
         );
         peers.add_all(listing)
     }
 
-    /// Reads all leases; where the hold is over (`settle`), believes what is missing too. The
-    /// revision of the list, or `None` where the store could not be read: then the peers stay.
-    async fn read_again(&mut self, settle: bool) -> Result<Option<i64>, ConsumerGone> {
-        let again = match settle {
-            true => &mut self.look_again,
-            false => &mut self.reread,
+    /// Lists all leases; at the end of the hold (`settle`), applies removals too. Returns the
+    /// list's revision, or `None` if the store cannot be read: then all peers stay.
+    async fn relist(&mut self, settle: bool) -> Result<Option<i64>, ConsumerGone> {
+        let retry_at = match settle {
+            true => &mut self.hold_ends,
+            false => &mut self.relist_at,
         };
         let listing = match self.store.list().await {
             Ok(listing) => listing,
             Err(error) => {
-                warn!(event = "leases_unread", %error, "leases can't be read again: all peers are kept");
-                *again = Some(Instant::now() + RETRY);
+                warn!(event = "leases_unread", %error, "cannot list the leases again: all peers are kept");
+                *retry_at = Some(Instant::now() + RETRY_INTERVAL);
                 return Ok(None);
             }
         };
-        *again = None;
-        self.keeper.books().read_again();
+        *retry_at = None;
+        self.watch_again_at = None;
+        self.renewal.counters().count_list();
         let revision = listing.revision;
-        let own = self.keeper.concerns(&WatchEvent::Resync(listing.clone()));
+        let own = self.renewal.concerns(&WatchEvent::Resync(listing.clone()));
         let changes = match settle {
             true => self.peers.lock().resync(listing),
             false => self.take_list(listing),
@@ -337,16 +350,10 @@ impl Manager {
             let removed = changes.iter().filter(gone).count();
             warn!(
                 event = "leases_read_again",
-                removed, "read the leases again: what is still missing is gone"
+                removed, "listed the leases again: peers that are still missing are removed"
             );
         }
-        self.log_refused();
-        if !changes.is_empty() {
-            self.changes.send(changes).await.map_err(|_| ConsumerGone)?;
-        }
-        if own {
-            self.keeper.look().await;
-        }
+        self.finish(changes, own).await?;
         Ok(Some(revision))
     }
 

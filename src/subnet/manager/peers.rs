@@ -1,6 +1,6 @@
-//! The set of the other hosts' leases: pure, fed with what the store tells.
+//! The set of the other hosts' leases: pure, fed with the store's records.
 
-mod collisions;
+mod conflicts;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
@@ -15,7 +15,7 @@ use super::refusals::Refusals;
 pub use super::refusals::Refused;
 use crate::wire::MacAddr;
 
-/// The shortest prefix of a subnet where several lengths are believed.
+/// The shortest prefix that `--mixed-lengths` accepts.
 pub(super) const SHORTEST_MIXED: u8 = 8;
 
 /// Accepted peers: one network's leases, and a bound on memory.
@@ -45,7 +45,7 @@ struct Accepted {
     peer: PeerRecord,
 }
 
-/// A good record that collides with an older one.
+/// A valid record that conflicts with an older one.
 #[derive(Debug)]
 struct Waiting {
     created: i64,
@@ -53,35 +53,35 @@ struct Waiting {
     peer: PeerRecord,
 }
 
-/// What a list lacks of the peers that are known.
+/// How a list differs from the known peers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Absence {
-    /// Peers that the list lacks.
+pub struct MissingPeers {
+    /// Peers that are not in the list.
     pub missing: usize,
-    /// Peers whose records were made anew since: in a store that was replaced, all are.
-    pub made_anew: usize,
-    /// Peers that are known.
+    /// Peers whose records were created anew since: in a store that was wiped, all of them.
+    pub recreated: usize,
+    /// Known peers.
     pub known: usize,
 }
 
 /// The peers, by the records they come from.
 ///
-/// A record that `check` refuses affects only itself; if its earlier content was good,
-/// that stays in force. Of two records that overlap or have one public address, the older
-/// one wins, whichever came first: nodes that began at different times must not disagree. The
-/// other waits until the winner goes. A record in force that is changed to an older one's
-/// address waits with that, and what it said before stays in force. A MAC that two records
-/// have is only noted.
+/// A record that `check` refuses affects only itself; if its earlier content was valid, that
+/// stays in force. Of two records that overlap or have the same public address, the older one
+/// wins, whichever was seen first: nodes that started at different times must agree. The other
+/// one waits until the winner is removed. A record in force that is changed to an older one's
+/// address waits with the new content, and the earlier content stays in force. A MAC in two
+/// records is only logged.
 #[derive(Debug)]
 pub struct PeerSet {
     own_subnet: Ipv4Net,
     own_name: String,
     own_ip: Ipv4Addr,
     context: Context,
-    /// Accepted peers are disjoint, so the network address tells them apart.
+    /// Accepted peers are disjoint, so the network address identifies them.
     by_network: BTreeMap<Ipv4Addr, Accepted>,
     by_name: BTreeMap<String, Ipv4Addr>,
-    /// Which record a public address belongs to.
+    /// The record that has a public address.
     by_address: HashMap<Ipv4Addr, String>,
     by_mac: HashMap<MacAddr, BTreeSet<String>>,
     own_mac: Option<MacAddr>,
@@ -126,22 +126,22 @@ impl PeerSet {
         self
     }
 
-    /// Takes subnets of any sensible prefix length: /8 and longer.
+    /// Accepts subnets of any sensible prefix length: /8 and longer.
     #[must_use]
     pub fn with_mixed_lengths(mut self) -> Self {
         self.lengths = SHORTEST_MIXED..=31;
         self
     }
 
-    /// Refuses subnets that hold one of these addresses: this host's own outside the
-    /// overlay, its gateways and the store's endpoints.
+    /// Refuses subnets that contain one of these addresses: this host's own outside the overlay,
+    /// its gateway, the store's endpoints.
     #[must_use]
     pub fn with_protected(mut self, addresses: impl IntoIterator<Item = Ipv4Addr>) -> Self {
         self.protected.extend(addresses);
         self
     }
 
-    /// This host has another public address: a peer that claims it is out.
+    /// This host has a new public address: a peer with that address is removed.
     pub fn set_own_address(&mut self, own_ip: Ipv4Addr) -> Vec<PeerChange> {
         let old = std::mem::replace(&mut self.own_ip, own_ip);
         for address in &mut self.protected {
@@ -170,7 +170,7 @@ impl PeerSet {
         self.by_network.get(&network).map(|accepted| &accepted.peer)
     }
 
-    /// Records that are refused now, with the reason; no more than some thousand.
+    /// Records that are currently refused, with the reason; bounded to a few thousand.
     pub fn refused(&self) -> impl Iterator<Item = &Refused> {
         self.refusals.all()
     }
@@ -188,37 +188,30 @@ impl PeerSet {
         self.refusals.counts()
     }
 
-    /// Records in force whose VTEP MAC another one has too: flannel's kernel hosts send
-    /// to one of them only.
-    pub fn shared_macs(&self) -> impl Iterator<Item = (MacAddr, &BTreeSet<String>)> {
-        let shared = self.by_mac.iter().filter(|(_, names)| names.len() > 1);
-        shared.map(|(mac, names)| (*mac, names))
-    }
-
-    /// What a complete list would remove. Removals are what cannot be taken back, so the
-    /// caller may want to look twice.
+    /// What a complete list would remove. A removal interrupts traffic, so the caller may want to
+    /// list again first.
     #[must_use]
-    pub fn absent_in(&self, listing: &Listing) -> Absence {
+    pub fn missing_in(&self, listing: &Listing) -> MissingPeers {
         let records = listing.records.iter();
         let created: HashMap<&str, i64> = records
             .map(|record| (record.name.as_str(), record.created))
             .collect();
-        let mut absence = Absence {
+        let mut found = MissingPeers {
             missing: 0,
-            made_anew: 0,
+            recreated: 0,
             known: self.by_network.len(),
         };
         for accepted in self.by_network.values() {
             match created.get(accepted.name.as_str()) {
-                None => absence.missing += 1,
-                Some(created) if *created != accepted.created => absence.made_anew += 1,
+                None => found.missing += 1,
+                Some(created) if *created != accepted.created => found.recreated += 1,
                 Some(_) => {}
             }
         }
-        absence
+        found
     }
 
-    /// Takes in a list without removing what it lacks.
+    /// Applies a list without removing peers that are missing in it.
     pub fn add_all(&mut self, listing: Listing) -> Vec<PeerChange> {
         let mut changes = Vec::new();
         self.take_in(listing, &mut changes);
@@ -249,7 +242,7 @@ impl PeerSet {
         changes
     }
 
-    /// A complete list: what is absent is gone, what differs is changed.
+    /// Applies a complete list.
     pub fn resync(&mut self, listing: Listing) -> Vec<PeerChange> {
         let mut changes = Vec::new();
         let present = names(&listing);
@@ -272,14 +265,14 @@ impl PeerSet {
     fn take_in(&mut self, listing: Listing, changes: &mut Vec<PeerChange>) {
         let mut records = listing.records;
         records.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
-        // Addresses may have changed hands between two lists: none is held back by a
-        // record that has another one now.
+        // Addresses may have moved between two lists: a record that has another one now must not
+        // hold back the new owner.
         self.by_address.clear();
         for record in records {
             self.consider(record, changes);
         }
         self.reconsider(changes);
-        // Records that the list lacks, or that were refused, keep what is left.
+        // Records that are missing in the list, or were refused, keep the remaining addresses.
         for accepted in self.by_network.values() {
             let holder = self.by_address.entry(accepted.peer.public_ip);
             if !self.waiting.contains_key(&accepted.name) {
@@ -288,8 +281,8 @@ impl PeerSet {
         }
     }
 
-    /// Checks one record and accepts it if nothing older stands against it; `true` if a
-    /// place or an address may have become free.
+    /// Checks one record and accepts it unless it conflicts with an older one; `true` if a subnet
+    /// or an address may have become free.
     fn consider(&mut self, record: Record, changes: &mut Vec<PeerChange>) -> bool {
         let Record {
             name,

@@ -1,4 +1,4 @@
-//! Records that are not believed: which, why, and how often.
+//! Refused records: which, why, and how often.
 
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, HashSet};
@@ -6,22 +6,22 @@ use std::hash::BuildHasher;
 
 use super::super::validate::Rejection;
 
-/// Refused and waiting records that are remembered; what goes beyond is only counted, so
-/// that a store full of rubbish does not fill the memory.
-pub(super) const MAX_REMEMBERED: usize = 4096;
-/// Refusals that are known again, so that a list does not count them anew: 8 bytes each.
+/// Refused and waiting records that are kept. Further ones are only counted, so that a store
+/// full of invalid records does not fill the memory.
+pub(super) const MAX_KEPT: usize = 4096;
+/// Refusals that are recognized, so that a list does not count them again: 8 bytes each.
 const MAX_COUNTED: usize = 65_536;
 /// Longest name that is kept of a refused record; a lease's own is never longer.
 const MAX_NAME: usize = 100;
 
-/// A record that is not believed.
+/// A refused record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
     /// Its name.
     pub name: String,
     /// Why.
     pub reason: Rejection,
-    /// The record that it collides with, if it is another host's.
+    /// The record that it conflicts with, if that is another host's.
     pub rival: Option<String>,
 }
 
@@ -48,7 +48,7 @@ impl Refusals {
         std::mem::take(&mut self.news)
     }
 
-    /// A record is another one now, or gone.
+    /// The record was changed or removed.
     pub(super) fn forget(&mut self, name: &str) {
         self.refused.remove(shortened(name));
     }
@@ -57,8 +57,8 @@ impl Refusals {
         self.refused.clear();
     }
 
-    /// Refuses one content of a record. The same content is counted and told once for each
-    /// reason, however often it is listed.
+    /// Refuses one revision of a record. It is counted and logged once for each reason, however
+    /// often it is listed.
     pub(super) fn refuse(
         &mut self,
         name: &str,
@@ -71,7 +71,7 @@ impl Refusals {
             reason,
             rival,
         };
-        if self.refused.len() < MAX_REMEMBERED {
+        if self.refused.len() < MAX_KEPT {
             self.refused.insert(refused.name.clone(), refused.clone());
         }
         if self.counted.len() >= MAX_COUNTED {
@@ -83,7 +83,7 @@ impl Refusals {
         }
     }
 
-    /// Counts and tells something about a record that is in force.
+    /// Counts and logs a remark on a record that is in force.
     pub(super) fn note(&mut self, name: &str, reason: Rejection, rival: Option<String>) {
         self.count(Refused {
             name: shortened(name).to_owned(),
@@ -94,7 +94,7 @@ impl Refusals {
 
     fn count(&mut self, refused: Refused) {
         *self.counts.entry(refused.reason).or_default() += 1;
-        if self.news.len() < MAX_REMEMBERED {
+        if self.news.len() < MAX_KEPT {
             self.news.push(refused);
         }
     }

@@ -16,7 +16,7 @@ use rand::rngs::StdRng;
 use tokio_util::sync::CancellationToken;
 
 use self::memory::Memory;
-use super::keeper::interval;
+use super::renewal::interval;
 use super::*;
 use crate::subnet::config::NetworkConfig;
 use crate::subnet::lease::{LeaseAttrs, VxlanData};
@@ -237,11 +237,19 @@ struct Life {
 impl Life {
     async fn begin(reserved: bool) -> Self {
         let store = Memory::new();
-        let name = "10.5.7.0-24".to_owned();
         if reserved {
-            store.put(&name, value(1, 1), false);
+            store.put("10.5.7.0-24", value(1, 1), false);
         }
-        let acquired = take(&store, Some("10.5.7.0/24")).await.unwrap();
+        Self::begin_with(store, DAY).await
+    }
+
+    async fn begin_with(store: Arc<Memory>, ttl: Duration) -> Self {
+        let name = "10.5.7.0-24".to_owned();
+        let request = AcquireRequest {
+            ttl,
+            ..request(Some("10.5.7.0/24"))
+        };
+        let acquired = acquire_as(&store, &request).await.unwrap();
         let peers = peer_set();
         let stop = CancellationToken::new();
         let running = spawn(store.clone(), acquired, peers, HOUR, stop.clone());
@@ -292,6 +300,21 @@ async fn a_year_of_signs_of_life_needs_no_write() {
     assert_eq!(now, writes);
     assert!((52_000..53_000).contains(&signs), "{signs}");
     assert_eq!(life.state(), OwnState::Held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_ends_is_begun_anew_and_delays_no_renewal() {
+    let mut life = Life::begin_with(Memory::new(), Duration::from_secs(3)).await;
+    let renewals = |life: &Life| life.store.with(|state| state.signs_of_life);
+    for _ in 0..3 {
+        let before = renewals(&life);
+        life.store.end_watches();
+        tokio::time::sleep(Duration::from_secs(61)).await;
+        let since = renewals(&life) - before;
+        assert!(since >= 60, "{since} renewals in 61 s, one a second is due");
+    }
+    life.store.put("10.5.2.0-24", value(2, 2), true);
+    assert_eq!(life.changes().await.len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -351,13 +374,13 @@ async fn an_outage_changes_nothing_and_passes() {
         life.running.changes.try_recv().is_err(),
         "no peer goes with the store"
     );
-    let during = life.running.books.counts();
+    let during = life.running.counters.read();
     assert!(during.renewals_failed > 0, "{during:?}");
     assert_eq!(during.left, Some(Duration::ZERO), "the day is over");
     life.store.with(|state| state.down = false);
     tokio::time::sleep(Duration::from_secs(61)).await;
     assert_eq!(life.state(), OwnState::Held);
-    let after = life.running.books.counts();
+    let after = life.running.counters.read();
     assert!(after.renewals > during.renewals, "{after:?}");
     assert!(
         after.left.is_some_and(|left| left > DAY - HOUR),

@@ -33,15 +33,14 @@ use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{Mutex, mpsc};
 
 use super::{
-    Listing, PATIENCE, Record, Store, StoreError, StoreErrorKind, WatchEvent, WriteOutcome,
+    CHALLENGE_TIMEOUT, Listing, Record, Store, StoreError, StoreErrorKind, WatchEvent, WriteOutcome,
 };
 
 /// Longest wait for another writer's lock.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Which directory it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place {
+struct DirectoryId {
     device: u64,
     inode: u64,
 }
@@ -55,8 +54,8 @@ pub struct DirStore {
 #[derive(Debug)]
 struct Inner {
     path: PathBuf,
-    /// Whether `subnets/` was ever there: then its absence is no empty list, but an
-    /// unmounted file system or a copy in progress.
+    /// Whether `subnets/` was ever seen: then its absence is not an empty list, but an unmounted
+    /// file system or a copy in progress.
     seen: AtomicBool,
     /// The file system that `subnets/` was on.
     device: AtomicU64,
@@ -65,7 +64,7 @@ struct Inner {
 }
 
 impl DirStore {
-    /// A store in `path`, which is made with the first write if it is missing.
+    /// A store in `path`, which the first write creates if it is missing.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
         let inner = Inner {
@@ -119,22 +118,22 @@ impl Inner {
         }
     }
 
-    /// All records, and what directory they are from; an absent `subnets/` is empty only if it
-    /// never was there.
-    fn list(&self) -> io::Result<(Listing, Option<Place>)> {
-        let Some(place) = self.place()? else {
+    /// All records, and the directory that they are from. A missing `subnets/` counts as empty
+    /// only if it never existed.
+    fn list(&self) -> io::Result<(Listing, Option<DirectoryId>)> {
+        let Some(directory) = self.locate()? else {
             return Ok((scan::listing(Vec::new()), None));
         };
         let listing = scan::scan(&self.subnets())?;
-        self.device.store(place.device, Ordering::Relaxed);
+        self.device.store(directory.device, Ordering::Relaxed);
         self.seen.store(true, Ordering::Relaxed);
-        Ok((listing, Some(place)))
+        Ok((listing, Some(directory)))
     }
 
-    /// Where `subnets/` lies; `None` before it is made. An error where it cannot be the one
-    /// that was seen: after an unmount, what was below the mount is bare, and neither is its
-    /// emptiness the store's, nor may our lease be written there.
-    fn place(&self) -> io::Result<Option<Place>> {
+    /// The directory `subnets/`; `None` before it is created. An error if it cannot be the one
+    /// that was seen: after an unmount, the mount point is an empty directory, which must not
+    /// pass for an empty store, and our lease must not be written there.
+    fn locate(&self) -> io::Result<Option<DirectoryId>> {
         let subnets = self.subnets();
         let seen = self.seen.load(Ordering::Relaxed);
         let metadata = match fs::metadata(&subnets) {
@@ -142,24 +141,24 @@ impl Inner {
             Err(error) if error.kind() == io::ErrorKind::NotFound && !seen => return Ok(None),
             Err(error) => return Err(error),
         };
-        let place = Place {
+        let found = DirectoryId {
             device: metadata.dev(),
             inode: metadata.ino(),
         };
         if seen
-            && place.device != self.device.load(Ordering::Relaxed)
+            && found.device != self.device.load(Ordering::Relaxed)
             && fs::read_dir(&subnets)?.next().is_none()
         {
             return Err(io::Error::other(
                 "it is empty, and on another file system than before: is it unmounted?",
             ));
         }
-        Ok(Some(place))
+        Ok(Some(found))
     }
 
-    /// Takes the writers' lock, after making the directories. Dropping the file frees it.
+    /// Takes the writers' lock, after creating the directories. Dropping the file releases it.
     fn lock(&self) -> io::Result<File> {
-        self.place()?;
+        self.locate()?;
         fs::create_dir_all(self.subnets())?;
         let lock = OpenOptions::new()
             .create(true)
@@ -250,8 +249,8 @@ impl Store for DirStore {
 
     /// On a network's file system the kernel tells nothing of what other hosts write: they see
     /// it when they look again.
-    fn patience(&self) -> Duration {
-        watch::RESCAN + PATIENCE
+    fn challenge_timeout(&self) -> Duration {
+        watch::SCAN_INTERVAL + CHALLENGE_TIMEOUT
     }
 
     async fn config(&self) -> Result<Option<Bytes>, StoreError> {
@@ -285,7 +284,7 @@ impl Store for DirStore {
         let operation = "reading a lease";
         self.check_name(operation, name)?;
         self.blocking(operation, name, |inner, name| {
-            inner.place()?;
+            inner.locate()?;
             scan::read(&inner.subnets(), name)
         })
         .await
@@ -308,7 +307,7 @@ impl Store for DirStore {
                 inner.put_if(name, &value, None)
             })
             .await?;
-        self.remember(name, outcome).await;
+        self.note_own(name, outcome).await;
         Ok(outcome)
     }
 
@@ -326,7 +325,7 @@ impl Store for DirStore {
                 inner.put_if(name, &value, Some(expected))
             })
             .await?;
-        self.remember(name, outcome).await;
+        self.note_own(name, outcome).await;
         Ok(outcome)
     }
 
@@ -344,12 +343,11 @@ impl Store for DirStore {
         Ok(outcome)
     }
 
-    /// Nothing has to be told to a directory: true as long as a record that we wrote
-    /// exists.
+    /// A directory needs no keepalive: true as long as a record that we wrote exists.
     async fn keep_alive(&self) -> Result<bool, StoreError> {
         let own = self.inner.own.lock().await.clone();
         self.blocking("looking for our lease", "subnets", move |inner, _| {
-            inner.place()?;
+            inner.locate()?;
             let subnets = inner.subnets();
             for name in &own {
                 if subnets.join(name).try_exists()? {
@@ -367,7 +365,7 @@ impl Store for DirStore {
 }
 
 impl DirStore {
-    async fn remember(&self, name: &str, outcome: WriteOutcome) {
+    async fn note_own(&self, name: &str, outcome: WriteOutcome) {
         let mut own = self.inner.own.lock().await;
         if outcome != WriteOutcome::Conflict && !own.iter().any(|known| known == name) {
             own.push(name.to_owned());

@@ -14,10 +14,10 @@ const CAPACITY: usize = 256;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// Nobody listens any more.
-pub(super) struct ReceiverGone;
+pub(in crate::subnet) struct ReceiverGone;
 
 /// Starts a watch; it ends when the receiver is dropped.
-pub(super) fn spawn<W, F>(watch: W) -> mpsc::Receiver<WatchEvent>
+pub(in crate::subnet) fn spawn<W, F>(watch: W) -> mpsc::Receiver<WatchEvent>
 where
     W: FnOnce(mpsc::Sender<WatchEvent>) -> F,
     F: Future<Output = Result<(), ReceiverGone>> + Send + 'static,
@@ -32,6 +32,13 @@ where
         }
     });
     receiver
+}
+
+pub(in crate::subnet) async fn send(
+    events: &mpsc::Sender<WatchEvent>,
+    event: WatchEvent,
+) -> Result<(), ReceiverGone> {
+    events.send(event).await.map_err(|_| ReceiverGone)
 }
 
 /// The receiver of an etcd watch, how far it got, and whether the watch is interrupted.
@@ -61,7 +68,7 @@ impl Feed {
         event: WatchEvent,
         revision: i64,
     ) -> Result<(), ReceiverGone> {
-        self.events.send(event).await.map_err(|_| ReceiverGone)?;
+        send(&self.events, event).await?;
         self.advance(revision);
         Ok(())
     }
@@ -99,8 +106,7 @@ impl Feed {
             }
         };
         self.cursor = listing.revision;
-        let event = WatchEvent::Resync(listing);
-        self.events.send(event).await.map_err(|_| ReceiverGone)
+        send(&self.events, WatchEvent::Resync(listing)).await
     }
 
     /// Waits, longer each time, and logs an outage once.

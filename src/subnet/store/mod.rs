@@ -7,7 +7,7 @@ pub mod etcd;
 pub mod etcd_auto;
 pub mod etcd_v2;
 pub mod etcd_v3;
-mod feed;
+pub(super) mod feed;
 mod secret;
 
 use std::time::Duration;
@@ -81,8 +81,8 @@ fn cut(value: &[u8]) -> &[u8] {
     &value[..value.len().min(MAX_VALUE_LEN + 1)]
 }
 
-/// What an answer takes where news arrive at once.
-pub const PATIENCE: Duration = Duration::from_secs(3);
+/// How long the holder of a lease takes to respond to a challenge if events arrive at once.
+pub const CHALLENGE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A store of the network config and the subnet leases, laid out as flannel's
 /// (`<prefix>/config`, `<prefix>/subnets/<a.b.c.d>-<len>`).
@@ -100,10 +100,9 @@ pub trait Store: Send + Sync + 'static {
         LeaseForm::Newest
     }
 
-    /// Within this time a host that lives has seen what was written to its record, and written
-    /// an answer.
-    fn patience(&self) -> Duration {
-        PATIENCE
+    /// Within this time a live host has seen a write to its record, and has overwritten it.
+    fn challenge_timeout(&self) -> Duration {
+        CHALLENGE_TIMEOUT
     }
 
     /// The network config's text, or `None` where the key does not exist.

@@ -27,7 +27,8 @@ pub(super) struct State {
 /// A store in memory that can be broken.
 pub(super) struct Memory {
     state: Mutex<State>,
-    events: broadcast::Sender<WatchEvent>,
+    /// `None` ends all watches.
+    events: broadcast::Sender<Option<WatchEvent>>,
 }
 
 impl Memory {
@@ -52,7 +53,7 @@ impl Memory {
             expires,
         };
         state.records.insert(name.into(), record.clone());
-        let _ = self.events.send(WatchEvent::Put(record));
+        let _ = self.events.send(Some(WatchEvent::Put(record)));
         revision
     }
 
@@ -61,10 +62,10 @@ impl Memory {
         state.revision += 1;
         let revision = state.revision;
         assert!(state.records.remove(name).is_some(), "{name}");
-        let _ = self.events.send(WatchEvent::Delete {
+        let _ = self.events.send(Some(WatchEvent::Delete {
             name: name.into(),
             revision,
-        });
+        }));
     }
 
     /// Ends the watch's history: everybody gets the list.
@@ -74,7 +75,12 @@ impl Memory {
         let revision = state.revision;
         let _ = self
             .events
-            .send(WatchEvent::Resync(Listing { records, revision }));
+            .send(Some(WatchEvent::Resync(Listing { records, revision })));
+    }
+
+    /// Against the contract of a store.
+    pub(super) fn end_watches(&self) {
+        let _ = self.events.send(None);
     }
 
     pub(super) fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
@@ -187,7 +193,7 @@ impl Store for Memory {
         let (sender, receiver) = mpsc::channel(64);
         let mut events = self.events.subscribe();
         tokio::spawn(async move {
-            while let Ok(event) = events.recv().await {
+            while let Ok(Some(event)) = events.recv().await {
                 if sender.send(event).await.is_err() {
                     return;
                 }

@@ -1,4 +1,4 @@
-//! Watches a directory: inotify says when to look, a comparison of scans says what changed.
+//! Watches a directory: inotify triggers scans, and a comparison of scans shows what changed.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,80 +12,69 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
+use super::super::feed::{self, ReceiverGone};
 use super::super::{Listing, Record, WatchEvent};
-use super::{Inner, Place};
+use super::{DirectoryId, Inner};
 
-/// Looks at least this often: inotify is silent about what other hosts do on a network
-/// file system, and after a directory was replaced.
-pub(super) const RESCAN: Duration = Duration::from_secs(10);
-/// Lets a burst of changes end, and a writer that is not atomic finish.
-const SETTLE: Duration = Duration::from_millis(50);
-/// Events that may wait for the receiver.
-const CAPACITY: usize = 256;
+/// Longest time between scans: inotify does not report what other hosts do on a network file
+/// system, nor anything after a directory was replaced.
+pub(super) const SCAN_INTERVAL: Duration = Duration::from_secs(10);
+/// Lets a burst of changes end, and a non-atomic writer finish.
+const SETTLE_TIME: Duration = Duration::from_millis(50);
 
 struct Watcher {
     store: Arc<Inner>,
     known: BTreeMap<String, Record>,
     /// The directory that they are from.
-    place: Option<Place>,
+    directory: Option<DirectoryId>,
     events: mpsc::Sender<WatchEvent>,
     failing: bool,
 }
 
-/// Nobody listens any more.
-struct ReceiverGone;
-
-/// Starts the task; it ends when the receiver is dropped.
 pub(super) fn spawn(store: Arc<Inner>, revision: i64) -> mpsc::Receiver<WatchEvent> {
-    let (events, receiver) = mpsc::channel(CAPACITY);
-    let closed = events.clone();
-    let watcher = Watcher {
-        store,
-        known: BTreeMap::new(),
-        place: None,
-        events,
-        failing: false,
-    };
-    tokio::spawn(async move {
-        tokio::select! {
-            () = closed.closed() => {}
-            _ = watcher.run(revision) => {}
-        }
-    });
-    receiver
+    feed::spawn(|events| {
+        let watcher = Watcher {
+            store,
+            known: BTreeMap::new(),
+            directory: None,
+            events,
+            failing: false,
+        };
+        watcher.run(revision)
+    })
 }
 
 impl Watcher {
     async fn run(mut self, revision: i64) -> Result<(), ReceiverGone> {
-        // The first scan comes after the watch is set, so that nothing falls between.
-        let mut notices = Notices::new(&self.store);
+        // The watch is set before the first scan, so that no change is missed in between.
+        let mut trigger = ScanTrigger::new(&self.store);
         self.begin(revision).await?;
         loop {
-            notices.wait(&self.store).await;
-            if let Some((listing, place)) = self.scan().await {
-                self.compare(listing, place).await?;
+            trigger.wait(&self.store).await;
+            if let Some((listing, directory)) = self.scan().await {
+                self.compare(listing, directory).await?;
             }
         }
     }
 
-    /// Finds out whether something changed since the caller's list.
+    /// Checks whether anything changed since the caller's list.
     async fn begin(&mut self, revision: i64) -> Result<(), ReceiverGone> {
-        let (listing, place) = loop {
+        let (listing, directory) = loop {
             match self.scan().await {
                 Some(found) => break found,
                 None => sleep(Duration::from_secs(1)).await,
             }
         };
         self.known = by_name(&listing);
-        self.place = place;
+        self.directory = directory;
         if listing.revision == revision {
             return Ok(());
         }
         self.send(WatchEvent::Resync(listing)).await
     }
 
-    /// A complete list, or `None` (said once) when it can't be had: what is known stays.
-    async fn scan(&mut self) -> Option<(Listing, Option<Place>)> {
+    /// A complete list, or `None` (logged once) if it cannot be read: what is known stays.
+    async fn scan(&mut self) -> Option<(Listing, Option<DirectoryId>)> {
         let store = Arc::clone(&self.store);
         let result = tokio::task::spawn_blocking(move || store.list())
             .await
@@ -101,7 +90,7 @@ impl Watcher {
             }
             Err(error) => {
                 if !self.failing {
-                    warn!(event = "directory_unreadable", path = %path.display(), %error, "lease directory is unreadable, keeping what is known");
+                    warn!(event = "directory_unreadable", path = %path.display(), %error, "lease directory is unreadable: known leases are kept");
                 }
                 self.failing = true;
                 None
@@ -109,21 +98,21 @@ impl Watcher {
         }
     }
 
-    /// Tells what changed. One record less is one that somebody removed; several at once, or
-    /// another directory, may be an accident: whoever gets the list may look twice.
+    /// Sends what changed. One missing record was removed by somebody. Several at once, or another
+    /// directory, may be an accident, so the receiver gets the list and may hold back removals.
     async fn compare(
         &mut self,
         listing: Listing,
-        place: Option<Place>,
+        directory: Option<DirectoryId>,
     ) -> Result<(), ReceiverGone> {
         let new = by_name(&listing);
         let old = std::mem::replace(&mut self.known, new);
-        let before = std::mem::replace(&mut self.place, place);
+        let before = std::mem::replace(&mut self.directory, directory);
         let gone: Vec<_> = old
             .values()
             .filter(|record| !self.known.contains_key(&record.name))
             .collect();
-        let replaced = before.is_some() && before != place;
+        let replaced = before.is_some() && before != directory;
         if gone.len() > 1 || (replaced && !gone.is_empty()) {
             return self.send(WatchEvent::Resync(listing)).await;
         }
@@ -143,7 +132,7 @@ impl Watcher {
     }
 
     async fn send(&self, event: WatchEvent) -> Result<(), ReceiverGone> {
-        self.events.send(event).await.map_err(|_| ReceiverGone)
+        feed::send(&self.events, event).await
     }
 }
 
@@ -155,19 +144,19 @@ fn by_name(listing: &Listing) -> BTreeMap<String, Record> {
         .collect()
 }
 
-/// When to look.
-struct Notices {
+/// When to scan.
+struct ScanTrigger {
     stream: Option<EventStream<[u8; 4096]>>,
 }
 
-impl Notices {
+impl ScanTrigger {
     fn new(store: &Inner) -> Self {
         match Self::open(store) {
             Ok(stream) => Self {
                 stream: Some(stream),
             },
             Err(error) => {
-                warn!(event = "no_inotify", path = %store.path.display(), %error, "no inotify watch, looking every 10 s");
+                warn!(event = "no_inotify", path = %store.path.display(), %error, "no inotify watch: scanning every 10 s");
                 Self { stream: None }
             }
         }
@@ -180,31 +169,30 @@ impl Notices {
         Ok(stream)
     }
 
-    /// Waits for a notice or the next regular look.
+    /// Waits for a change or the next regular scan.
     async fn wait(&mut self, store: &Inner) {
-        let deadline = Instant::now() + RESCAN;
+        let deadline = Instant::now() + SCAN_INTERVAL;
         let Some(stream) = &mut self.stream else {
-            return sleep(RESCAN).await;
+            return sleep(SCAN_INTERVAL).await;
         };
         match timeout_at(deadline, stream.next()).await {
             Ok(Some(Ok(_))) => {
-                // Drain what else comes, without letting a steady writer hold us up.
-                let end = Instant::now() + SETTLE;
+                // Drain further events, but not forever if a writer never pauses.
+                let end = Instant::now() + SETTLE_TIME;
                 while let Ok(Some(Ok(_))) = timeout_at(end, stream.next()).await {}
             }
             Ok(_) => {
                 self.stream = None;
-                return sleep(SETTLE).await;
+                return sleep(SETTLE_TIME).await;
             }
             Err(_) => {}
         }
-        // A directory that was replaced has a new inode: watching the same one again
-        // changes nothing.
+        // A replaced directory has a new inode. Watching the same one again has no effect.
         add_watches(stream, store);
     }
 }
 
-/// Watches the records and the directories above them that exist, to see them come.
+/// Watches the records, and the directories above them for their creation.
 fn add_watches(stream: &EventStream<[u8; 4096]>, store: &Inner) {
     let subnets = store.subnets();
     let changes = WatchMask::CREATE
@@ -214,16 +202,16 @@ fn add_watches(stream: &EventStream<[u8; 4096]>, store: &Inner) {
         | WatchMask::CLOSE_WRITE
         | WatchMask::DELETE_SELF
         | WatchMask::MOVE_SELF;
-    // The `.tmp` and `.lock` beside `subnets` are written all the time: only moves and
-    // births are of interest there.
-    let births = WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::ONLYDIR;
+    // `.tmp` and `.lock` beside `subnets` are written all the time: only creations and moves
+    // matter there.
+    let creations = WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::ONLYDIR;
     let _ = stream.watches().add(&subnets, changes);
-    let _ = stream.watches().add(&store.path, births);
+    let _ = stream.watches().add(&store.path, creations);
     let parent = store
         .path
         .parent()
         .filter(|parent| *parent != Path::new(""));
     if let Some(parent) = parent.filter(|_| !store.path.exists()) {
-        let _ = stream.watches().add(parent, births);
+        let _ = stream.watches().add(parent, creations);
     }
 }

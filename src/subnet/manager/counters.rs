@@ -1,4 +1,5 @@
-//! What the life of a lease is counted by: written by the manager, read by whoever asks.
+//! Counters of the lease and of the list of leases: written by the manager, read by metrics and
+//! status.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -6,39 +7,39 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The books.
+/// The running counters.
 #[derive(Debug, Default)]
-pub struct Books {
+pub struct LeaseCounters {
     renewals: AtomicU64,
     renewals_failed: AtomicU64,
-    end: Mutex<Option<Instant>>,
+    expiry: Mutex<Option<Instant>>,
     resyncs: AtomicU64,
     lists_read_again: AtomicU64,
 }
 
-/// The books at a moment.
+/// The counters at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct LeaseCounts {
     /// Times that the store confirmed our lease.
     pub renewals: u64,
     /// Times that it did not.
     pub renewals_failed: u64,
-    /// How long the lease lives if it is not renewed; none where it does not end.
+    /// Time until the lease expires if it is not renewed; `None` for a reservation.
     pub left: Option<Duration>,
-    /// Complete lists that came because a watch had missed something.
+    /// Complete lists that a watch sent because it had missed events.
     pub resyncs: u64,
-    /// Lists that were read again because one lacked most peers.
+    /// Lists that were read again, most of them because one was missing most peers.
     pub lists_read_again: u64,
 }
 
-impl Books {
-    /// The lease lives for `ttl` from now on; none where it does not end.
-    pub(super) fn lives(&self, ttl: Option<Duration>) {
-        let end = ttl.map(|ttl| Instant::now() + ttl);
-        *self.end.lock().unwrap_or_else(PoisonError::into_inner) = end;
+impl LeaseCounters {
+    /// The lease expires after `ttl`; never without one.
+    pub(super) fn set_ttl(&self, ttl: Option<Duration>) {
+        let expiry = ttl.map(|ttl| Instant::now() + ttl);
+        *self.expiry.lock().unwrap_or_else(PoisonError::into_inner) = expiry;
     }
 
-    pub(super) fn renewed(&self, succeeded: bool) {
+    pub(super) fn count_renewal(&self, succeeded: bool) {
         let count = match succeeded {
             true => &self.renewals,
             false => &self.renewals_failed,
@@ -46,23 +47,23 @@ impl Books {
         count.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn resynced(&self) {
+    pub(super) fn count_resync(&self) {
         self.resyncs.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn read_again(&self) {
+    pub(super) fn count_list(&self) {
         self.lists_read_again.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// What is in them.
+    /// Reads all counters.
     #[must_use]
-    pub fn counts(&self) -> Counts {
-        let end = *self.end.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn read(&self) -> LeaseCounts {
+        let expiry = *self.expiry.lock().unwrap_or_else(PoisonError::into_inner);
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        Counts {
+        LeaseCounts {
             renewals: read(&self.renewals),
             renewals_failed: read(&self.renewals_failed),
-            left: end.map(|end| end.saturating_duration_since(Instant::now())),
+            left: expiry.map(|expiry| expiry.saturating_duration_since(Instant::now())),
             resyncs: read(&self.resyncs),
             lists_read_again: read(&self.lists_read_again),
         }

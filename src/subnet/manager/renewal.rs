@@ -1,4 +1,4 @@
-//! Keeps our lease alive, and gets it back when it is lost, in place.
+//! Renews our lease, and acquires it again in place when it is lost.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -11,50 +11,49 @@ use tracing::{error, info, warn};
 
 use super::super::key::SubnetKey;
 use super::super::lease::{LeaseAttrs, NodeId};
-use super::super::store::{Record, Store, StoreError, StoreErrorKind, WatchEvent, WriteOutcome};
+use super::super::store::{Record, Store, StoreError, WatchEvent, WriteOutcome};
 use super::acquire::Acquired;
-use super::books::Books;
-use super::claim::{self, Answer, mac};
+use super::counters::LeaseCounters;
+use super::ownership::{Reaction, cannot_encode, challenge, mac};
 
-/// A sign of life is cheap, and a lost session should be noticed before the day is over.
+/// Renewals are cheap, and a lost session should be noticed long before the TTL ends.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(600);
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 /// First and longest wait after a failure.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// Longest wait while the store does not answer: it may be back at any time, and what is
-/// left of our lease be short.
-const UNANSWERED: Duration = Duration::from_secs(4);
+/// Longest wait while the store does not answer: it may be back at any time, and our lease may be
+/// about to expire.
+const UNANSWERED_BACKOFF: Duration = Duration::from_secs(4);
 
-/// How our lease stands. Forwarding goes on in every state.
+/// State of our lease. Forwarding continues in every state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OwnState {
-    /// It is ours, as far as the store said last.
+    /// It is ours, by the store's latest answer.
     Held,
-    /// The store can't be asked, or refuses: what it said last.
+    /// The store does not answer, or refuses; its latest error.
     Unconfirmed(String),
     /// The record is another host's now. It is not overwritten.
     TakenBy(Ipv4Addr),
-    /// The record has our public IP, and another VTEP MAC or machine: another daemon, on this host or
-    /// on one with the same address. It is not overwritten.
+    /// The record has our public IP and another VTEP MAC or machine: there is another daemon, on this
+    /// host or on one with the same address. It is not overwritten.
     Contended,
     /// The record's value can't be read. It is not overwritten.
     Unreadable,
 }
 
-/// What a record under our name is to us.
-enum Finding {
-    /// As we wrote it.
+/// How the record under our name compares with what we wrote.
+enum RecordState {
     Unchanged,
-    /// Not ours to the byte or the revision, but it says the same.
+    /// Another revision or form, with the same content.
     Equivalent,
-    /// Our value, and somebody asks whether we live.
-    Asked,
+    /// Our value with another host's challenge.
+    Challenged,
     Foreign(OwnState),
 }
 
-/// The keeper of one lease.
+/// Renewal of one lease.
 #[derive(Debug)]
-pub struct Keeper {
+pub(super) struct Renewal {
     store: Arc<dyn Store>,
     name: String,
     value: Bytes,
@@ -68,9 +67,9 @@ pub struct Keeper {
     failures: u32,
     /// The session ended and no record was written since.
     session_lost: bool,
-    /// What is to be published instead, until that is written.
+    /// What to publish instead, until that is written.
     wanted: Option<LeaseAttrs>,
-    books: Arc<Books>,
+    counters: Arc<LeaseCounters>,
 }
 
 impl std::fmt::Debug for dyn Store {
@@ -79,19 +78,16 @@ impl std::fmt::Debug for dyn Store {
     }
 }
 
-/// Time between signs of life: a third of the TTL, at latest `margin` before its end, and
-/// never more than ten minutes.
-#[must_use]
-pub fn interval(ttl: Duration, margin: Duration) -> Duration {
+/// Time between renewals: a third of the TTL, at the latest `margin` before its end, and at most
+/// ten minutes.
+pub(super) fn interval(ttl: Duration, margin: Duration) -> Duration {
     (ttl / 3)
         .min(ttl.saturating_sub(margin))
         .clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL)
 }
 
-impl Keeper {
-    /// Takes over a lease that was just acquired.
-    #[must_use]
-    pub fn new(store: Arc<dyn Store>, acquired: &Acquired, margin: Duration) -> Self {
+impl Renewal {
+    pub(super) fn new(store: Arc<dyn Store>, acquired: &Acquired, margin: Duration) -> Self {
         let lease = &acquired.lease;
         let interval = interval(acquired.ttl, margin);
         let (state, first) = match acquired.is_cached() {
@@ -101,8 +97,8 @@ impl Keeper {
             }
             false => (OwnState::Held, interval),
         };
-        let books = Arc::<Books>::default();
-        books.lives((!lease.reserved).then_some(acquired.ttl));
+        let counters = Arc::<LeaseCounters>::default();
+        counters.set_ttl((!lease.reserved).then_some(acquired.ttl));
         Self {
             store,
             name: SubnetKey::from(lease.subnet).to_string(),
@@ -117,32 +113,25 @@ impl Keeper {
             failures: 0,
             session_lost: false,
             wanted: None,
-            books,
+            counters,
         }
     }
 
-    /// What is counted of the lease's life.
-    #[must_use]
-    pub fn books(&self) -> Arc<Books> {
-        Arc::clone(&self.books)
+    pub(super) fn counters(&self) -> &Arc<LeaseCounters> {
+        &self.counters
     }
 
-    /// Follows the lease's state.
-    #[must_use]
-    pub fn state(&self) -> watch::Receiver<OwnState> {
+    pub(super) fn state(&self) -> watch::Receiver<OwnState> {
         self.state.subscribe()
     }
 
-    /// When [`Self::renew`] is to be called next.
-    #[must_use]
-    pub fn due(&self) -> Instant {
+    /// When to call [`Self::renew`] next.
+    pub(super) fn due(&self) -> Instant {
         self.due
     }
 
-    /// Whether an event says something new about our record, so that [`Self::look`] is
-    /// to be called.
-    #[must_use]
-    pub fn concerns(&self, event: &WatchEvent) -> bool {
+    /// Whether an event reports a change of our record, so that [`Self::check`] has to be called.
+    pub(super) fn concerns(&self, event: &WatchEvent) -> bool {
         match event {
             WatchEvent::Put(record) => record.name == self.name && record.revision != self.revision,
             WatchEvent::Delete { name, .. } => *name == self.name,
@@ -153,32 +142,31 @@ impl Keeper {
         }
     }
 
-    /// Publishes something else under the same subnet: this host has another address.
-    pub async fn republish(&mut self, attrs: LeaseAttrs) {
+    /// Publishes something else under the same subnet: this host has a new address.
+    pub(super) async fn republish(&mut self, attrs: LeaseAttrs) {
         self.wanted = Some(attrs);
-        self.look().await;
+        self.check().await;
     }
 
-    /// Gives a sign of life; where the session is gone or the lease was not ours, looks
-    /// at the record.
-    pub async fn renew(&mut self) {
+    /// Sends a keepalive; if the session is gone or the lease was not ours, checks the record.
+    pub(super) async fn renew(&mut self) {
         let settled = *self.state.borrow() == OwnState::Held && self.wanted.is_none();
         if !settled || self.reserved || self.session_lost {
-            return self.look().await;
+            return self.check().await;
         }
         match self.store.keep_alive().await {
             Ok(true) => self.settle(OwnState::Held),
             Ok(false) => {
                 self.session_lost = true;
-                self.look().await;
+                self.check().await;
             }
             Err(error) => self.settle(OwnState::Unconfirmed(error.to_string())),
         }
     }
 
-    /// Reads our record and does what is due: nothing, or writes it anew in place. A
-    /// record of somebody else is never overwritten.
-    pub async fn look(&mut self) {
+    /// Reads our record, and writes it again in place if necessary. Another host's record is
+    /// never overwritten.
+    pub(super) async fn check(&mut self) {
         let state = match self.restore().await {
             Ok(state) => state,
             Err(error) => OwnState::Unconfirmed(error.to_string()),
@@ -192,44 +180,44 @@ impl Keeper {
             let outcome = self.put_back(value.clone()).await?;
             return Ok(self.note(outcome, value));
         };
-        let finding = self.judge(&record);
-        // Most likely our own, from before the reboot after which we started from the cache.
+        let found = self.compare(&record);
+        // Most likely ours, of before a reboot after which we started from the offline cache.
         if self.revision == 0
-            && matches!(finding, Finding::Foreign(OwnState::Contended))
-            && let Some(state) = self.claim(&record, value.clone()).await?
+            && matches!(found, RecordState::Foreign(OwnState::Contended))
+            && let Some(state) = self.reclaim(&record, value.clone()).await?
         {
             return Ok(state);
         }
-        if !matches!(finding, Finding::Foreign(_)) {
-            // A person may make a reservation of it, or take that back.
+        if !matches!(found, RecordState::Foreign(_)) {
+            // An administrator may turn it into a reservation, or undo that.
             self.reserved = !record.expires;
         }
-        match finding {
-            Finding::Foreign(state) => Ok(state),
-            Finding::Asked => {
+        match found {
+            RecordState::Foreign(state) => Ok(state),
+            RecordState::Challenged => {
                 info!(
                     event = "lease_asked",
                     name = self.name,
-                    "another host asked for our lease: answering"
+                    "another host asked whether we are alive: answering"
                 );
                 self.write_over(&record, value).await
             }
             _ if self.wanted.is_some() || (self.session_lost && !self.reserved) => {
-                // It says what is not true any more, or nothing keeps it alive: it has to be
-                // bound to a new session.
+                // It is out of date, or has to be bound to a new session.
                 self.write_over(&record, value).await
             }
-            Finding::Unchanged => self.confirm().await,
-            // Two daemons with the same MAC (an upgrade) must not write in turns.
-            Finding::Equivalent => {
+            RecordState::Unchanged => self.confirm().await,
+            // Two daemons with the same MAC (during an upgrade) must not overwrite each other
+            // forever.
+            RecordState::Equivalent => {
                 self.revision = record.revision;
                 self.confirm().await
             }
         }
     }
 
-    /// Takes a record that our machine wrote in another life, if nobody lives that one.
-    async fn claim(
+    /// Takes a record that our machine wrote as another instance, if that one is gone.
+    async fn reclaim(
         &mut self,
         record: &Record,
         value: Bytes,
@@ -242,13 +230,11 @@ impl Keeper {
             return Ok(None);
         };
         let store = Arc::clone(&self.store);
-        let question = claim::question(store.as_ref(), &found, rand::random());
-        let question = question.map_err(|source| self.not_written(source))?;
-        let asking = claim::put_question(store.as_ref(), record, &found, question, self.ttl);
-        Ok(Some(match asking.await? {
-            Answer::Lives => OwnState::Contended,
-            Answer::Changed => OwnState::Unconfirmed("it changed while we asked".into()),
-            Answer::Silence { revision } => {
+        let reaction = challenge(store.as_ref(), record, &found, rand::random(), self.ttl);
+        Ok(Some(match reaction.await? {
+            Reaction::Alive => OwnState::Contended,
+            Reaction::Changed => OwnState::Unconfirmed("it changed while we asked".into()),
+            Reaction::Silence { revision } => {
                 self.reserved = !record.expires;
                 let record = Record {
                     revision,
@@ -273,26 +259,16 @@ impl Keeper {
             return Ok(self.value.clone());
         };
         let encoded = wanted.encode_as(self.store.lease_form());
-        encoded
-            .map(Bytes::from)
-            .map_err(|source| self.not_written(source))
+        let encoded = encoded.map_err(|error| cannot_encode(&self.name, error))?;
+        Ok(encoded.into())
     }
 
-    fn not_written(&self, source: serde_json::Error) -> StoreError {
-        StoreError {
-            operation: "writing our lease as JSON",
-            location: self.name.clone(),
-            kind: StoreErrorKind::Permanent,
-            source: source.into(),
-        }
-    }
-
-    /// Our record is gone: the same subnet again, if nobody has it.
+    /// Our record is gone: takes the same subnet again if it is free.
     async fn put_back(&self, value: Bytes) -> Result<WriteOutcome, StoreError> {
         warn!(
             event = "lease_removed",
             name = self.name,
-            "our lease has been removed from the store: taking the same subnet again"
+            "our lease was removed from the store: taking the same subnet again"
         );
         match self.reserved {
             true => self.store.reserve(&self.name, value).await,
@@ -300,7 +276,7 @@ impl Keeper {
         }
     }
 
-    /// The record is fine; the state was not: is the session?
+    /// The record is fine; checks the session.
     async fn confirm(&mut self) -> Result<OwnState, StoreError> {
         if !self.reserved && !self.store.keep_alive().await? {
             self.session_lost = true;
@@ -314,7 +290,7 @@ impl Keeper {
             WriteOutcome::Written { revision } => {
                 self.value = value;
                 if let Some(attrs) = self.wanted.take() {
-                    info!(event = "lease_published", name = self.name, public_ip = %attrs.public_ip, "published anew");
+                    info!(event = "lease_published", name = self.name, public_ip = %attrs.public_ip, "our lease has a new value");
                     self.attrs = attrs;
                 }
                 self.revision = revision;
@@ -325,39 +301,39 @@ impl Keeper {
         }
     }
 
-    fn judge(&self, record: &Record) -> Finding {
+    fn compare(&self, record: &Record) -> RecordState {
         if record.revision == self.revision {
-            return Finding::Unchanged;
+            return RecordState::Unchanged;
         }
         let Ok(found) = LeaseAttrs::decode(&record.value) else {
-            return Finding::Foreign(OwnState::Unreadable);
+            return RecordState::Foreign(OwnState::Unreadable);
         };
         if found.public_ip != self.attrs.public_ip {
-            return Finding::Foreign(OwnState::TakenBy(found.public_ip));
+            return RecordState::Foreign(OwnState::TakenBy(found.public_ip));
         }
         if differ(found.node, self.attrs.node) || differ(found.instance, self.attrs.instance) {
-            return Finding::Foreign(OwnState::Contended);
+            return RecordState::Foreign(OwnState::Contended);
         }
         if found.challenge.is_some() && found.instance == self.attrs.instance {
-            return Finding::Asked;
+            return RecordState::Challenged;
         }
         if record.value == self.value || mac(&found) == mac(&self.attrs) {
-            return Finding::Equivalent;
+            return RecordState::Equivalent;
         }
-        Finding::Foreign(OwnState::Contended)
+        RecordState::Foreign(OwnState::Contended)
     }
 
-    /// Notes the state, says so once per change, and sets the time of the next look.
+    /// Sets the state, logs a change once, and schedules the next renewal.
     fn settle(&mut self, new: OwnState) {
         let now = Instant::now();
-        self.books.renewed(new == OwnState::Held);
+        self.counters.count_renewal(new == OwnState::Held);
         if new == OwnState::Held {
-            self.books.lives((!self.reserved).then_some(self.ttl));
+            self.counters.set_ttl((!self.reserved).then_some(self.ttl));
             self.failures = 0;
             self.due = now + self.interval;
         } else {
             let longest = match new {
-                OwnState::Unconfirmed(_) => UNANSWERED,
+                OwnState::Unconfirmed(_) => UNANSWERED_BACKOFF,
                 _ => BACKOFF.1,
             };
             let wait = BACKOFF
@@ -368,7 +344,7 @@ impl Keeper {
             self.due = now + wait;
         }
         let old = self.state.send_replace(new.clone());
-        if is_told(&old, &new) {
+        if is_known(&old, &new) {
             return;
         }
         let name = &self.name;
@@ -377,13 +353,13 @@ impl Keeper {
             OwnState::Unconfirmed(reason) => {
                 warn!(
                     event = "lease_unconfirmed",
-                    name, reason, "our lease can't be renewed; forwarding goes on"
+                    name, reason, "our lease cannot be renewed; forwarding continues"
                 );
             }
             OwnState::TakenBy(holder) => error!(event = "lease_taken",
                 name,
                 %holder,
-                "our subnet was taken by another host; forwarding goes on, but two hosts have \
+                "our subnet was taken by another host; forwarding continues, but two hosts have \
                  the same subnet: delete the other's record, or stop this host and let it take \
                  another subnet"
             ),
@@ -401,18 +377,17 @@ impl Keeper {
     }
 }
 
-/// Whether both are named, and are not the same.
+/// Whether both are known and differ.
 fn differ(found: Option<NodeId>, ours: Option<NodeId>) -> bool {
     found.is_some() && ours.is_some() && found != ours
 }
 
-/// Whether a person who read of the old state knows the new one. Another reason why the
-/// lease cannot be renewed is news (the store answers again, and now refuses); another time or
-/// port in it is not.
-fn is_told(old: &OwnState, new: &OwnState) -> bool {
-    let words = |reason: &str| reason.replace(|c: char| c.is_ascii_digit(), "");
+/// Whether the log says the same already. Another reason why the lease cannot be renewed is worth a
+/// line (the store answers again, and now refuses); another time or port in it is not.
+fn is_known(old: &OwnState, new: &OwnState) -> bool {
+    let text = |reason: &str| reason.replace(|c: char| c.is_ascii_digit(), "");
     match (old, new) {
-        (OwnState::Unconfirmed(old), OwnState::Unconfirmed(new)) => words(old) == words(new),
+        (OwnState::Unconfirmed(old), OwnState::Unconfirmed(new)) => text(old) == text(new),
         _ => std::mem::discriminant(old) == std::mem::discriminant(new),
     }
 }

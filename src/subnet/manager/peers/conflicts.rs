@@ -1,9 +1,9 @@
-//! Records that collide: which of them is in force, and who waits.
+//! Conflicting records: which one is in force, and which ones wait.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::super::refusals::MAX_REMEMBERED;
+use super::super::refusals::MAX_KEPT;
 use super::{Accepted, PeerChange, PeerRecord, PeerSet, Rejection, Waiting};
 use crate::wire::MacAddr;
 
@@ -11,8 +11,8 @@ use crate::wire::MacAddr;
 type Rank<'a> = (i64, &'a str);
 
 impl PeerSet {
-    /// Accepts a good record in the place of younger ones, or lets it wait for an older one;
-    /// `true` if a place or an address may have become free.
+    /// Accepts a valid record instead of younger ones, or lets it wait for an older one; `true` if
+    /// a subnet or an address may have become free.
     pub(super) fn place(
         &mut self,
         name: String,
@@ -29,7 +29,7 @@ impl PeerSet {
                 Rejection::Overlap => self.remove(&name, changes),
                 _ => self.release_address(&name),
             };
-            if self.waiting.len() < MAX_REMEMBERED {
+            if self.waiting.len() < MAX_KEPT {
                 self.waiting.insert(name, record);
             }
             return freed;
@@ -47,7 +47,7 @@ impl PeerSet {
         (accepted.map_or(i64::MAX, |accepted| accepted.created), name)
     }
 
-    /// A record in force that an older one collides with.
+    /// Removes a record in force that conflicts with an older one; it waits.
     pub(super) fn displace(
         &mut self,
         name: &str,
@@ -66,14 +66,14 @@ impl PeerSet {
         };
         self.refusals
             .refuse(name, waiting.revision, reason, Some(winner.to_owned()));
-        // What it says by now may wait already.
-        if self.waiting.len() < MAX_REMEMBERED {
+        // Newer content of it may already be waiting.
+        if self.waiting.len() < MAX_KEPT {
             self.waiting.entry(name.to_owned()).or_insert(waiting);
         }
         self.remove(name, changes);
     }
 
-    /// A record that has another address now no longer holds the one in force.
+    /// Frees the address of a record, which has another one now.
     pub(super) fn release_address(&mut self, name: &str) -> bool {
         let place = self.by_name.get(name);
         let held = place.and_then(|place| Some(self.by_network.get(place)?.peer.public_ip));
@@ -95,8 +95,8 @@ impl PeerSet {
         }
     }
 
-    /// Notes whose address and MAC these are now.
-    pub(super) fn claim(&mut self, name: &str, peer: &PeerRecord) {
+    /// Indexes a record in force by address and MAC.
+    pub(super) fn index(&mut self, name: &str, peer: &PeerRecord) {
         self.by_address.insert(peer.public_ip, name.to_owned());
         let names = self.by_mac.entry(peer.vxlan.vtep_mac).or_default();
         let rival = names.iter().find(|other| *other != name).cloned();
@@ -148,12 +148,12 @@ impl PeerSet {
         let old = place.and_then(|place| self.by_network.get_mut(place));
         if let Some(accepted) = old.filter(|old| old.peer.subnet == peer.subnet) {
             let old = accepted.peer;
-            // One that became younger may stand in the way of an older one.
+            // A record that became younger may now lose against a waiting one.
             let mut freed = created > accepted.created;
             accepted.created = created;
             accepted.revision = revision;
             if old == peer {
-                self.claim(&name, &peer);
+                self.index(&name, &peer);
                 return freed;
             }
             if old.public_ip != peer.public_ip {
@@ -162,7 +162,7 @@ impl PeerSet {
             if old.vxlan.vtep_mac != peer.vxlan.vtep_mac {
                 self.release_mac(&name, old.vxlan.vtep_mac);
             }
-            self.claim(&name, &peer);
+            self.index(&name, &peer);
             let accepted = Accepted {
                 name,
                 created,
@@ -174,7 +174,7 @@ impl PeerSet {
             return freed;
         }
         let freed = self.remove(&name, changes);
-        self.claim(&name, &peer);
+        self.index(&name, &peer);
         self.by_name.insert(name.clone(), network);
         let accepted = Accepted {
             name,
@@ -199,8 +199,8 @@ impl PeerSet {
         removed
     }
 
-    /// A place became free: those that wait are looked at, the oldest first; who is displaced
-    /// by one of them waits with them, and is younger.
+    /// After a subnet or an address became free: considers the waiting records, the oldest first.
+    /// A record that one of them displaces is younger, and is considered after it.
     pub(super) fn reconsider(&mut self, changes: &mut Vec<PeerChange>) {
         let waiting = self.waiting.iter();
         let mut queue: BinaryHeap<_> = waiting
