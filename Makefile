@@ -6,6 +6,7 @@
 # make deb    a Debian package in target/deb/
 # make try-package  that package, and make install, in a fresh Debian root; make test does it
 #             with the program that it has built anyway
+# make flags  docs/flags.md, from the table of flags
 # make fuzz   all fuzz targets, FUZZ_SECONDS each (default one hour)
 # make deny   licenses, sources and known weaknesses of dependencies (needs cargo-deny)
 
@@ -21,7 +22,7 @@ RUN_TESTS_AS_ROOT = $(TEST_SETTINGS) $(if $(SUDO),\
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO) env $(TEST_SETTINGS)" \
 	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO) env $(TEST_SETTINGS)")
 
-.PHONY: all deny demo check test check-style unit soak bench bench-smoke fuzz fuzz-smoke doc install clean deb deb-root try-package try-unreleased build-needs test-needs
+.PHONY: all deny demo check test check-style unit soak bench bench-smoke fuzz fuzz-smoke flags doc install clean deb deb-root try-package try-unreleased build-needs test-needs
 
 all: build-needs
 	cargo build --release --locked
@@ -71,6 +72,11 @@ fuzz-smoke:
 
 deny:
 	cargo deny check
+
+# docs/flags.md; a test fails while it is stale.
+flags:
+	cargo run --locked --quiet -- flags >docs/flags.md.new
+	mv docs/flags.md.new docs/flags.md
 
 doc:
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items

@@ -1,10 +1,8 @@
-//! `uvxlan`, also called as `flanneld`: arguments in, exit status out.
+//! `uvxlan`, also called as `flanneld`.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 
-use uvxlan::cli::args;
-
 fn main() -> ExitCode {
-    args::execute(args::interpret(std::env::args_os(), std::env::vars_os()))
+    uvxlan::cli::main(std::env::args_os(), std::env::vars_os())
 }

@@ -1,19 +1,20 @@
-//! `uvxlan docker-opts`: dockerd's options out of the subnet file, as flannel's
-//! `mk-docker-opts.sh` writes them, byte for byte.
+//! `uvxlan docker-opts`: turns the subnet file into dockerd's options, byte for byte as
+//! flannel's `mk-docker-opts.sh` does.
 //!
-//! The script dot-sources the subnet file with a shell; here its assignments are read and
-//! nothing is executed. Left out is the check that newer scripts end with, an error when a
-//! route to the own subnet exists: it fails each start but the first.
+//! The script sources the subnet file in a shell; this command reads its assignments and
+//! executes nothing. It omits the check at the end of newer scripts, which fail if there is a
+//! route to the node's own subnet: with that, only the first start would succeed.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use super::{FAILURE, OK, fail};
 use crate::daemon::state::{atomic_file, subnet_env};
 
 /// Arguments of `uvxlan docker-opts`.
-#[derive(clap::Args, Debug, Clone)]
+#[derive(clap::Args, Debug)]
 pub struct DockerOptsArgs {
     /// Subnet file to read
     #[arg(
@@ -38,48 +39,42 @@ pub struct DockerOptsArgs {
     /// Name of the combined variable
     #[arg(short = 'k', value_name = "NAME", default_value = "DOCKER_OPTS")]
     pub key: String,
-    /// Leave out the masquerade option
+    /// Omit the masquerade option
     #[arg(short = 'm')]
     pub without_masquerade: bool,
 }
 
-/// Why nothing was written.
+/// Why there is nothing to write.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RenderError {
-    /// The value is neither true nor false.
+    /// `FLANNEL_IPMASQ` is neither true nor false; the message is the script's.
     #[error("Invalid value of FLANNEL_IPMASQ: {0}")]
     IpMasq(String),
-    /// The name cannot be a variable's.
-    #[error("{0:?} cannot be a variable's name: letters, digits and _ only, no digit first")]
+    /// The name given by `-k` is unusable.
+    #[error("-k {0:?} is not a variable name: use letters, digits and _, and no digit first")]
     Key(String),
 }
 
-/// Runs the command.
-#[must_use]
-pub fn run(args: &DockerOptsArgs) -> ExitCode {
+pub(super) fn run(args: &DockerOptsArgs) -> ExitCode {
     match write(args) {
-        Ok(()) => ExitCode::from(super::OK),
-        Err(message) => {
-            super::print_err(&format!("uvxlan docker-opts: {message}\n"));
-            ExitCode::from(super::FAILURE)
-        }
+        Ok(()) => ExitCode::from(OK),
+        Err(message) => fail("docker-opts", FAILURE, message),
     }
 }
 
 fn write(args: &DockerOptsArgs) -> Result<(), String> {
     let input = match std::fs::read(&args.input) {
         Ok(text) => text,
-        // As the script: no file, no options.
+        // As the script does: no file, no options.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(format!("reading {}: {error}", args.input.display())),
+        Err(error) => return Err(format!("cannot read {}: {error}", args.input.display())),
     };
     let text = render(&input, args).map_err(|error| error.to_string())?;
     put(&args.output, text.as_bytes())
-        .map_err(|error| format!("writing {}: {error}", args.output.display()))
+        .map_err(|error| format!("cannot write {}: {error}", args.output.display()))
 }
 
-/// A regular file is replaced in one step; a pipe or terminal (`-d /dev/stdout`) is
-/// written to.
+/// Replaces a regular file atomically; writes into a pipe or a terminal (`-d /dev/stdout`).
 fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
     match std::fs::metadata(path) {
         Ok(found) if !found.is_file() => std::fs::write(path, bytes),
@@ -87,10 +82,10 @@ fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
     }
 }
 
-/// The output file's text for an input file's text.
+/// Turns the input file's text into the output file's.
 ///
 /// # Errors
-/// [`RenderError`], as the script before it writes anything.
+/// [`RenderError`], where the script too fails before it writes anything.
 pub fn render(input: &[u8], args: &DockerOptsArgs) -> Result<String, RenderError> {
     let key = args.key.as_str();
     let first_is_digit = key.starts_with(|c: char| c.is_ascii_digit());
@@ -100,7 +95,7 @@ pub fn render(input: &[u8], args: &DockerOptsArgs) -> Result<String, RenderError
     {
         return Err(RenderError::Key(key.to_owned()));
     }
-    // A shell lists its variables in this order too.
+    // Sorted, because a shell lists its variables in this order too.
     let mut variables: BTreeMap<String, String> = subnet_env::env_lines(input).collect();
     let set = |variables: &BTreeMap<String, String>, name: &str| {
         variables
@@ -115,7 +110,7 @@ pub fn render(input: &[u8], args: &DockerOptsArgs) -> Result<String, RenderError
         variables.insert("DOCKER_OPT_MTU".into(), format!("--mtu={mtu}"));
     }
     if let Some(ip_masq) = set(&variables, "FLANNEL_IPMASQ").filter(|_| !args.without_masquerade) {
-        // Who masquerades: either flannel or docker.
+        // Either flannel masquerades or docker does.
         let docker = match ip_masq.as_str() {
             "true" => "false",
             "false" => "true",

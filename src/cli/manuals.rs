@@ -1,5 +1,5 @@
-//! `uvxlan man` and `uvxlan completions`: made from the command tree, so that neither can
-//! say something else than the program does.
+//! `uvxlan man`, `uvxlan flags` and `uvxlan completions`: made from the command tree and the
+//! flag table, so that they cannot contradict the program.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -7,46 +7,47 @@ use std::process::ExitCode;
 use clap::{Arg, Command};
 use clap_complete::Shell;
 
+use super::run::flags_page;
+use super::{CANT_CREATE, OK, fail, print_out};
+
 /// Arguments of `uvxlan man`.
-#[derive(clap::Args, Debug, Clone)]
-pub struct ManArgs {
-    /// Where the pages are written: uvxlan.1 and one for each command
+#[derive(clap::Args, Debug)]
+pub(super) struct ManArgs {
+    /// Directory to write the pages to: uvxlan.1 and one for each command
     #[arg(value_name = "DIR")]
     directory: PathBuf,
 }
 
 /// Arguments of `uvxlan completions`.
-#[derive(clap::Args, Debug, Clone, Copy)]
-pub struct CompletionsArgs {
-    /// The shell that reads them: bash, zsh, fish, elvish, powershell
+#[derive(clap::Args, Debug)]
+pub(super) struct CompletionsArgs {
+    /// Shell to print them for: bash, zsh, fish, elvish, powershell
     #[arg(value_name = "SHELL")]
     shell: Shell,
 }
 
-/// Writes the manual pages.
-#[must_use]
-pub fn man(args: &ManArgs, tree: Command) -> ExitCode {
-    match pages(&args.directory, tree) {
-        Ok(()) => ExitCode::from(super::OK),
-        Err(error) => {
-            let directory = args.directory.display();
-            super::print_err(&format!(
-                "uvxlan man: cannot write pages to {directory}: {error}\n"
-            ));
-            ExitCode::from(super::CANT_CREATE)
-        }
+pub(super) fn man(args: &ManArgs, tree: Command) -> ExitCode {
+    match write_pages(&args.directory, tree) {
+        Ok(()) => ExitCode::from(OK),
+        Err(error) => fail(
+            "man",
+            CANT_CREATE,
+            format_args!(
+                "cannot write the pages to {}: {error}",
+                args.directory.display()
+            ),
+        ),
     }
 }
 
-fn pages(directory: &Path, tree: Command) -> std::io::Result<()> {
+fn write_pages(directory: &Path, tree: Command) -> std::io::Result<()> {
     std::fs::create_dir_all(directory)?;
-    let tree = tree.mut_subcommand("run", |run| run.mut_args(lines_apart));
+    let tree = tree.mut_subcommand("run", |run| run.mut_args(lines_as_paragraphs));
     clap_mangen::generate_to(tree, directory)
 }
 
-/// In help each line of a flag's text stands by itself; a page would fill them into one
-/// sentence, were they no paragraphs.
-fn lines_apart(flag: Arg) -> Arg {
+/// Help shows each line of a flag's text by itself; troff would join them.
+fn lines_as_paragraphs(flag: Arg) -> Arg {
     match flag.get_long_help() {
         Some(text) => {
             let text = text.to_string().replace('\n', "\n\n");
@@ -56,12 +57,15 @@ fn lines_apart(flag: Arg) -> Arg {
     }
 }
 
-/// Prints completions.
-#[must_use]
-pub fn completions(args: &CompletionsArgs, mut tree: Command) -> ExitCode {
+pub(super) fn flags() -> ExitCode {
+    print_out(&flags_page::text());
+    ExitCode::from(OK)
+}
+
+pub(super) fn completions(args: &CompletionsArgs, mut tree: Command) -> ExitCode {
     let name = tree.get_name().to_owned();
     let mut text = Vec::new();
     clap_complete::generate(args.shell, &mut tree, name, &mut text);
-    super::print_out(&String::from_utf8_lossy(&text));
-    ExitCode::from(super::OK)
+    print_out(&String::from_utf8_lossy(&text));
+    ExitCode::from(OK)
 }

@@ -1,11 +1,10 @@
-//! What the checks judge: facts about this machine and the datastore, as they were found.
-//! No check asks the system for more, so each can be tried with made-up facts.
+//! What the checks judge: facts about this machine and the datastore. No check asks the system
+//! for more, so each can be tested with invented facts.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use bytes::Bytes;
 use ipnet::Ipv4Net;
@@ -22,229 +21,204 @@ use crate::subnet::store::Listing;
 use crate::sys::kernel::Version;
 use crate::wire::vxlan::{DEFAULT_PORT, OVERHEAD};
 
-/// Everything that was looked at.
+/// Everything that was gathered.
 #[derive(Debug)]
-pub struct Facts {
-    /// The machine.
-    pub machine: Machine,
-    /// The daemon.
-    pub daemon: Daemon,
-    /// Links, addresses and routes.
-    pub host: Host,
-    /// Firewall rules.
-    pub firewall: Firewall,
-    /// Files of the daemon.
-    pub files: Files,
-    /// The datastore.
-    pub store: Store,
-    /// What asking the peers over the tunnel gave, or why they were not asked.
-    pub reach: Result<Vec<Reach>, String>,
+pub(crate) struct Facts {
+    pub(crate) machine: MachineFacts,
+    pub(crate) daemon: DaemonFacts,
+    pub(crate) host: HostFacts,
+    pub(crate) firewall: FirewallFacts,
+    pub(crate) files: FileFacts,
+    pub(crate) store: StoreFacts,
+    /// Replies of the peers to echo requests through the tunnel, or why none were sent.
+    pub(crate) reach: Result<Vec<Reachability>, String>,
 }
 
-/// The machine itself.
+/// The machine and its kernel.
 #[derive(Debug)]
-pub struct Machine {
-    /// What opening `/dev/net/tun` gave.
-    pub tun: io::Result<()>,
-    /// Whether `CAP_NET_ADMIN` and `CAP_NET_RAW` are held; or why that is not known.
-    pub capabilities: Result<(bool, bool), String>,
-    /// The running kernel.
-    pub kernel: Version,
-    /// What this kernel takes in large pieces, and why not more; none where it could not be
-    /// tried.
-    pub offloads: Option<(Offloads, Vec<MissingOffload>)>,
-    /// The number by which this machine signs its leases.
-    pub node: Option<NodeId>,
-    /// Values of `/proc/sys`, by path below it; those that do not exist are absent.
-    pub sysctls: BTreeMap<String, String>,
+pub(crate) struct MachineFacts {
+    /// The result of opening `/dev/net/tun`.
+    pub(crate) tun: io::Result<()>,
+    /// Whether this process has `CAP_NET_ADMIN` and `CAP_NET_RAW`, or why that is unknown.
+    pub(crate) capabilities: Result<(bool, bool), String>,
+    pub(crate) kernel: Version,
+    /// The offloads this kernel supports and those it lacks; none if they could not be tried.
+    pub(crate) offloads: Option<(Offloads, Vec<MissingOffload>)>,
+    /// The id with which this machine marks its leases.
+    pub(crate) node: Option<NodeId>,
+    /// Values of `/proc/sys` by path below it; those that do not exist are absent.
+    pub(crate) sysctls: BTreeMap<String, String>,
 }
 
-/// Whether a daemon lives.
+/// Whether a daemon runs.
 #[derive(Debug)]
-pub enum Daemon {
-    /// It answered.
+pub(crate) enum DaemonFacts {
     Answers(Box<Status>),
-    /// One holds the device's name and does not answer, with what was tried; and its
-    /// process, where it can be seen.
+    /// A daemon holds the device's name but did not answer: the error, and its process if known.
     Silent(String, Option<Holder>),
-    /// There is none, with what was tried.
+    /// No daemon, with the error of the attempt to ask one.
     Absent(String),
 }
 
-/// The network side of this host.
+/// Links, addresses and routes of this host.
 #[derive(Debug, Default)]
-pub struct Host {
+pub(crate) struct HostFacts {
     /// Why links, addresses and routes could not be read.
-    pub unread: Option<String>,
-    /// Links by index.
-    pub links: Vec<LinkInfo>,
-    /// Addresses of all links.
-    pub addresses: Vec<AddressInfo>,
-    /// Main routing table.
-    pub routes: Vec<Route>,
-    /// Where the kernel sends packets to a host of each peer's subnet.
-    pub lookups: BTreeMap<Ipv4Net, Option<RouteLookup>>,
+    pub(crate) unread: Option<String>,
+    pub(crate) links: Vec<LinkInfo>,
+    pub(crate) addresses: Vec<AddressInfo>,
+    /// The main routing table.
+    pub(crate) routes: Vec<Route>,
+    /// Where the kernel sends packets to a host in each peer's subnet.
+    pub(crate) lookups: BTreeMap<Ipv4Net, Option<RouteLookup>>,
     /// The interface to the other hosts, or why there is none.
-    pub external: Option<Result<ExternalInterface, String>>,
-    /// Who receives on the UDP port of the tunnels.
-    pub holders: Vec<Holder>,
+    pub(crate) external: Option<Result<ExternalInterface, String>>,
+    /// Which sockets are bound to the UDP port of the tunnels.
+    pub(crate) holders: Vec<Holder>,
 }
 
-/// Firewall rules as the tools print them.
+/// Firewall rules as the tools print them, or why they could not be read.
 #[derive(Debug, Default)]
-pub struct Firewall {
-    /// `iptables-save`, or why not.
-    pub iptables: Option<Result<String, String>>,
-    /// `iptables-legacy-save`, where the kernel has tables of the older iptables and the other
-    /// program does not print those.
-    pub legacy: Option<Result<String, String>>,
-    /// `nft -j list ruleset`, or why not.
-    pub nft: Option<Result<String, String>>,
+pub(crate) struct FirewallFacts {
+    /// `iptables-save`.
+    pub(crate) iptables: Option<Result<String, String>>,
+    /// `iptables-legacy-save`, if the kernel has legacy tables that `iptables-save` omits.
+    pub(crate) legacy: Option<Result<String, String>>,
+    /// `nft -j list ruleset`.
+    pub(crate) nft: Option<Result<String, String>>,
 }
 
 /// Files of the daemon.
 #[derive(Debug)]
-pub struct Files {
-    /// Path of the subnet file.
-    pub subnet_path: PathBuf,
-    /// What it holds; `None` where there is none.
-    pub subnet: io::Result<Option<Vec<u8>>>,
-    /// Path of the state file.
-    pub state_path: PathBuf,
-    /// What it says; `None` where there is none.
+pub(crate) struct FileFacts {
+    pub(crate) subnet_path: PathBuf,
+    /// Content of the subnet file; `None` if it does not exist.
+    pub(crate) subnet: io::Result<Option<Vec<u8>>>,
+    pub(crate) state_path: PathBuf,
+    /// Content of the state file; `None` if it does not exist.
     pub(crate) state: Result<Option<State>, String>,
 }
 
 /// The datastore.
 #[derive(Debug, Default)]
-pub struct Store {
-    /// Kind and place, without secrets.
-    pub place: String,
-    /// Why the options cannot be meant; nothing was asked then.
-    pub refused: Option<OptionsRefused>,
-    /// The members of etcd, in the order given; none for a directory.
-    pub members: Vec<Member>,
-    /// The network config's text; the inner `None` where there is none.
-    pub config: Option<Result<Option<Bytes>, String>>,
-    /// Where a config that is not here lies instead.
-    pub elsewhere: Option<&'static str>,
-    /// The config, where it can be used.
-    pub network: Option<NetworkConfig>,
-    /// All records.
-    pub listing: Option<Result<Listing, String>>,
-    /// The peers that would be believed.
-    pub peers: Vec<Peer>,
-    /// Records that would not.
-    pub refusals: Vec<RefusedRecord>,
+pub(crate) struct StoreFacts {
+    /// Kind and location, without secrets.
+    pub(crate) place: String,
+    /// Why the options are unusable; nothing was asked then.
+    pub(crate) refused: Option<OptionsRefused>,
+    /// The members of etcd in the order given; none for a directory.
+    pub(crate) members: Vec<Member>,
+    /// Text of the network config; the inner `None` if there is none.
+    pub(crate) config: Option<Result<Option<Bytes>, String>>,
+    /// Where else a missing config was found.
+    pub(crate) elsewhere: Option<&'static str>,
+    /// The config, if it is usable.
+    pub(crate) network: Option<NetworkConfig>,
+    pub(crate) listing: Option<Result<Listing, String>>,
+    /// The peers that a daemon would accept.
+    pub(crate) peers: Vec<PeerFacts>,
+    /// The records that it would refuse.
+    pub(crate) refusals: Vec<RefusedRecord>,
 }
 
-/// Options of the store that cannot work.
+/// Unusable options of the datastore.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OptionsRefused {
-    /// In words, with the remedy.
-    pub text: String,
-    /// Whether a file of TLS is at fault.
-    pub tls: bool,
+pub(crate) struct OptionsRefused {
+    /// The reason, and what to do.
+    pub(crate) text: String,
+    /// Whether a TLS file is the problem.
+    pub(crate) tls: bool,
 }
 
-/// A member of etcd, asked for its version.
+/// A member of etcd that was asked for its version.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
-    /// Its URL.
-    pub url: String,
-    /// What came back.
-    pub answer: Result<Answer, Trouble>,
+pub(crate) struct Member {
+    pub(crate) url: String,
+    pub(crate) reply: Result<MemberReply, MemberError>,
 }
 
-/// What a member answered.
+/// What a member of etcd replied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Answer {
+pub struct MemberReply {
     /// HTTP status.
     pub status: u16,
-    /// How far its clock is off ours: its seconds less our seconds; none without a date.
+    /// How many seconds its clock is ahead of ours; none if it sent no date.
     pub skew: Option<i64>,
 }
 
-/// Why a member did not answer.
+/// Why a member did not reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Trouble {
-    /// No connection, or none that speaks.
+pub(crate) enum MemberError {
+    /// No connection, or no HTTP on it.
     Connection(String),
-    /// It wants TLS, and the URL says http.
+    /// The URL says http, and the member wants TLS.
     WantsTls,
-    /// TLS failed: the fault, and the error's own words.
+    /// TLS failed: the fault, and the error's text.
     Tls(TlsFault, String),
 }
 
 /// What is wrong with a certificate, or with TLS as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TlsFault {
+pub(crate) enum TlsFault {
     /// The member's certificate has expired.
     Expired,
     /// The member's certificate is not valid yet.
     NotYetValid,
-    /// An authority that our CA file does not have signed it.
+    /// Our CA file does not contain the authority that signed it.
     UnknownAuthority,
-    /// It is not for the name or address in the URL.
+    /// It was not issued for the name or address in the URL.
     WrongName,
-    /// The member wants a certificate of ours.
+    /// The member requires a client certificate.
     ClientWanted,
     /// The member refuses our certificate.
     ClientRefused,
-    /// The URL says https, and the member speaks without TLS.
+    /// The URL says https, and the member does not use TLS.
     NoTls,
-    /// Our own files cannot be used.
+    /// Our own files are unusable.
     OurFiles,
-    /// Anything else.
     Other,
 }
 
 /// A peer, as far as the checks need it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Peer {
-    /// Its subnet.
-    pub subnet: Ipv4Net,
-    /// Its address.
-    pub public_ip: Ipv4Addr,
+pub(crate) struct PeerFacts {
+    pub(crate) subnet: Ipv4Net,
+    pub(crate) public_ip: Ipv4Addr,
     /// Whether its packets go through the tunnel: not directly, and not nowhere.
-    pub tunnel: bool,
+    pub(crate) tunnel: bool,
 }
 
-/// What came of asking a peer by echo requests over the tunnel.
+/// How a peer replied to echo requests through the tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reach {
-    /// Its subnet.
-    pub subnet: Ipv4Net,
-    /// Its address.
-    pub public_ip: Ipv4Addr,
-    /// The sizes tried, ascending.
-    pub sizes: Vec<Size>,
-    /// Largest inner packet that passes, in bytes, where not all sizes do.
-    pub largest: Option<u32>,
-    /// Whether anything came in from it meanwhile; looked at only where it answers nothing.
-    pub heard: bool,
+pub(crate) struct Reachability {
+    pub(crate) subnet: Ipv4Net,
+    pub(crate) public_ip: Ipv4Addr,
+    /// Ascending.
+    pub(crate) sizes: Vec<EchoSize>,
+    /// Largest inner packet that passes, in bytes, if not all sizes do.
+    pub(crate) largest: Option<u32>,
+    /// Whether packets arrived from it meanwhile; only determined for a peer without replies.
+    pub(crate) heard: bool,
 }
 
 /// Requests of one size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Size {
+pub(crate) struct EchoSize {
     /// Length of the inner packet in bytes, with its IPv4 header.
-    pub bytes: u32,
-    /// Whether one of some was answered.
-    pub answered: bool,
+    pub(crate) bytes: u32,
+    /// Whether at least one was answered.
+    pub(crate) answered: bool,
 }
 
-impl Reach {
-    /// Whether no request came back, of whatever size.
-    #[must_use]
-    pub fn answers_nothing(&self) -> bool {
+impl Reachability {
+    /// Whether no request of any size was answered.
+    pub(crate) fn is_mute(&self) -> bool {
         self.sizes.iter().all(|size| !size.answered)
     }
 
-    /// The largest size that was answered, and the least that was not, where smaller ones
-    /// pass and larger ones do not.
-    #[must_use]
-    pub fn limits(&self) -> Option<(u32, u32)> {
+    /// The largest size that was answered and the smallest that was not, if small packets pass
+    /// and large ones do not.
+    pub(crate) fn limits(&self) -> Option<(u32, u32)> {
         let of = |answered| {
             self.sizes
                 .iter()
@@ -258,48 +232,38 @@ impl Reach {
 
 /// What this node serves, or served last.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Served {
-    /// The device.
-    pub device: String,
-    /// Our subnet.
-    pub subnet: Ipv4Net,
-    /// The overlay network.
-    pub network: Ipv4Net,
-    /// The published address.
-    pub public_ip: Ipv4Addr,
-    /// MTU of the device, where it is known.
-    pub mtu: Option<u32>,
+pub(crate) struct Served {
+    pub(crate) device: String,
+    pub(crate) subnet: Ipv4Net,
+    pub(crate) network: Ipv4Net,
+    pub(crate) public_ip: Ipv4Addr,
+    /// MTU of the device, if known.
+    pub(crate) mtu: Option<u32>,
 }
 
 impl Facts {
-    /// Whether a daemon lives, even if it does not answer.
-    #[must_use]
-    pub const fn alive(&self) -> bool {
-        !matches!(self.daemon, Daemon::Absent(_))
+    /// Whether a daemon runs, even if it does not answer.
+    pub(crate) const fn daemon_runs(&self) -> bool {
+        !matches!(self.daemon, DaemonFacts::Absent(_))
     }
 
-    /// Status of the daemon, if it answered.
-    #[must_use]
-    pub fn status(&self) -> Option<&Status> {
+    pub(crate) fn status(&self) -> Option<&Status> {
         match &self.daemon {
-            Daemon::Answers(status) => Some(status),
+            DaemonFacts::Answers(status) => Some(status),
             _ => None,
         }
     }
 
-    /// The daemon's process, where it is known.
-    #[must_use]
-    pub fn daemon_pid(&self) -> Option<u32> {
+    pub(crate) fn daemon_pid(&self) -> Option<u32> {
         match &self.daemon {
-            Daemon::Answers(status) => Some(status.pid),
-            Daemon::Silent(_, holder) => holder.as_ref()?.pid,
-            Daemon::Absent(_) => None,
+            DaemonFacts::Answers(status) => Some(status.pid),
+            DaemonFacts::Silent(_, holder) => holder.as_ref()?.pid,
+            DaemonFacts::Absent(_) => None,
         }
     }
 
-    /// What this node serves by the daemon's word, else by its state file.
-    #[must_use]
-    pub fn served(&self) -> Option<Served> {
+    /// What this node serves according to the daemon, otherwise according to its state file.
+    pub(crate) fn served(&self) -> Option<Served> {
         if let Some(node) = self.status().and_then(|status| status.node.as_ref()) {
             return Some(Served {
                 device: node.device.clone(),
@@ -319,7 +283,7 @@ impl Facts {
         })
     }
 
-    /// The device's MTU by the network config and the interface.
+    /// The device's MTU that follows from the network config and the interface.
     fn wanted_mtu(&self) -> Option<u32> {
         let outer = match self.store.network.as_ref().and_then(|net| net.backend.mtu) {
             Some(mtu) => u32::from(mtu),
@@ -329,8 +293,7 @@ impl Facts {
     }
 
     /// Name of the overlay device.
-    #[must_use]
-    pub fn device_name(&self) -> String {
+    pub(crate) fn device_name(&self) -> String {
         let by_config = || {
             let vni = self.store.network.as_ref()?.backend.vni;
             Some(format!("flannel.{vni}"))
@@ -341,38 +304,32 @@ impl Facts {
             .unwrap_or_else(|| "flannel.1".into())
     }
 
-    /// The overlay device.
-    #[must_use]
-    pub fn device(&self) -> Option<&LinkInfo> {
+    pub(crate) fn device(&self) -> Option<&LinkInfo> {
         let name = self.device_name();
         self.host.links.iter().find(|link| link.name == name)
     }
 
-    /// The interface to the other hosts.
-    #[must_use]
-    pub fn external(&self) -> Option<&ExternalInterface> {
+    pub(crate) fn external(&self) -> Option<&ExternalInterface> {
         self.host.external.as_ref()?.as_ref().ok()
     }
 
     /// UDP port of the tunnels.
-    #[must_use]
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         let node = self.status().and_then(|status| status.node.as_ref());
         node.map(|node| node.port)
             .or_else(|| Some(self.store.network.as_ref()?.backend.port))
             .unwrap_or(DEFAULT_PORT)
     }
 
-    /// The peers: the daemon's, else those of the datastore.
-    #[must_use]
-    pub fn peers(&self) -> Vec<Peer> {
+    /// The daemon's peers, otherwise those in the datastore.
+    pub(crate) fn peers(&self) -> Vec<PeerFacts> {
         let Some(status) = self.status() else {
             return self.store.peers.clone();
         };
         status
             .peers
             .iter()
-            .map(|peer| Peer {
+            .map(|peer| PeerFacts {
                 subnet: peer.subnet,
                 public_ip: peer.public_ip,
                 tunnel: peer.route == PeerRoute::Tunnel,
@@ -381,13 +338,12 @@ impl Facts {
     }
 
     /// A value of `/proc/sys`.
-    #[must_use]
-    pub fn sysctl(&self, path: &str) -> Option<&str> {
+    pub(crate) fn sysctl(&self, path: &str) -> Option<&str> {
         self.machine.sysctls.get(path).map(String::as_str)
     }
 
     /// IPv4 addresses of a link.
-    pub fn addresses_of(&self, index: u32) -> impl Iterator<Item = (Ipv4Addr, u8)> {
+    pub(crate) fn addresses_of(&self, index: u32) -> impl Iterator<Item = (Ipv4Addr, u8)> {
         self.host
             .addresses
             .iter()
@@ -398,8 +354,8 @@ impl Facts {
             })
     }
 
-    /// Bridges that have an address inside of `subnet`: the containers' own.
-    pub fn bridges_in(&self, subnet: Ipv4Net) -> impl Iterator<Item = &LinkInfo> {
+    /// Bridges with an address in `subnet`: those of the containers.
+    pub(crate) fn bridges_in(&self, subnet: Ipv4Net) -> impl Iterator<Item = &LinkInfo> {
         self.host.links.iter().filter(move |link| {
             link.kind.as_deref() == Some("bridge")
                 && self
@@ -408,13 +364,18 @@ impl Facts {
         })
     }
 
-    /// Name of a link, or its number.
-    #[must_use]
-    pub fn link_name(&self, index: u32) -> String {
+    /// Name of a link, or its index if there is no such link.
+    pub(crate) fn link_name(&self, index: u32) -> String {
         let link = self.host.links.iter().find(|link| link.index == index);
         link.map_or_else(|| format!("#{index}"), |link| link.name.clone())
     }
-}
 
-/// Longest time that one question to the daemon or to a member of etcd may take.
-pub const PATIENCE: Duration = Duration::from_secs(3);
+    /// The overlay device and the bridges of our subnet, as far as they exist.
+    pub(crate) fn overlay_links(&self) -> Vec<String> {
+        let mut links: Vec<_> = self.device().into_iter().collect();
+        if let Some(served) = self.served() {
+            links.extend(self.bridges_in(served.subnet));
+        }
+        links.into_iter().map(|link| link.name.clone()).collect()
+    }
+}

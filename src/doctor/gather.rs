@@ -1,4 +1,4 @@
-//! Looks at this machine, the daemon and the datastore for the checks. Nothing is changed.
+//! Gathers the facts about this machine, the daemon and the datastore. It changes nothing.
 
 mod datastore;
 mod member;
@@ -11,58 +11,57 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use caps::{CapSet, Capability};
 
 use super::facts::{
-    Daemon, Facts, Files, Firewall, Host, Machine, OptionsRefused, PATIENCE, Store as StoreFacts,
+    DaemonFacts, Facts, FileFacts, FirewallFacts, HostFacts, MachineFacts, OptionsRefused,
+    StoreFacts,
 };
 use crate::control::{self, Response, Status, client};
 use crate::daemon::instance;
 use crate::daemon::state::state_file;
 use crate::dataplane::offloads;
-use crate::doctor::checks::machine::overlay_links;
 use crate::firewall::command;
 use crate::host::interface::{self, Selection};
 use crate::host::netlink::{Netlink, NetlinkError};
 use crate::host::port;
 use crate::subnet::lease::NodeId;
 use crate::subnet::store::StoreConfig;
+use crate::subnet::store::etcd::EtcdOptionsError;
 use crate::sys::kernel;
 
-/// Most peers whose route is asked for; the main table is read for all.
-const LOOKUPS: usize = 256;
+/// How long the daemon, or a member of etcd, may take for one reply.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(3);
+/// Most peers whose route is looked up. The main table is read in any case.
+const MAX_LOOKUPS: usize = 256;
 
-/// What to look at.
-pub struct Request {
-    /// The datastore.
-    pub store: StoreConfig,
-    /// What was said about the interface to the other hosts.
-    pub selection: Selection,
-    /// The subnet file.
-    pub subnet_file: PathBuf,
-    /// The state directory.
-    pub state_dir: PathBuf,
-    /// The daemon's control socket.
-    pub control_socket: PathBuf,
+/// What to examine.
+pub(crate) struct Request {
+    pub(crate) store: StoreConfig,
+    /// How to find the interface to the other hosts.
+    pub(crate) selection: Selection,
+    pub(crate) subnet_file: PathBuf,
+    pub(crate) state_dir: PathBuf,
+    pub(crate) control_socket: PathBuf,
 }
 
-/// Gathers all facts. Must be called inside of a tokio runtime; takes some seconds where
-/// something does not answer.
-pub async fn facts(request: Request) -> Facts {
+/// Takes some seconds if something does not answer.
+pub(crate) async fn facts(request: Request) -> Facts {
     let state = state(&request.state_dir);
-    let files = Files {
+    let files = FileFacts {
         subnet: present(fs::read(&request.subnet_file)),
         subnet_path: request.subnet_file,
         state_path: state_file::path(&request.state_dir),
         state,
     };
-    let store = datastore::look(request.store).await;
+    let store = datastore::read(request.store).await;
     let mut facts = Facts {
         machine: machine(),
-        daemon: Daemon::Absent(String::new()),
-        host: Host::default(),
-        firewall: Firewall::default(),
+        daemon: DaemonFacts::Absent(String::new()),
+        host: HostFacts::default(),
+        firewall: FirewallFacts::default(),
         files,
         store,
         reach: Err(String::new()),
@@ -76,7 +75,7 @@ pub async fn facts(request: Request) -> Facts {
     };
     judge_records(&mut facts);
     if let Ok(netlink) = Netlink::connect() {
-        for peer in facts.peers().into_iter().take(LOOKUPS) {
+        for peer in facts.peers().into_iter().take(MAX_LOOKUPS) {
             let inside = Ipv4Addr::from_bits(peer.subnet.network().to_bits().wrapping_add(1));
             if let Ok(lookup) = netlink.route_get(inside).await {
                 facts.host.lookups.insert(peer.subnet, lookup);
@@ -86,18 +85,18 @@ pub async fn facts(request: Request) -> Facts {
     facts.host.holders = port::udp_holders(Ipv4Addr::UNSPECIFIED, facts.port());
     facts.machine.sysctls = sysctls(&facts);
     facts.firewall = firewall().await;
-    facts.reach = peers::look(&request.control_socket, &facts).await;
+    facts.reach = peers::ping(&request.control_socket, &facts).await;
     facts
 }
 
-fn unread(error: NetlinkError) -> Host {
-    Host {
+fn unread(error: NetlinkError) -> HostFacts {
+    HostFacts {
         unread: Some(error.to_string()),
-        ..Host::default()
+        ..HostFacts::default()
     }
 }
 
-/// The content of a file; `None` where there is none.
+/// The content of a file; `None` if it does not exist.
 fn present(read: io::Result<Vec<u8>>) -> io::Result<Option<Vec<u8>>> {
     match read {
         Ok(text) => Ok(Some(text)),
@@ -106,28 +105,28 @@ fn present(read: io::Result<Vec<u8>>) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-/// The state file as it lies there: [`state_file::load`] would move a damaged one aside.
+/// Reads the state file. [`state_file::load`] would move a damaged one aside.
 fn state(directory: &Path) -> Result<Option<state_file::State>, String> {
     let text = present(fs::read(state_file::path(directory))).map_err(|error| error.to_string())?;
     let read = text.map(|text| serde_json::from_slice(&text)).transpose();
     read.map_err(|error| error.to_string())
 }
 
-fn machine() -> Machine {
+fn machine() -> MachineFacts {
     let held = caps::read(None, CapSet::Effective).map_err(|error| error.to_string());
     let has = |capability| held.as_ref().map(|set| set.contains(&capability));
     let capabilities = match (has(Capability::CAP_NET_ADMIN), has(Capability::CAP_NET_RAW)) {
         (Ok(admin), Ok(raw)) => Ok((admin, raw)),
         (Err(error), _) | (_, Err(error)) => Err(error.clone()),
     };
-    // Opening alone makes no device.
+    // Opening it does not create a device yet.
     let tun = OpenOptions::new()
         .read(true)
         .write(true)
         .open("/dev/net/tun")
         .map(drop);
     let machine_id = fs::read_to_string("/etc/machine-id").unwrap_or_default();
-    Machine {
+    MachineFacts {
         tun,
         capabilities,
         kernel: kernel::version(),
@@ -137,38 +136,42 @@ fn machine() -> Machine {
     }
 }
 
-async fn daemon(socket: PathBuf, facts: &Facts) -> Daemon {
+async fn daemon(socket: PathBuf, facts: &Facts) -> DaemonFacts {
     let asked = tokio::task::spawn_blocking(move || status(&socket)).await;
     let tried = match asked {
-        Ok(Ok(status)) => return Daemon::Answers(Box::new(status)),
+        Ok(Ok(status)) => return DaemonFacts::Answers(Box::new(status)),
         Ok(Err(tried)) => tried,
         Err(error) => error.to_string(),
     };
     let address = instance::address(&facts.device_name());
     match port::abstract_holder(&address) {
-        Some(holder) => Daemon::Silent(tried, Some(holder)),
-        None => Daemon::Absent(tried),
+        Some(holder) => DaemonFacts::Silent(tried, Some(holder)),
+        None => DaemonFacts::Absent(tried),
     }
 }
 
 fn status(socket: &Path) -> Result<Status, String> {
-    match client::send_within(socket, control::Request::Status, PATIENCE) {
+    match client::send_within(socket, control::Request::Status, REPLY_TIMEOUT) {
         Ok(Response::Status(status)) => Ok(*status),
-        Ok(_) => Err("it answered something else than was asked".into()),
+        Ok(_) => Err("the daemon responded to another request than was sent".into()),
         Err(error) => Err(error.to_string()),
     }
 }
 
-async fn host(netlink: &Netlink, said: &Selection, facts: &Facts) -> Result<Host, NetlinkError> {
+async fn host(
+    netlink: &Netlink,
+    given: &Selection,
+    facts: &Facts,
+) -> Result<HostFacts, NetlinkError> {
     let mut external = Err("nothing was tried".to_owned());
-    for selection in selections(said, facts) {
+    for selection in selections(given, facts) {
         let snapshot = interface::snapshot(netlink, &selection).await?;
         external = interface::choose(&selection, &snapshot).map_err(|error| error.to_string());
         if external.is_ok() {
             break;
         }
     }
-    Ok(Host {
+    Ok(HostFacts {
         unread: None,
         links: netlink.links().await?,
         addresses: netlink.addresses(None).await?,
@@ -179,15 +182,15 @@ async fn host(netlink: &Netlink, said: &Selection, facts: &Facts) -> Result<Host
     })
 }
 
-/// Ways to find the interface, to be tried in turn: what was said, else what the daemon has,
-/// else the address that was published last, else the default route.
-fn selections(said: &Selection, facts: &Facts) -> Vec<Selection> {
-    let nothing = said.interfaces.is_empty()
-        && said.patterns.is_empty()
-        && said.can_reach.is_none()
-        && said.public_ip.is_none();
+/// How to find the interface, to be tried in turn: as given; otherwise the daemon's; otherwise by
+/// the address that was published last, then by the default route.
+fn selections(given: &Selection, facts: &Facts) -> Vec<Selection> {
+    let nothing = given.interfaces.is_empty()
+        && given.patterns.is_empty()
+        && given.can_reach.is_none()
+        && given.public_ip.is_none();
     if !nothing {
-        return vec![said.clone()];
+        return vec![given.clone()];
     }
     let node = facts.status().and_then(|status| status.node.as_ref());
     if let Some(node) = node {
@@ -201,10 +204,10 @@ fn selections(said: &Selection, facts: &Facts) -> Vec<Selection> {
         public_ip: Some(served.public_ip),
         ..Selection::default()
     });
-    published.into_iter().chain([said.clone()]).collect()
+    published.into_iter().chain([given.clone()]).collect()
 }
 
-/// Sorts the records into peers and refused ones, now that it is known who we are.
+/// Sorts the records into peers and refused ones, now that our own lease is known.
 fn judge_records(facts: &mut Facts) {
     let own_subnet = facts.served().map(|served| served.subnet);
     let own_ip = facts.external().map(|external| external.public_ip);
@@ -223,7 +226,8 @@ fn sysctls(facts: &Facts) -> BTreeMap<String, String> {
         "net/core/wmem_max".to_owned(),
     ];
     let external = facts.external().map(|external| external.name.clone());
-    let interfaces = overlay_links(facts)
+    let interfaces = facts
+        .overlay_links()
         .into_iter()
         .chain(external)
         .chain(["all".to_owned()]);
@@ -239,20 +243,20 @@ fn sysctls(facts: &Facts) -> BTreeMap<String, String> {
     paths.into_iter().filter_map(read).collect()
 }
 
-async fn firewall() -> Firewall {
+async fn firewall() -> FirewallFacts {
     let run = async |program: &'static str, arguments: &[&str]| {
         let output = command::run(program, arguments, "").await;
         Some(output.map_err(|error| error.to_string()))
     };
-    // Without such tables, the program is not asked: it might make them.
+    // Without such tables the program is not run, because it might create them.
     let tables = fs::read_to_string("/proc/self/net/ip_tables_names").unwrap_or_default();
     let legacy = match tables.trim().is_empty() {
         true => None,
         false => run("iptables-legacy-save", &[]).await,
     };
     let iptables = run("iptables-save", &[]).await;
-    Firewall {
-        // A host whose iptables is the older one has them already.
+    FirewallFacts {
+        // If iptables itself is the legacy one, iptables-save has printed them already.
         legacy: legacy.filter(|legacy| legacy.is_ok() && Some(legacy) != iptables.as_ref()),
         iptables,
         nft: run("nft", &["-j", "list", "ruleset"]).await,
@@ -260,9 +264,7 @@ async fn firewall() -> Firewall {
 }
 
 impl OptionsRefused {
-    /// The refusal of options of etcd.
-    #[must_use]
-    pub fn of(error: &crate::subnet::store::etcd::EtcdOptionsError) -> Self {
+    pub(crate) fn of(error: &EtcdOptionsError) -> Self {
         Self {
             text: error.to_string(),
             tls: error.is_about_tls(),
@@ -271,7 +273,6 @@ impl OptionsRefused {
 }
 
 impl StoreFacts {
-    /// Nothing could be asked.
     fn refused(refused: OptionsRefused) -> Self {
         Self {
             refused: Some(refused),

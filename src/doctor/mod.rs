@@ -1,14 +1,16 @@
-//! What can keep the daemon from working, cause by cause. Checks are pure functions over
-//! [`facts::Facts`]; [`gather`] alone looks at the machine and the datastore.
+//! Finds what keeps the daemon from working. Checks are pure functions of [`facts::Facts`]; only
+//! [`gather`] reads the machine and the datastore.
 #![forbid(unsafe_code)]
 
-pub mod checks;
-pub mod facts;
-pub mod gather;
-pub mod redact;
-pub mod report;
+mod checks;
+pub(crate) mod facts;
+pub(crate) mod gather;
+mod redact;
+pub(crate) mod report;
 #[cfg(test)]
 mod samples;
+
+pub use gather::read_head;
 
 use serde::Serialize;
 
@@ -17,61 +19,56 @@ use self::checks::{
 };
 use self::facts::Facts;
 
-/// How a check came out.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Outcome {
+pub(crate) enum FindingStatus {
     /// Nothing is wrong.
     Ok,
-    /// Works, with a drawback.
+    /// It works, with a drawback.
     Warning,
-    /// Keeps the daemon from working.
+    /// It keeps the overlay from working.
     Error,
-    /// Could not be looked at, or there is nothing to look at.
+    /// The check was impossible, or there was nothing to check.
     Skipped,
 }
 
 /// What one check found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
+pub(crate) struct Finding {
     /// Name of the check.
-    pub check: &'static str,
-    /// How it came out.
-    pub status: Outcome,
+    pub(crate) check: &'static str,
+    pub(crate) status: FindingStatus,
     /// What was seen.
-    pub seen: String,
-    /// Why that is bad; empty where nothing is.
-    pub cause: String,
-    /// The command that mends it; empty where nothing needs mending.
-    pub remedy: String,
+    pub(crate) seen: String,
+    /// Why that is a problem, or nothing.
+    pub(crate) cause: String,
+    /// What fixes it, mostly a command, or nothing.
+    pub(crate) fix: String,
 }
 
 impl Finding {
-    /// A check that found nothing.
-    #[must_use]
-    pub fn ok(check: &'static str, seen: impl Into<String>) -> Self {
-        Self::new(check, Outcome::Ok, seen.into(), "", "")
+    pub(crate) fn ok(check: &'static str, seen: impl Into<String>) -> Self {
+        Self::new(check, FindingStatus::Ok, seen.into(), "", "")
     }
 
-    /// A check that could not be made, and why.
-    #[must_use]
-    pub fn skipped(check: &'static str, why: impl Into<String>) -> Self {
-        Self::new(check, Outcome::Skipped, why.into(), "", "")
+    fn skipped(check: &'static str, why: impl Into<String>) -> Self {
+        Self::new(check, FindingStatus::Skipped, why.into(), "", "")
     }
 
     fn new(
         check: &'static str,
-        status: Outcome,
+        status: FindingStatus,
         seen: impl Into<String>,
         cause: impl Into<String>,
-        remedy: impl Into<String>,
+        fix: impl Into<String>,
     ) -> Self {
         Self {
             check,
             status,
             seen: seen.into(),
             cause: cause.into(),
-            remedy: remedy.into(),
+            fix: fix.into(),
         }
     }
 
@@ -79,25 +76,24 @@ impl Finding {
         check: &'static str,
         seen: impl Into<String>,
         cause: impl Into<String>,
-        remedy: impl Into<String>,
+        fix: impl Into<String>,
     ) -> Self {
-        Self::new(check, Outcome::Warning, seen, cause, remedy)
+        Self::new(check, FindingStatus::Warning, seen, cause, fix)
     }
 
     fn error(
         check: &'static str,
         seen: impl Into<String>,
         cause: impl Into<String>,
-        remedy: impl Into<String>,
+        fix: impl Into<String>,
     ) -> Self {
-        Self::new(check, Outcome::Error, seen, cause, remedy)
+        Self::new(check, FindingStatus::Error, seen, cause, fix)
     }
 }
 
-/// One check.
 type Check = fn(&Facts) -> Finding;
 
-/// All checks, in the order in which a start depends on them.
+/// All checks, in the order in which starting the daemon depends on them.
 const CHECKS: &[Check] = &[
     daemon::life,
     machine::tun,
@@ -133,26 +129,25 @@ const CHECKS: &[Check] = &[
     peers::sizes,
 ];
 
-/// Judges the facts: one finding for each check.
-#[must_use]
-pub fn examine(facts: &Facts) -> Vec<Finding> {
+/// Returns one finding for each check.
+pub(crate) fn examine(facts: &Facts) -> Vec<Finding> {
     CHECKS.iter().map(|check| check(facts)).collect()
 }
 
-/// Whether something keeps the daemon from working.
-#[must_use]
-pub fn has_errors(findings: &[Finding]) -> bool {
+pub(crate) fn has_errors(findings: &[Finding]) -> bool {
     findings
         .iter()
-        .any(|finding| finding.status == Outcome::Error)
+        .any(|finding| finding.status == FindingStatus::Error)
 }
 
-/// Whether something is wrong, if only a little.
-#[must_use]
-pub fn has_findings(findings: &[Finding]) -> bool {
-    findings
-        .iter()
-        .any(|finding| matches!(finding.status, Outcome::Error | Outcome::Warning))
+/// Whether there are errors or warnings.
+pub(crate) fn has_findings(findings: &[Finding]) -> bool {
+    findings.iter().any(|finding| {
+        matches!(
+            finding.status,
+            FindingStatus::Error | FindingStatus::Warning
+        )
+    })
 }
 
 #[cfg(test)]
@@ -163,19 +158,19 @@ mod tests {
     use crate::dataplane::counters::{Counter, Kind};
 
     #[test]
-    fn a_node_without_faults_has_no_finding() {
+    fn a_healthy_node_has_no_finding() {
         let facts = samples::healthy();
         let findings = examine(&facts);
         let bad: Vec<_> = findings
             .iter()
-            .filter(|finding| finding.status != Outcome::Ok)
+            .filter(|finding| finding.status != FindingStatus::Ok)
             .collect();
         assert!(bad.is_empty(), "{bad:#?}");
         assert!(!has_errors(&findings) && !has_findings(&findings));
     }
 
     #[test]
-    fn each_check_has_a_name_of_its_own() {
+    fn each_check_has_its_own_name() {
         let findings = examine(&samples::healthy());
         let names: BTreeSet<_> = findings.iter().map(|finding| finding.check).collect();
         assert_eq!(names.len(), CHECKS.len());

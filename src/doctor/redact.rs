@@ -1,5 +1,5 @@
-//! Configs and leases for a report: fields that are known to hold no secret as they are, and
-//! of all others only that they are there. Other backends of flannel keep keys in both.
+//! Masks configs and leases for a report: fields known to hold no secret are shown, of all others
+//! only the name. Other backends of flannel keep keys in both.
 
 use serde_json::{Map, Value};
 
@@ -21,7 +21,7 @@ const TOP: &[&str] = &[
     "BackendType",
     "Node",
 ];
-/// Fields that hold fields.
+/// Fields that contain other fields.
 const GROUPS: &[&str] = &["Backend", "BackendData", "BackendV6Data"];
 /// Fields in those.
 const INNER: &[&str] = &[
@@ -37,10 +37,9 @@ const INNER: &[&str] = &[
 ];
 
 /// The text of a config or a lease, on one line.
-#[must_use]
-pub fn record(text: &[u8]) -> String {
+pub(super) fn record(text: &[u8]) -> String {
     let Ok(Value::Object(fields)) = serde_json::from_slice(text) else {
-        return format!("{} bytes that are no JSON object", text.len());
+        return format!("{} bytes that are not a JSON object", text.len());
     };
     let mut shown = known(fields.clone(), TOP);
     for (name, value) in fields {
@@ -51,7 +50,7 @@ pub fn record(text: &[u8]) -> String {
     Value::Object(shown).to_string()
 }
 
-/// The fields, with what is not known, or is more than one word, left out.
+/// The fields, with unknown and structured values masked.
 fn known(fields: Map<String, Value>, names: &[&str]) -> Map<String, Value> {
     let masked = fields.into_iter().map(|(name, value)| {
         let plain = !matches!(value, Value::Object(_) | Value::Array(_));
@@ -63,7 +62,7 @@ fn known(fields: Map<String, Value>, names: &[&str]) -> Map<String, Value> {
     masked.collect()
 }
 
-/// Go's reader does not tell upper from lower case.
+/// Go's JSON reader ignores case.
 fn is_one_of(name: &str, names: &[&str]) -> bool {
     names.iter().any(|known| known.eq_ignore_ascii_case(name))
 }
@@ -73,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_of_other_backends_are_left_out() {
+    fn keys_of_other_backends_are_masked() {
         let shown = record(br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "ipsec", "UDPEncap": true, "PSK": "geheim"}}"#);
         assert_eq!(
             shown,
@@ -85,8 +84,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_not_shown_at_all() {
-        assert_eq!(record(b"geheim"), "6 bytes that are no JSON object");
-        assert_eq!(record(br#"["geheim"]"#), "10 bytes that are no JSON object");
+    fn what_is_not_an_object_is_not_shown_at_all() {
+        assert_eq!(record(b"geheim"), "6 bytes that are not a JSON object");
+        assert_eq!(
+            record(br#"["geheim"]"#),
+            "10 bytes that are not a JSON object"
+        );
     }
 }

@@ -1,20 +1,19 @@
-//! The report: one text with everything that somebody asks for first. Never a password, a
-//! key, or what stands before the `@` of a URL.
+//! The report: one text with everything that a helper asks for first. It never contains a
+//! password, a key, or the user part of a URL.
 
 use std::fmt::Write as _;
 use std::fs;
 
-use super::facts::{Daemon, Facts};
+use super::facts::{DaemonFacts, Facts};
 use super::redact;
 use crate::daemon::state::subnet_env;
 
-/// Longest text of one section, in bytes: rules of a large Kubernetes node take some
+/// Longest text of one section, in bytes. The rules of a large Kubernetes node take several
 /// megabytes.
 const MAX_SECTION: usize = 4 << 20;
 
-/// The report, with the program's version and the findings as text.
-#[must_use]
-pub fn text(version: &str, findings: &str, facts: &Facts) -> String {
+/// `findings` are the doctor's, as text.
+pub(crate) fn text(version: &str, findings: &str, facts: &Facts) -> String {
     let mut out = format!("uvxlan report\n\nversion: {version}\n{}", system());
     let sections = [
         ("findings", findings.to_owned()),
@@ -46,7 +45,7 @@ fn cut(section: &str) -> String {
         .rev()
         .find(|end| section.is_char_boundary(*end));
     let kept = section.get(..end.unwrap_or(0)).unwrap_or_default();
-    format!("{kept}\n[cut: {} bytes in all]\n", section.len())
+    format!("{kept}\n[truncated: {} bytes in total]\n", section.len())
 }
 
 fn system() -> String {
@@ -65,16 +64,16 @@ fn system() -> String {
 
 fn daemon(facts: &Facts) -> String {
     match &facts.daemon {
-        Daemon::Answers(status) => match serde_json::to_string_pretty(status) {
+        DaemonFacts::Answers(status) => match serde_json::to_string_pretty(status) {
             Ok(text) => format!("{text}\n"),
             Err(error) => format!("{error}\n"),
         },
-        Daemon::Silent(tried, holder) => format!("no answer: {tried}; {holder:?}\n"),
-        Daemon::Absent(tried) => format!("none: {tried}\n"),
+        DaemonFacts::Silent(tried, holder) => format!("no reply: {tried}; {holder:?}\n"),
+        DaemonFacts::Absent(tried) => format!("none: {tried}\n"),
     }
 }
 
-/// The assignments that are ours or made of ours; whatever else a person put there stays.
+/// Our assignments and those derived from them. The values of all others are masked.
 fn subnet_file(facts: &Facts) -> String {
     let path = facts.files.subnet_path.display();
     match &facts.files.subnet {
@@ -89,7 +88,7 @@ fn subnet_file(facts: &Facts) -> String {
             }
             out
         }
-        Ok(None) => format!("{path}: not there\n"),
+        Ok(None) => format!("{path}: does not exist\n"),
         Err(error) => format!("{path}: {error}\n"),
     }
 }
@@ -124,11 +123,11 @@ fn routes(facts: &Facts) -> String {
         let _ = writeln!(out, "{route} ({})", device.as_deref().unwrap_or("-"));
     }
     for (subnet, lookup) in &facts.host.lookups {
-        let way = match lookup {
+        let link = match lookup {
             Some(lookup) => facts.link_name(lookup.ifindex),
             None => "nowhere".into(),
         };
-        let _ = writeln!(out, "a host of {subnet}: {way}");
+        let _ = writeln!(out, "a host in {subnet}: {link}");
     }
     let holders: Vec<_> = facts.host.holders.iter().map(ToString::to_string).collect();
     let _ = writeln!(out, "UDP port {}: {}", facts.port(), holders.join(", "));
@@ -149,7 +148,7 @@ fn datastore(facts: &Facts) -> String {
         let _ = writeln!(out, "{}", refused.text);
     }
     for member in &store.members {
-        let _ = writeln!(out, "{}: {:?}", member.url, member.answer);
+        let _ = writeln!(out, "{}: {:?}", member.url, member.reply);
     }
     match &store.config {
         Some(Ok(Some(text))) => {
@@ -177,11 +176,11 @@ fn rules(read: Option<&Result<String, String>>) -> String {
     match read {
         Some(Ok(text)) => format!("{}\n", text.trim_end()),
         Some(Err(error)) => format!("{error}\n"),
-        None => "not looked at\n".into(),
+        None => "not read\n".into(),
     }
 }
 
-/// Takes out user and password of each URL.
+/// Masks user and password in each URL.
 fn mask_users(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -211,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_report_has_what_is_asked_for_first() {
+    fn the_report_has_what_helpers_ask_for_first() {
         let text = text("1.2.3", "ok  tun\n", &samples::healthy());
         for expected in [
             "version: 1.2.3",
@@ -229,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn no_secret_gets_in() {
+    fn no_secret_is_in_the_report() {
         let mut facts = samples::healthy();
         facts.store.place = "etcd http://root:geheim@10.0.0.1:2379,http://b:s3@h:1".into();
         facts.files.subnet = Ok(Some(

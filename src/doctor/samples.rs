@@ -1,4 +1,4 @@
-//! Facts of a healthy node, for tests to break.
+//! Facts about a healthy node, for tests to break.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -6,7 +6,8 @@ use std::net::Ipv4Addr;
 use bytes::Bytes;
 
 use super::facts::{
-    Answer, Daemon, Facts, Files, Firewall, Host, Machine, Member, Peer, Reach, Size, Store,
+    DaemonFacts, EchoSize, Facts, FileFacts, FirewallFacts, HostFacts, MachineFacts, Member,
+    MemberReply, PeerFacts, Reachability, StoreFacts,
 };
 use crate::control::{
     NodeStatus, PacketLoopStatus, PeerCheck, PeerRoute, PeerState, PeerStatus, Phase, ProbeMethod,
@@ -28,7 +29,7 @@ const OURS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const THEIRS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 const PID: u32 = 4711;
 
-pub fn link(index: u32, name: &str, kind: &str) -> LinkInfo {
+pub(super) fn link(index: u32, name: &str, kind: &str) -> LinkInfo {
     LinkInfo {
         index,
         name: name.into(),
@@ -43,7 +44,7 @@ pub fn link(index: u32, name: &str, kind: &str) -> LinkInfo {
     }
 }
 
-pub fn address(ifindex: u32, address: &str, prefix_len: u8) -> AddressInfo {
+pub(super) fn address(ifindex: u32, address: &str, prefix_len: u8) -> AddressInfo {
     AddressInfo {
         ifindex,
         address: address.parse().unwrap(),
@@ -55,7 +56,7 @@ pub fn address(ifindex: u32, address: &str, prefix_len: u8) -> AddressInfo {
     }
 }
 
-pub fn record(name: &str, public_ip: &str) -> Record {
+pub(super) fn record(name: &str, public_ip: &str) -> Record {
     let value = format!(
         r#"{{"PublicIP":"{public_ip}","BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:00:02"}}}}"#
     );
@@ -124,7 +125,7 @@ fn state() -> State {
     }
 }
 
-fn host() -> Host {
+fn host() -> HostFacts {
     let peer = "10.5.2.0/24".parse().unwrap();
     let lookup = RouteLookup {
         ifindex: 3,
@@ -132,7 +133,7 @@ fn host() -> Host {
         gateway: None,
         local: false,
     };
-    Host {
+    HostFacts {
         unread: None,
         links: vec![
             link(2, "eth0", ""),
@@ -160,12 +161,12 @@ fn host() -> Host {
     }
 }
 
-fn store() -> Store {
-    Store {
+fn store() -> StoreFacts {
+    StoreFacts {
         place: "etcd v3 http://192.0.2.1:2379 prefix /coreos.com/network".into(),
         members: vec![Member {
             url: "http://192.0.2.1:2379".into(),
-            answer: Ok(Answer {
+            reply: Ok(MemberReply {
                 status: 200,
                 skew: Some(0),
             }),
@@ -179,23 +180,23 @@ fn store() -> Store {
             ],
             revision: 1,
         })),
-        peers: vec![Peer {
+        peers: vec![PeerFacts {
             subnet: "10.5.2.0/24".parse().unwrap(),
             public_ip: THEIRS,
             tunnel: true,
         }],
-        ..Store::default()
+        ..StoreFacts::default()
     }
 }
 
 /// A node that serves 10.5.1.0/24, with one peer that has 10.5.2.0/24.
-pub fn healthy() -> Facts {
+pub(super) fn healthy() -> Facts {
     let sysctls = [
         ("net/ipv4/ip_forward", "1"),
         ("net/ipv4/conf/all/rp_filter", "0"),
     ];
     Facts {
-        machine: Machine {
+        machine: MachineFacts {
             tun: Ok(()),
             capabilities: Ok((true, true)),
             kernel: Version(6, 12, 0),
@@ -203,14 +204,14 @@ pub fn healthy() -> Facts {
             node: None,
             sysctls: sysctls.map(|(path, value)| (path.into(), value.into())).into(),
         },
-        daemon: Daemon::Answers(Box::new(status())),
+        daemon: DaemonFacts::Answers(Box::new(status())),
         host: host(),
-        firewall: Firewall {
+        firewall: FirewallFacts {
             legacy: None,
             iptables: Some(Ok("*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\nCOMMIT\n".into())),
             nft: Some(Ok(r#"{"nftables": []}"#.into())),
         },
-        files: Files {
+        files: FileFacts {
             subnet_path: "/run/flannel/subnet.env".into(),
             subnet: Ok(Some(
                 b"FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
@@ -220,12 +221,12 @@ pub fn healthy() -> Facts {
             state: Ok(Some(state())),
         },
         store: store(),
-        reach: Ok(vec![Reach {
+        reach: Ok(vec![Reachability {
             subnet: "10.5.2.0/24".parse().unwrap(),
             public_ip: THEIRS,
             sizes: vec![84, 1280, 1450]
                 .into_iter()
-                .map(|bytes| Size { bytes, answered: true })
+                .map(|bytes| EchoSize { bytes, answered: true })
                 .collect(),
             largest: None,
             heard: false,
@@ -234,9 +235,9 @@ pub fn healthy() -> Facts {
 }
 
 /// The same host before a daemon was ever started.
-pub fn before_the_first_start() -> Facts {
+pub(super) fn before_the_first_start() -> Facts {
     let mut facts = healthy();
-    facts.daemon = Daemon::Absent("no socket".into());
+    facts.daemon = DaemonFacts::Absent("no socket".into());
     facts.files.subnet = Ok(None);
     facts.files.state = Ok(None);
     facts.reach = Err("no daemon".into());

@@ -138,7 +138,7 @@ fn a_kept_demo_can_be_inspected_with_the_printed_commands() {
     let told: Vec<_> = lines
         .by_ref()
         .map(|line| line.unwrap())
-        .take_while(|line| !line.contains("Enter ends it"))
+        .take_while(|line| !line.contains("Press Enter to end"))
         .collect();
     let commands: Vec<_> = told
         .iter()

@@ -443,7 +443,10 @@ fn the_guides_arguments_reach_an_etcd_with_certificates() {
     assert!(leases.contains("\"PublicIP\":\"192.0.2.1\""), "{leases}");
     // flannel ignores such an argument, so the log must say that we do not.
     let log = service.log();
-    assert!(log.contains("split at the blanks and honoured"), "{log}");
+    assert!(
+        log.contains("split one argument that held several options"),
+        "{log}"
+    );
     service.stop();
 
     // Without the certificate the same server rejects us, so the first half proves something.

@@ -163,10 +163,13 @@ fn failures_end_with_1_say_why_and_write_nothing() {
 
     let folder = files.folder.path();
     let unreadable = files.run_on(folder, &files.output(), "");
-    failed(&unreadable, &["reading", &folder.display().to_string()]);
+    failed(&unreadable, &["cannot read", &folder.display().to_string()]);
     let nowhere = files.input().join("docker.env");
     let unwritable = files.run_on(&files.input(), &nowhere, "-m");
-    failed(&unwritable, &["writing", &nowhere.display().to_string()]);
+    failed(
+        &unwritable,
+        &["cannot write", &nowhere.display().to_string()],
+    );
 }
 
 #[test]

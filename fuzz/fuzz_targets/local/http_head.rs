@@ -4,7 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use libfuzzer_sys::fuzz_target;
-use uvxlan::doctor::gather::read_head;
+use uvxlan::doctor::read_head;
 
 fuzz_target!(|bytes: &[u8]| {
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000);

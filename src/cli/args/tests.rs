@@ -13,7 +13,7 @@ fn refusal_of(words: &[&str]) -> (String, u8) {
 
 fn answer_to(words: &[&str]) -> String {
     match interpret_words(words) {
-        Action::Answer(text) => text,
+        Action::Print(text) => text,
         other => panic!("{words:?}: {other:?}"),
     }
 }
@@ -48,13 +48,13 @@ fn called_as_flanneld_everything_goes_to_run() {
 }
 
 #[test]
-fn commands_are_told_apart() {
+fn each_command_is_recognised() {
     let run = interpret_words(&["uvxlan", "run", "--iface=eth0"]);
     assert!(matches!(run, Action::Run(options) if options.iface == ["eth0"]));
     let down = interpret_words(&["uvxlan", "down"]);
-    assert!(matches!(down, Action::Down(args) if args.vni == 1));
+    assert!(matches!(down, Action::Command(CliCommand::Down(args)) if args.vni == 1));
     let down = interpret_words(&["uvxlan", "down", "--vni=4096"]);
-    assert!(matches!(down, Action::Down(args) if args.vni == 4096));
+    assert!(matches!(down, Action::Command(CliCommand::Down(args)) if args.vni == 4096));
     let (text, code) = refusal_of(&["uvxlan", "down", "--vni=16777216"]);
     assert_eq!(code, USAGE);
     assert!(text.contains("16777215"), "{text}");
@@ -159,18 +159,9 @@ fn help_names_every_flag_once_and_no_hidden_one() {
 #[test]
 fn long_help_has_headings_in_order_and_examples() {
     let text = answer_to(&["uvxlan", "run", "--help"]);
-    let parts = [
-        "Datastore:",
-        "Subnet and interface:",
-        "Files:",
-        "Rules (flannel compatibility):",
-        "Kubernetes (accepted):",
-        "Daemon:",
-        "Logging:",
-        "Examples:",
-    ];
+    let headings = flags::Group::ALL.map(|group| format!("{}:", group.heading()));
+    let parts = headings.iter().map(String::as_str).chain(["Examples:"]);
     let places: Vec<_> = parts
-        .iter()
         .map(|part| text.find(&format!("\n{part}\n")))
         .collect();
     assert!(places.iter().all(Option::is_some), "{places:?}");
@@ -199,7 +190,7 @@ fn examples_of_the_help_are_valid() {
 fn program_help_lists_commands_and_examples() {
     let text = answer_to(&["uvxlan", "--help"]);
     for part in [
-        "A drop-in for flannel",
+        "A drop-in replacement for flannel",
         "  run ",
         "  docker-opts ",
         "  demo ",

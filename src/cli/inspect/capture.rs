@@ -1,11 +1,11 @@
-//! `uvxlan capture`: packets as the daemon sees them, for Wireshark and its kin.
+//! `uvxlan capture`: packets as the daemon sees them, for Wireshark and other readers of pcapng.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -15,44 +15,46 @@ use tokio::net::unix::OwnedReadHalf;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::status::{Socket, failed};
+use super::socket::{Socket, unanswered};
 use crate::capture::pcapng;
+use crate::cli::{CANT_CREATE, FAILURE, OK, USAGE, fail, print_err, runtime};
 use crate::control::{CaptureRequest, CaptureView, Request, client};
 
-/// How long the daemon may take to begin, and, once the end is asked for, how long nothing may
-/// come or be taken by whoever reads.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Bytes that are copied at once, at most.
-const PIECE: usize = 64 * 1024;
-/// Bytes at the end of a stream that its statistics lie in.
+/// How long the daemon may take to start a capture.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a capture may make no progress after its end was requested.
+const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Most bytes to copy at once.
+const CHUNK: usize = 64 * 1024;
+/// The end of a stream, which contains its statistics, in bytes.
 const TAIL: usize = 256;
 
 /// Arguments of `uvxlan capture`.
-#[derive(clap::Args, Debug, Clone)]
+#[derive(clap::Args, Debug)]
 #[command(after_help = NOTES)]
-pub struct CaptureArgs {
-    /// File to write, for its owner's eyes only; without it, or with -, stdout is written to
+pub(crate) struct CaptureArgs {
+    /// File to write, readable by its owner only; - is stdout [default: stdout]
     #[arg(short, long, value_name = "FILE")]
     write: Option<PathBuf>,
-    /// inner (packets at the device), outer (VXLAN at the socket), or both
+    /// What to capture: inner (packets at the device), outer (VXLAN at the socket), or both
     #[arg(long, value_name = "VIEW", default_value = "both", value_parser = PossibleValuesParser::new(["both", "inner", "outer"]).map(view))]
     view: CaptureView,
-    /// Only packets of this peer: its public IP or its subnet (or a stranger's IP)
+    /// Only packets to or from this peer: its public IP or its subnet; or any sender's IP
     #[arg(long, value_name = "PEER")]
     peer: Option<String>,
-    /// Only packets from or to this container
+    /// Only packets to or from this container
     #[arg(long, value_name = "IP")]
     host: Option<Ipv4Addr>,
-    /// Only packets that are dropped; each has its reason as a comment
+    /// Only dropped packets, each with the reason as a comment
     #[arg(long)]
     dropped: bool,
-    /// End after so many packets
+    /// Stop after this many packets
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// End after so many seconds
+    /// Stop after this many seconds
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     seconds: Option<u32>,
-    /// Keep so many bytes of each packet
+    /// Keep at most this many bytes of each packet
     #[arg(short, long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..))]
     snap_length: Option<u32>,
     #[command(flatten)]
@@ -67,7 +69,7 @@ fn view(word: String) -> CaptureView {
     }
 }
 
-/// Ended by a second Ctrl-C, as shells say it.
+/// Exit status after a second Ctrl-C, as shells report it.
 const INTERRUPTED: u8 = 130;
 
 const NOTES: &str = "\
@@ -76,24 +78,20 @@ Examples:
   uvxlan capture --dropped --seconds 10 -w drops.pcapng
   uvxlan capture --peer 192.0.2.7 --view outer | tshark -r -
 
-The file is pcapng, with an interface for each view. Dropped packets carry the name of the
-counter and its meaning as a comment (tshark: -T fields -e frame.comment). Forwarding does
-not wait for a slow reader; what was missed is counted, in the file and at the end.
-Meanwhile the socket filter is lifted: strangers' datagrams are seen, and dropped later.";
+The file is pcapng, with one interface for each view. A dropped packet's comment has the name of
+its counter and what that means (tshark: -T fields -e frame.comment). Forwarding does not wait for
+a slow reader; packets that were missed are counted, in the file and at the end. While a capture
+runs the socket filter is off, so that packets of unknown senders are seen before they are dropped.";
 
-/// Runs the command.
-#[must_use]
-pub fn run(args: &CaptureArgs) -> ExitCode {
-    let to_stdout = args
-        .write
-        .as_ref()
-        .is_none_or(|path| path.as_os_str() == "-");
-    if to_stdout && io::stdout().is_terminal() {
-        crate::cli::print_err(
-            "uvxlan capture: a capture is no text; name a file (-w FILE), or pipe it: uvxlan \
-             capture | tshark -r -\n",
+pub(crate) fn run(args: &CaptureArgs) -> ExitCode {
+    let file = args.write.as_ref().filter(|path| path.as_os_str() != "-");
+    if file.is_none() && io::stdout().is_terminal() {
+        return fail(
+            "capture",
+            USAGE,
+            "will not write binary data to a terminal; name a file (-w FILE) or pipe the output: \
+             uvxlan capture | tshark -r -",
         );
-        return ExitCode::from(crate::cli::USAGE);
     }
     let request = CaptureRequest {
         view: Some(args.view),
@@ -103,47 +101,44 @@ pub fn run(args: &CaptureArgs) -> ExitCode {
         snap_len: args.snap_length,
         count: args.count,
     };
-    let begun = client::open_stream(args.socket.path(), Request::Capture(request), PATIENCE);
+    let begun = client::open_stream(args.socket.path(), Request::Capture(request), START_TIMEOUT);
     let (head, stream) = match begun {
         Ok((_, rest)) => rest,
-        Err(error) => return failed("capture", &error),
+        Err(error) => return unanswered("capture", &error),
     };
-    let output: Box<dyn Write + Send> = match &args.write {
-        Some(path) if !to_stdout => match create(path) {
-            Ok(file) => Box::new(file),
-            Err(error) => {
-                crate::cli::print_err(&format!(
-                    "uvxlan capture: writing {}: {error}\n",
-                    path.display()
-                ));
-                return ExitCode::from(crate::cli::CANT_CREATE);
-            }
-        },
-        _ => Box::new(io::stdout()),
+    let output: Box<dyn Write + Send> = match file.map(|path| (path, create(path))) {
+        None => Box::new(io::stdout()),
+        Some((_, Ok(file))) => Box::new(file),
+        Some((path, Err(error))) => {
+            let path = path.display();
+            return fail(
+                "capture",
+                CANT_CREATE,
+                format_args!("cannot write {path}: {error}"),
+            );
+        }
     };
     match copy(head, stream, output, args.seconds) {
-        Ok(None) => {
-            crate::cli::print_err("uvxlan capture: ended at once: the capture is cut short\n");
-            ExitCode::from(INTERRUPTED)
-        }
+        Ok(None) => fail(
+            "capture",
+            INTERRUPTED,
+            "interrupted; the file is incomplete",
+        ),
         Ok(Some(tail)) => {
-            let said = pcapng::totals(&tail).map_or_else(
-                || "the daemon went away: the capture ends early".to_owned(),
+            let summary = pcapng::totals(&tail).map_or_else(
+                || "the daemon has gone away; the capture ends early".to_owned(),
                 |(seen, missed)| format!("{} packets captured, {missed} missed", seen - missed),
             );
-            crate::cli::print_err(&format!("{said}\n"));
-            ExitCode::from(crate::cli::OK)
+            print_err(&format!("{summary}\n"));
+            ExitCode::from(OK)
         }
-        // Whoever read it has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::from(crate::cli::OK),
-        Err(error) => {
-            crate::cli::print_err(&format!("uvxlan capture: {error}\n"));
-            ExitCode::from(crate::cli::FAILURE)
-        }
+        // The reader has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::from(OK),
+        Err(error) => fail("capture", FAILURE, error),
     }
 }
 
-fn create(path: &PathBuf) -> io::Result<File> {
+fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .write(true)
         .create(true)
@@ -152,8 +147,8 @@ fn create(path: &PathBuf) -> io::Result<File> {
         .open(path)
 }
 
-/// Copies the stream until it ends; asks for its end at Ctrl-C and when the time is over.
-/// Returns its last bytes, or nothing where a second Ctrl-C ended it at once.
+/// Copies the stream until it ends, and requests its end at Ctrl-C and when the time is over.
+/// Returns its last bytes, or nothing if a second Ctrl-C ended it at once.
 fn copy(
     head: Vec<u8>,
     stream: UnixStream,
@@ -161,10 +156,7 @@ fn copy(
     seconds: Option<u32>,
 ) -> io::Result<Option<Vec<u8>>> {
     stream.set_nonblocking(true)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
+    runtime()?.block_on(async {
         let (reading, mut writing) = tokio::net::UnixStream::from_std(stream)?.into_split();
         let mut stops = Stops::new(seconds)?;
         let (progress, mut progressed) = watch::channel(());
@@ -173,18 +165,18 @@ fn copy(
             ended = &mut pump => return ended.map(Some),
             () = stops.wanted() => {}
         }
-        // It may be gone by itself just now.
+        // It may have ended by itself just now.
         let _ = writing.shutdown().await;
         loop {
             tokio::select! {
                 ended = &mut pump => return ended.map(Some),
                 () = stops.interrupted() => return Ok(None),
                 Ok(()) = progressed.changed() => {}
-                () = tokio::time::sleep(PATIENCE) => return Err(io::Error::new(
+                () = tokio::time::sleep(STALL_TIMEOUT) => return Err(io::Error::new(
                     io::ErrorKind::TimedOut,
                     format!(
-                        "nothing moved for {} s after the end was asked for: the capture is cut short",
-                        PATIENCE.as_secs()
+                        "no progress for {} s after the end was requested; the file is incomplete",
+                        STALL_TIMEOUT.as_secs()
                     ),
                 )),
             }
@@ -215,7 +207,7 @@ impl Stops {
         }
     }
 
-    /// A signal, or the time is over.
+    /// Waits for a signal or the end of the time.
     async fn wanted(&mut self) {
         let seconds = self.seconds;
         let over = async {
@@ -231,28 +223,28 @@ impl Stops {
     }
 }
 
-/// Copies until the stream ends; returns its last bytes. A thread writes, for whoever reads may
-/// be slow, and signals are heard meanwhile.
+/// Copies until the stream ends, and returns its last bytes. A thread of its own writes, so that
+/// a slow reader does not delay the response to signals.
 async fn pump(
     head: Vec<u8>,
     mut reading: OwnedReadHalf,
     mut output: Box<dyn Write + Send>,
     progress: watch::Sender<()>,
 ) -> io::Result<Vec<u8>> {
-    let (pieces, mut waiting) = mpsc::channel::<Vec<u8>>(1);
+    let (chunks, mut pending) = mpsc::channel::<Vec<u8>>(1);
     let (done, written) = oneshot::channel();
     std::thread::spawn(move || {
         let mut write = || {
-            while let Some(bytes) = waiting.blocking_recv() {
+            while let Some(bytes) = pending.blocking_recv() {
                 output.write_all(&bytes)?;
                 output.flush()?;
             }
             io::Result::Ok(())
         };
-        let outcome = write();
-        drop(waiting);
-        // Nobody waits where a signal ended it.
-        let _ = done.send(outcome);
+        let result = write();
+        drop(pending);
+        // Nobody waits for it after a second signal.
+        let _ = done.send(result);
     });
     let mut tail = Vec::new();
     let mut bytes = head;
@@ -261,21 +253,21 @@ async fn pump(
         tail.extend_from_slice(bytes.get(from..).unwrap_or_default());
         let surplus = tail.len().saturating_sub(TAIL);
         tail.drain(..surplus);
-        if !bytes.is_empty() && pieces.send(bytes).await.is_err() {
+        if !bytes.is_empty() && chunks.send(bytes).await.is_err() {
             break;
         }
         progress.send_replace(());
-        bytes = vec![0; PIECE];
+        bytes = vec![0; CHUNK];
         let read = tokio::select! {
             read = reading.read(&mut bytes) => read?,
-            () = pieces.closed() => break,
+            () = chunks.closed() => break,
         };
         if read == 0 {
             break;
         }
         bytes.truncate(read);
     }
-    drop(pieces);
+    drop(chunks);
     written.await.map_err(|_| io::ErrorKind::Other)??;
     Ok(tail)
 }

@@ -1,4 +1,4 @@
-//! `uvxlan doctor`: what keeps the daemon from working, and what mends it.
+//! `uvxlan doctor`: finds what keeps the overlay from working, and how to fix it.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
@@ -6,30 +6,30 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::running;
-use super::status::{Paint, Socket};
+use super::socket::Socket;
+use super::terminal::Paint;
 use crate::cli::leases::store::{CommandError, StoreArgs};
-use crate::cli::{FAILURE, OK, print_err, print_out};
+use crate::cli::{FAILURE, OK, fail, print_json, print_out, runtime};
 use crate::daemon::options::{DEFAULT_STATE_DIR, DEFAULT_SUBNET_FILE};
 use crate::doctor::facts::Facts;
 use crate::doctor::gather::{self, Request};
-use crate::doctor::{self, Finding, Outcome};
+use crate::doctor::{self, Finding, FindingStatus};
 use crate::host::interface::Selection;
 
 /// Arguments of `uvxlan doctor`.
-#[derive(clap::Args, Debug, Clone)]
-pub struct DoctorArgs {
+#[derive(clap::Args, Debug)]
+pub(crate) struct DoctorArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// From which findings on the exit status is 1
-    #[arg(long, value_name = "KIND", value_enum, default_value_t = FailOn::Warning)]
+    /// Least severe finding that makes the exit status 1
+    #[arg(long, value_name = "SEVERITY", value_enum, default_value_t = FailOn::Warning)]
     fail_on: FailOn,
     #[command(flatten)]
-    look: LookArgs,
+    examine: ExamineArgs,
 }
 
-/// Kinds of findings that make the doctor fail.
-#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(clap::ValueEnum, Debug, Clone, Copy)]
 enum FailOn {
     /// Errors and warnings
     Warning,
@@ -37,9 +37,9 @@ enum FailOn {
     Error,
 }
 
-/// Where to look: the daemon's own flags and environment.
-#[derive(clap::Args, Debug, Clone)]
-pub struct LookArgs {
+/// What to examine: the daemon's own flags and environment.
+#[derive(clap::Args, Debug)]
+pub(crate) struct ExamineArgs {
     #[command(flatten)]
     store: StoreArgs,
     #[command(flatten)]
@@ -52,16 +52,16 @@ pub struct LookArgs {
         value_name = "IFACE"
     )]
     iface: Vec<String>,
-    /// Regular expression for the interface
+    /// Regular expression to find the interface by
     #[arg(long, env = "FLANNELD_IFACE_REGEX", value_name = "REGEX")]
     iface_regex: Vec<String>,
-    /// The interface that the route to ADDRESS takes
+    /// Use the interface of the route to ADDRESS
     #[arg(long, env = "FLANNELD_IFACE_CAN_REACH", value_name = "ADDRESS")]
     iface_can_reach: Option<Ipv4Addr>,
-    /// Address that other hosts reach this one by
+    /// IPv4 address at which other hosts reach this one
     #[arg(long, env = "FLANNELD_PUBLIC_IP", value_name = "ADDRESS")]
     public_ip: Option<Ipv4Addr>,
-    /// The subnet file [default: the running daemon's, else flannel's]
+    /// The subnet file [default: the running daemon's, or flannel's]
     #[arg(long, env = "FLANNELD_SUBNET_FILE", value_name = "FILE")]
     subnet_file: Option<PathBuf>,
     /// The daemon's state directory [default: the running daemon's]
@@ -69,14 +69,14 @@ pub struct LookArgs {
     state_dir: Option<PathBuf>,
 }
 
-impl LookArgs {
-    fn request(&self) -> Result<Request, CommandError> {
+impl ExamineArgs {
+    fn request(&self) -> Request {
         let daemon = running::options();
-        let path = |said: &Option<PathBuf>, running: Option<&PathBuf>, default: &str| {
-            let known = said.as_ref().or(running).cloned();
+        let path = |given: &Option<PathBuf>, running: Option<&PathBuf>, default: &str| {
+            let known = given.as_ref().or(running).cloned();
             known.unwrap_or_else(|| default.into())
         };
-        Ok(Request {
+        Request {
             store: self.store.config(),
             selection: Selection {
                 interfaces: self.iface.clone(),
@@ -95,42 +95,28 @@ impl LookArgs {
                 DEFAULT_STATE_DIR,
             ),
             control_socket: self.socket.path().to_owned(),
-        })
+        }
     }
 
-    /// Gathers the facts, and judges them.
-    pub(crate) fn look(&self) -> Result<(Facts, Vec<Finding>), CommandError> {
-        let request = self.request()?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(CommandError::Runtime)?;
+    /// Gathers the facts and judges them.
+    pub(super) fn examine(&self) -> Result<(Facts, Vec<Finding>), CommandError> {
+        let request = self.request();
+        let runtime = runtime().map_err(CommandError::Runtime)?;
         let facts = runtime.block_on(gather::facts(request));
-        // A name that is still being resolved must not hold up the answer.
+        // Do not wait for a name that is still being resolved.
         runtime.shutdown_background();
         let findings = doctor::examine(&facts);
         Ok((facts, findings))
     }
 }
 
-/// Checks this machine; fails where something is wrong.
-#[must_use]
-pub fn run(args: &DoctorArgs) -> ExitCode {
-    let findings = match args.look.look() {
+pub(crate) fn run(args: &DoctorArgs) -> ExitCode {
+    let findings = match args.examine.examine() {
         Ok((_, findings)) => findings,
-        Err(error) => {
-            print_err(&format!("uvxlan doctor: {error}\n"));
-            return ExitCode::from(error.exit_status());
-        }
+        Err(error) => return fail("doctor", error.exit_status(), error),
     };
     if args.json {
-        match serde_json::to_string_pretty(&findings) {
-            Ok(json) => print_out(&format!("{json}\n")),
-            Err(error) => {
-                print_err(&format!("uvxlan doctor: writing JSON: {error}\n"));
-                return ExitCode::from(FAILURE);
-            }
-        }
+        print_json("doctor", &findings);
     } else {
         print_out(&text(&findings, Paint::of_stdout()));
     }
@@ -141,25 +127,26 @@ pub fn run(args: &DoctorArgs) -> ExitCode {
     ExitCode::from(if failed { FAILURE } else { OK })
 }
 
-/// One line for each check, a block for each finding, and what it comes to.
-pub(crate) fn text(findings: &[Finding], paint: Paint) -> String {
+/// One line for each check, a block for each finding, and a count.
+pub(super) fn text(findings: &[Finding], paint: Paint) -> String {
     let mut out = String::new();
     let width = findings.iter().map(|finding| finding.check.len()).max();
     let width = width.unwrap_or(0);
     for finding in findings {
         let word = match finding.status {
-            Outcome::Ok => paint.good("ok     "),
-            Outcome::Warning => paint.doubtful("warning"),
-            Outcome::Error => paint.bad("ERROR  "),
-            Outcome::Skipped => "skipped".to_owned(),
+            FindingStatus::Ok => paint.good("ok     "),
+            FindingStatus::Warning => paint.doubtful("warning"),
+            FindingStatus::Error => paint.bad("ERROR  "),
+            FindingStatus::Skipped => "skipped".to_owned(),
         };
-        // Parts of it come from the datastore: no escape sequence gets to the terminal.
-        let seen: String = finding.seen.chars().filter(|c| !c.is_control()).collect();
+        // Parts of a text come from the datastore: no escape sequence may reach the terminal.
+        let plain = |text: &str| -> String { text.chars().filter(|c| !c.is_control()).collect() };
+        let seen = plain(&finding.seen);
         let _ = writeln!(out, "{word}  {:<width$}  {seen}", finding.check);
-        for (name, said) in [("why", &finding.cause), ("mend", &finding.remedy)] {
-            if !said.is_empty() {
-                let said: String = said.chars().filter(|c| !c.is_control()).collect();
-                let _ = writeln!(out, "         {:>width$}  {said}", paint.heading(name));
+        for (name, text) in [("why", &finding.cause), ("fix", &finding.fix)] {
+            if !text.is_empty() {
+                let name = paint.heading(&format!("{name:>width$}"));
+                let _ = writeln!(out, "         {name}  {}", plain(text));
             }
         }
     }
@@ -169,7 +156,7 @@ pub(crate) fn text(findings: &[Finding], paint: Paint) -> String {
             .filter(|finding| finding.status == status)
             .count()
     };
-    let (errors, warnings) = (count(Outcome::Error), count(Outcome::Warning));
+    let (errors, warnings) = (count(FindingStatus::Error), count(FindingStatus::Warning));
     let plural = |count: usize| if count == 1 { "" } else { "s" };
     let _ = writeln!(
         out,
@@ -190,10 +177,10 @@ mod tests {
             Finding::ok("tun", "opens"),
             Finding {
                 check: "udp-port",
-                status: Outcome::Error,
+                status: FindingStatus::Error,
                 seen: "held by \u{1b}[31mnc".into(),
                 cause: "no tunnels".into(),
-                remedy: "kill it".into(),
+                fix: "kill it".into(),
             },
         ];
         let plain = text(&findings, Paint::never());
@@ -201,7 +188,7 @@ mod tests {
 ok       tun       opens
 ERROR    udp-port  held by [31mnc
               why  no tunnels
-             mend  kill it
+              fix  kill it
 
 1 error, 0 warnings
 ";

@@ -1,10 +1,12 @@
-//! Commands that look at a running daemon and its host.
+//! Commands that examine a running daemon and its host.
 
-pub mod capture;
-pub mod doctor;
-pub mod ping;
-pub mod report;
-pub mod running;
-pub mod status;
-pub mod top;
-pub mod trace;
+pub(crate) mod capture;
+pub(crate) mod doctor;
+pub(crate) mod ping;
+pub(crate) mod report;
+pub(crate) mod running;
+mod socket;
+pub(crate) mod status;
+mod terminal;
+pub(crate) mod top;
+pub(crate) mod trace;

@@ -1,5 +1,5 @@
-//! `uvxlan ping`: echo requests over the overlay to a peer or a container, small ones and
-//! such that fill the MTU.
+//! `uvxlan ping`: echo requests over the overlay to a peer or a container, alternately small and
+//! filling the MTU.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -8,24 +8,24 @@ use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 
-use super::status::{Socket, failed};
+use super::socket::{Socket, unanswered};
+use crate::cli::{FAILURE, OK, fail, print_out, seconds};
 use crate::control::Status;
 use crate::host::echo::{Answer, EchoSocket, HEADERS, SMALL};
 
-/// How long to wait for a reply.
-const PATIENCE: Duration = Duration::from_secs(1);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Arguments of `uvxlan ping`.
-#[derive(clap::Args, Debug, Clone)]
-pub struct PingArgs {
-    /// A peer (its public IP or its subnet) or a container's IP
+#[derive(clap::Args, Debug)]
+pub(crate) struct PingArgs {
+    /// Peer (its public IP or its subnet) or IP of a container
     #[arg(value_name = "PEER|IP", value_parser = target)]
     to: Target,
     /// Number of requests
     #[arg(short, long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..))]
     count: u16,
     /// Seconds between two requests
-    #[arg(short, long, value_name = "SECONDS", default_value_t = 0.5, value_parser = seconds)]
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 0.5, value_parser = seconds(0.01..=60.0))]
     interval: f64,
     #[command(flatten)]
     socket: Socket,
@@ -42,34 +42,28 @@ fn target(text: &str) -> Result<Target, String> {
         return Ok(Target::Address(address));
     }
     let subnet = text.parse::<Ipv4Net>().map_err(|_| {
-        "an IPv4 address, or a peer's subnet such as 10.5.24.0/24, is expected".to_owned()
+        "expected an IPv4 address, or a peer's subnet such as 10.5.24.0/24".to_owned()
     })?;
     Ok(Target::Subnet(subnet.trunc()))
 }
 
-fn seconds(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if (0.01..=60.0).contains(&value) => Ok(value),
-        _ => Err("0.01 to 60 seconds are possible".into()),
-    }
-}
-
-/// Where requests go, and for a person whom that is.
+/// Where requests go, and a description of it.
 #[derive(Debug, PartialEq, Eq)]
-struct Aim {
+struct Destination {
     address: Ipv4Addr,
     text: String,
 }
 
-/// A peer is asked at the network address of its subnet, which its VTEP has on its device.
-fn aim(target: Target, status: &Status) -> Aim {
+/// Finds the address to send to. A peer is reached at the network address of its subnet, which
+/// its VTEP has on its device.
+fn destination(target: Target, status: &Status) -> Destination {
     let by_subnet = |subnet: &Ipv4Net| status.peers.iter().find(|peer| peer.subnet == *subnet);
     let peer = match target {
         Target::Subnet(subnet) => by_subnet(&subnet),
         Target::Address(address) => status.peers.iter().find(|peer| peer.public_ip == address),
     };
     if let Some(peer) = peer {
-        return Aim {
+        return Destination {
             address: peer.subnet.network(),
             text: format!("peer {}, {}", peer.public_ip, peer.subnet),
         };
@@ -84,60 +78,65 @@ fn aim(target: Target, status: &Status) -> Aim {
         .find(|peer| peer.subnet.contains(&address));
     let text = match holder {
         Some(peer) => format!("behind peer {}, {}", peer.public_ip, peer.subnet),
-        None => "behind no peer that is known; see uvxlan trace".into(),
+        None => format!("behind no known peer; see uvxlan trace {address}"),
     };
-    Aim { address, text }
+    Destination { address, text }
 }
 
-/// Runs the command.
-#[must_use]
-pub fn run(args: &PingArgs) -> ExitCode {
+pub(crate) fn run(args: &PingArgs) -> ExitCode {
     let status = match args.socket.status() {
         Ok(status) => status,
-        Err(error) => return failed("ping", &error),
+        Err(error) => return unanswered("ping", &error),
     };
     let Some(node) = &status.node else {
-        crate::cli::print_err(&format!("uvxlan ping: not serving yet: {}\n", status.phase));
-        return ExitCode::from(crate::cli::FAILURE);
+        let error = format_args!("the daemon serves no subnet yet: {}", status.phase);
+        return fail("ping", FAILURE, error);
     };
-    let aim = aim(args.to, &status);
-    match exchange(args, &aim, node.subnet.network(), node.mtu) {
-        Ok(0) => ExitCode::from(crate::cli::FAILURE),
-        Ok(_) => ExitCode::from(crate::cli::OK),
-        Err(error) => {
-            crate::cli::print_err(&format!(
-                "uvxlan ping: cannot send echo requests: {error}; run as root, in the network \
-                 namespace of the daemon\n"
-            ));
-            ExitCode::from(crate::cli::FAILURE)
-        }
+    let destination = destination(args.to, &status);
+    match exchange(args, &destination, node.subnet.network(), node.mtu) {
+        Ok(0) => ExitCode::from(FAILURE),
+        Ok(_) => ExitCode::from(OK),
+        Err(error) => fail(
+            "ping",
+            FAILURE,
+            format_args!(
+                "cannot send echo requests: {error}; run as root, in the network namespace of the \
+                 daemon"
+            ),
+        ),
     }
 }
 
 /// Sends all requests; returns the number of replies.
-fn exchange(args: &PingArgs, aim: &Aim, source: Ipv4Addr, mtu: u16) -> io::Result<usize> {
+fn exchange(
+    args: &PingArgs,
+    destination: &Destination,
+    source: Ipv4Addr,
+    mtu: u16,
+) -> io::Result<usize> {
     let mut socket = EchoSocket::open(source)?;
-    crate::cli::print_out(&format!("{} ({})\n", aim.address, aim.text));
+    let Destination { address, text } = destination;
+    print_out(&format!("{address} ({text})\n"));
     let mut times = Vec::new();
     for sequence in 0..args.count {
-        // Every second one fills the MTU: small ones pass where large ones do not.
+        // Every second one fills the MTU, because small ones may pass where large ones do not.
         let small = SMALL + HEADERS;
         let size = match sequence % 2 {
             0 => small,
             _ => usize::from(mtu).max(small),
         };
         let begin = Instant::now();
-        let answer = socket.ask(aim.address, size, PATIENCE)?;
+        let answer = socket.ask(*address, size, REPLY_TIMEOUT)?;
         if let Answer::Reply(time) = answer {
             times.push(time);
         }
-        crate::cli::print_out(&line(size, answer));
+        print_out(&line(size, answer));
         if sequence + 1 < args.count {
             let pause = Duration::from_secs_f64(args.interval);
             std::thread::sleep(pause.saturating_sub(begin.elapsed()));
         }
     }
-    crate::cli::print_out(&summary(usize::from(args.count), &times));
+    print_out(&summary(usize::from(args.count), &times));
     Ok(times.len())
 }
 
@@ -150,7 +149,7 @@ fn summary(sent: usize, times: &[Duration]) -> String {
     let milliseconds = |time: &Duration| time.as_secs_f64() * 1e3;
     let mean = times.iter().map(milliseconds).sum::<f64>() / times.len() as f64;
     format!(
-        "{head}; round trip {:.3} / {mean:.3} / {:.3} ms (least, mean, most)\n",
+        "{head}; round trip min/mean/max {:.3} / {mean:.3} / {:.3} ms\n",
         milliseconds(least),
         milliseconds(most)
     )
@@ -159,31 +158,31 @@ fn summary(sent: usize, times: &[Duration]) -> String {
 fn line(size: usize, answer: Answer) -> String {
     match answer {
         Answer::Reply(time) => format!(
-            "{size:>5} bytes there and back in {:.3} ms\n",
+            "{size:>5} bytes: reply in {:.3} ms\n",
             time.as_secs_f64() * 1e3
         ),
-        Answer::Corrupted => format!("{size:>5} bytes: came back changed\n"),
+        Answer::Corrupted => format!("{size:>5} bytes: reply with a different payload\n"),
         Answer::Error(_, 3, 4) => {
-            format!("{size:>5} bytes: too long for the way (fragmentation needed)\n")
+            format!("{size:>5} bytes: too large for the path (fragmentation needed)\n")
         }
         Answer::Error(from, kind, code) => {
             let meaning = match (kind, code) {
                 (3, 0) => " (network unreachable)",
                 (3, 1) => " (host unreachable)",
-                (3, 9 | 10 | 13) => " (forbidden by a firewall)",
+                (3, 9 | 10 | 13) => " (prohibited by a firewall)",
                 (3, _) => " (unreachable)",
-                (11, _) => " (TTL exceeded: a loop)",
+                (11, _) => " (TTL exceeded: a routing loop)",
                 _ => "",
             };
-            format!("{size:>5} bytes: {from} answers with ICMP type {kind}, code {code}{meaning}\n")
+            format!("{size:>5} bytes: {from} replied with ICMP type {kind}, code {code}{meaning}\n")
         }
         Answer::NotSent(number) => {
             let error = io::Error::from_raw_os_error(number);
             format!("{size:>5} bytes: not sent: {error}\n")
         }
         Answer::Nothing => format!(
-            "{size:>5} bytes: no answer within {} s\n",
-            PATIENCE.as_secs()
+            "{size:>5} bytes: no reply within {} s\n",
+            REPLY_TIMEOUT.as_secs()
         ),
     }
 }
@@ -219,22 +218,26 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_is_asked_at_its_device_whatever_it_is_called() {
-        let at = |text: &str| aim(target(text).unwrap(), &status()).address.to_string();
+    fn a_peer_is_reached_at_its_device_by_either_name() {
+        let at = |text: &str| {
+            destination(target(text).unwrap(), &status())
+                .address
+                .to_string()
+        };
         assert_eq!(at("192.0.2.2"), "10.5.24.0");
         assert_eq!(at("10.5.24.0/24"), "10.5.24.0");
         assert_eq!(at("10.5.24.7"), "10.5.24.7");
-        let unknown = aim(target("10.5.99.1").unwrap(), &status());
-        assert!(unknown.text.contains("no peer"), "{unknown:?}");
+        let unknown = destination(target("10.5.99.1").unwrap(), &status());
+        assert!(unknown.text.contains("no known peer"), "{unknown:?}");
         assert!(target("host-b").is_err());
     }
 
     #[test]
-    fn a_summary_counts_what_is_missing() {
+    fn the_summary_counts_lost_requests() {
         let times = [1, 3].map(Duration::from_millis);
         assert_eq!(
             summary(4, &times),
-            "4 sent, 2 answered, 50 % lost; round trip 1.000 / 2.000 / 3.000 ms (least, mean, most)\n"
+            "4 sent, 2 answered, 50 % lost; round trip min/mean/max 1.000 / 2.000 / 3.000 ms\n"
         );
         assert_eq!(summary(2, &[]), "2 sent, 0 answered, 100 % lost\n");
     }

@@ -1,41 +1,35 @@
-//! `uvxlan report`: one file with what somebody needs to know who helps from afar.
+//! `uvxlan report`: collects in one file what somebody needs to help from afar.
 
-use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::doctor::LookArgs;
-use super::status::Paint;
-use crate::cli::{CANT_CREATE, OK, print_err, print_out};
+use super::doctor::ExamineArgs;
+use super::terminal::Paint;
+use crate::cli::{CANT_CREATE, OK, fail, print_out};
 use crate::daemon::state::atomic_file;
 use crate::doctor::report;
 
 /// Arguments of `uvxlan report`.
-#[derive(clap::Args, Debug, Clone)]
+#[derive(clap::Args, Debug)]
 #[command(after_help = NOTES)]
-pub struct ReportArgs {
-    /// File to write, for root's eyes only; without it stdout is written to
+pub(crate) struct ReportArgs {
+    /// File to write, readable by its owner only [default: stdout]
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
     #[command(flatten)]
-    look: LookArgs,
+    examine: ExamineArgs,
 }
 
 const NOTES: &str = "\
-The report has the doctor's findings, version, kernel, links, addresses, routes, firewall
-rules, the daemon's status, its state and subnet file and settings of the kernel. It has no
-passwords and no keys; addresses and names of your network it does have: read it before you
-give it away.";
+The report contains the doctor's findings, version, kernel, links, addresses, routes, firewall
+rules, the daemon's status, its state and subnet files, and kernel settings. It contains no
+passwords and no keys, but it does contain addresses and names of your network: read it before
+you pass it on.";
 
-/// Writes the report.
-#[must_use]
-pub fn run(args: &ReportArgs) -> ExitCode {
-    let (facts, findings) = match args.look.look() {
-        Ok(looked) => looked,
-        Err(error) => {
-            print_err(&format!("uvxlan report: {error}\n"));
-            return ExitCode::from(error.exit_status());
-        }
+pub(crate) fn run(args: &ReportArgs) -> ExitCode {
+    let (facts, findings) = match args.examine.examine() {
+        Ok(examined) => examined,
+        Err(error) => return fail("report", error.exit_status(), error),
     };
     let findings = super::doctor::text(&findings, Paint::never());
     let text = report::text(crate::cli::version(), &findings, &facts);
@@ -43,18 +37,15 @@ pub fn run(args: &ReportArgs) -> ExitCode {
         print_out(&text);
         return ExitCode::from(OK);
     };
-    let written: io::Result<()> = atomic_file::write(file, text.as_bytes(), 0o600);
-    match written {
+    match atomic_file::write(file, text.as_bytes(), 0o600) {
         Ok(()) => {
             print_out(&format!("wrote {}\n", file.display()));
             ExitCode::from(OK)
         }
-        Err(error) => {
-            print_err(&format!(
-                "uvxlan report: writing {}: {error}\n",
-                file.display()
-            ));
-            ExitCode::from(CANT_CREATE)
-        }
+        Err(error) => fail(
+            "report",
+            CANT_CREATE,
+            format_args!("cannot write {}: {error}", file.display()),
+        ),
     }
 }

@@ -1,5 +1,5 @@
-//! What the daemon of this network namespace was started with, for commands that were told
-//! nothing else: a person on a node need not repeat its unit's flags and environment.
+//! The options of the daemon that runs in this network namespace, for commands that were given
+//! none: a person on a node does not have to repeat the flags and environment of its unit.
 
 use std::ffi::OsString;
 use std::fs;
@@ -8,12 +8,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use crate::cli::run::flannel_args::{self, Invocation, RunOptions};
+use crate::cli::run::flannel_args::{self, Invocation};
 use crate::daemon::instance;
+use crate::daemon::options::RunOptions;
 use crate::host::port;
 
-/// Options of the one daemon that runs here; none where there is none, or several, or its
-/// process cannot be read or is not to be trusted.
+/// The options of the daemon that runs here; none if there is no daemon or more than one, or if
+/// its process cannot be read or trusted.
 pub(crate) fn options() -> Option<&'static RunOptions> {
     static FOUND: OnceLock<Option<RunOptions>> = OnceLock::new();
     FOUND.get_or_init(find).as_ref()
@@ -25,13 +26,13 @@ fn find() -> Option<RunOptions> {
         return None;
     };
     let process = PathBuf::from(format!("/proc/{}", holder.pid?));
-    // Anybody may take a name that looks like a daemon's.
+    // Anybody may take a socket name that looks like a daemon's.
     let owner = fs::metadata(&process).ok()?.uid();
     if owner != 0 && owner != rustix::process::geteuid().as_raw() {
         return None;
     }
     let arguments = fs::read(process.join("cmdline")).ok()?;
-    // Another user's environment stays closed, and a socket may still be named by a flag.
+    // Another user's environment cannot be read, but the flags can.
     let environment = fs::read(process.join("environ")).unwrap_or_default();
     let mut options = parse(&arguments, &environment)?;
     let directory = fs::read_link(process.join("cwd")).unwrap_or_default();
@@ -39,17 +40,17 @@ fn find() -> Option<RunOptions> {
     Some(options)
 }
 
-/// Reads command line and environment as `/proc` shows them: texts, each ended by a zero.
+/// Reads command line and environment as `/proc` shows them: texts that each end with a NUL.
 fn parse(arguments: &[u8], environment: &[u8]) -> Option<RunOptions> {
     let texts = |bytes: &[u8]| -> Vec<Vec<u8>> {
         let texts = bytes.split(|byte| *byte == 0).map(<[u8]>::to_vec);
         let mut texts: Vec<_> = texts.collect();
-        // Behind the last zero there is nothing.
+        // Nothing follows the last NUL.
         texts.pop();
         texts
     };
     let mut arguments = texts(arguments).into_iter().skip(1).peekable();
-    // Under flannel's name there is no such word.
+    // A daemon called by flannel's name has no such word.
     let _ = arguments.next_if(|word| word == b"run");
     let environment = texts(environment).into_iter().filter_map(|entry| {
         let at = entry.iter().position(|byte| *byte == b'=')?;
@@ -63,7 +64,7 @@ fn parse(arguments: &[u8], environment: &[u8]) -> Option<RunOptions> {
     }
 }
 
-/// Paths are meant from where the daemon was started.
+/// Relative paths start where the daemon was started.
 fn make_absolute(options: &mut RunOptions, directory: &Path) {
     options.store.make_absolute(directory);
     let paths = [
@@ -81,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flags_count_before_the_environment_and_both_before_defaults() {
+    fn flags_override_the_environment_and_both_override_defaults() {
         let arguments = b"/usr/bin/uvxlan\0run\0--store=dir:leases\0-iface=eth1\0";
         let environment = b"FLANNELD_IFACE=eth0\0UVXLAN_STATE_DIR=/state\0HOME=/root\0";
         let mut options = parse(arguments, environment).unwrap();
@@ -93,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_under_flannels_name_has_no_command() {
+    fn a_daemon_called_by_flannels_name_has_no_command_word() {
         let options = parse(b"flanneld\0--etcd-prefix=/net\0", b"").unwrap();
         assert_eq!(options.store.etcd.prefix, "/net");
         assert!(parse(b"uvxlan\0run\0--no-such-flag\0", b"").is_none());

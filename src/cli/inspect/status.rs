@@ -1,178 +1,78 @@
-//! `uvxlan status`: what a running daemon says, for people.
+//! `uvxlan status`: shows what a running daemon reports.
 
 use std::fmt::Write as _;
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::running;
-use crate::control::client::{self, ClientError};
-use crate::control::{LeaseState, PeerState, PeerStatus, Phase, Request, Response, Status};
-use crate::daemon::options::DEFAULT_CONTROL_SOCKET;
+use super::socket::{Socket, unanswered};
+use super::terminal::{Paint, bytes, duration};
+use crate::cli::{OK, print_json, print_out, try_print_out};
+use crate::control::{LeaseState, PeerState, PeerStatus, Phase, Status};
 
-/// Pause between two pictures of `--watch`.
-const WATCH_EVERY: Duration = Duration::from_secs(2);
-/// Refused records that are shown; the rest is counted.
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
+/// Refused records to show; the rest is counted.
 const REFUSED_SHOWN: usize = 20;
 
-/// Where the daemon answers.
-#[derive(clap::Args, Debug, Clone)]
-pub struct Socket {
-    /// The daemon's control socket [default: that of the daemon that runs here]
-    #[arg(long, env = "UVXLAN_CONTROL_SOCKET", value_name = "PATH")]
-    control_socket: Option<PathBuf>,
-}
-
 /// Arguments of `uvxlan status`.
-#[derive(clap::Args, Debug, Clone)]
-pub struct StatusArgs {
+#[derive(clap::Args, Debug)]
+pub(crate) struct StatusArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Show it again every two seconds, also when the daemon is restarted meanwhile
+    /// Refresh every two seconds, also across restarts of the daemon
     #[arg(long, conflicts_with = "json")]
     watch: bool,
     #[command(flatten)]
     socket: Socket,
 }
 
-impl Socket {
-    /// Where to ask.
-    pub(crate) fn path(&self) -> &Path {
-        if let Some(path) = &self.control_socket {
-            return path;
-        }
-        match running::options() {
-            Some(daemon) => &daemon.control_socket,
-            None => Path::new(DEFAULT_CONTROL_SOCKET),
-        }
-    }
-
-    /// Asks for the status.
-    pub(crate) fn status(&self) -> Result<Status, ClientError> {
-        match client::send(self.path(), Request::Status)? {
-            Response::Status(status) => Ok(*status),
-            _ => Err(unexpected()),
-        }
-    }
-}
-
-pub(crate) fn unexpected() -> ClientError {
-    ClientError::Refused("the daemon answered something else than was asked".into())
-}
-
-/// Ends with a message, and the status for "unavailable".
-pub(crate) fn failed(command: &str, error: &ClientError) -> ExitCode {
-    crate::cli::print_err(&format!("uvxlan {command}: {error}\n"));
-    ExitCode::from(crate::cli::UNAVAILABLE)
-}
-
-/// Runs `uvxlan status`.
-#[must_use]
-pub fn run(args: &StatusArgs) -> ExitCode {
+pub(crate) fn run(args: &StatusArgs) -> ExitCode {
     let paint = Paint::of_stdout();
     let status = match args.socket.status() {
         Ok(status) => status,
-        Err(error) => return failed("status", &error),
+        Err(error) => return unanswered("status", &error),
     };
     if args.json {
-        return json(&status);
+        return print_json("status", &status);
     }
     let text = text(&status, paint);
     if args.watch {
         return watch(&args.socket, text, paint);
     }
-    crate::cli::print_out(&text);
-    ExitCode::from(crate::cli::OK)
+    print_out(&text);
+    ExitCode::from(OK)
 }
 
-/// Shows one picture after the other until nobody looks any more. A daemon that does not
-/// answer, because it is restarted perhaps, is waited for under its last picture.
+/// Shows one status after the other until nobody reads any more. While the daemon does not
+/// answer, perhaps because it is being restarted, the last status stays below the error.
 fn watch(socket: &Socket, first: String, paint: Paint) -> ExitCode {
-    // Home and clear: the picture stays in place. Into a file or a pipe goes one after the other.
+    // On a terminal: home and clear, so that the text is replaced in place.
     let (before, after) = match std::io::stdout().is_terminal() {
         true => ("\x1b[H\x1b[2J", ""),
         false => ("", "\n"),
     };
     let mut last = first;
-    let mut trouble = None;
+    let mut error = String::new();
     loop {
-        let shown = match &trouble {
-            None => format!("{before}{last}{after}"),
-            Some(text) => format!("{before}{text}{after}"),
-        };
-        // Whoever read it has seen enough.
-        if crate::cli::try_print_out(&shown).is_err() {
-            return ExitCode::from(crate::cli::OK);
+        // A reader that has gone away has seen enough.
+        if try_print_out(&format!("{before}{error}{last}{after}")).is_err() {
+            return ExitCode::from(OK);
         }
-        std::thread::sleep(WATCH_EVERY);
-        trouble = match socket.status() {
+        std::thread::sleep(WATCH_INTERVAL);
+        error = match socket.status() {
             Ok(status) => {
                 last = text(&status, paint);
-                None
+                String::new()
             }
-            Err(error) => Some(format!(
-                "{}\n\nasking again; before that it was:\n\n{last}",
+            Err(error) => format!(
+                "{}\n\nretrying; the last status was:\n\n",
                 paint.bad(&error.to_string())
-            )),
+            ),
         };
     }
 }
 
-pub(crate) fn json<T: serde::Serialize + ?Sized>(value: &T) -> ExitCode {
-    match serde_json::to_string_pretty(value) {
-        Ok(text) => {
-            crate::cli::print_out(&format!("{text}\n"));
-            ExitCode::from(crate::cli::OK)
-        }
-        Err(error) => {
-            crate::cli::print_err(&format!("uvxlan: writing JSON: {error}\n"));
-            ExitCode::from(crate::cli::FAILURE)
-        }
-    }
-}
-
-/// Colours, where a person looks at a terminal.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Paint(bool);
-
-impl Paint {
-    pub(crate) fn of_stdout() -> Self {
-        Self(std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none())
-    }
-
-    /// No colours: for files.
-    pub(crate) const fn never() -> Self {
-        Self(false)
-    }
-
-    fn with(self, code: u8, text: &str) -> String {
-        if self.0 {
-            format!("\x1b[{code}m{text}\x1b[0m")
-        } else {
-            text.to_owned()
-        }
-    }
-
-    pub(crate) fn good(self, text: &str) -> String {
-        self.with(32, text)
-    }
-
-    pub(crate) fn bad(self, text: &str) -> String {
-        self.with(31, text)
-    }
-
-    pub(crate) fn doubtful(self, text: &str) -> String {
-        self.with(33, text)
-    }
-
-    pub(crate) fn heading(self, text: &str) -> String {
-        self.with(1, text)
-    }
-}
-
-/// The whole picture.
 fn text(status: &Status, paint: Paint) -> String {
     let mut out = String::new();
     let since = duration(status.uptime_seconds);
@@ -218,7 +118,7 @@ fn summary(out: &mut String, status: &Status, paint: Paint) {
     };
     let heard = store
         .heard_seconds_ago
-        .map(|ago| format!(", heard {} ago", duration(ago)))
+        .map(|ago| format!(", last heard {} ago", duration(ago)))
         .unwrap_or_default();
     let _ = writeln!(out, "  datastore    {}", store.place);
     let left = store.lease_ends_in_seconds;
@@ -230,7 +130,7 @@ fn summary(out: &mut String, status: &Status, paint: Paint) {
     );
     if let Some(age) = store.memory_seconds {
         let age = duration(age);
-        let text = format!("config, subnet and peers are from memory, {age} old");
+        let text = format!("config, subnet and peers are from the offline cache, {age} old");
         let _ = writeln!(out, "               {}", paint.doubtful(&text));
     }
     if let Some(packets) = &status.packet_loop {
@@ -253,7 +153,7 @@ fn peers(out: &mut String, status: &Status, paint: Paint) {
     let count = status.peers.len();
     let _ = writeln!(out, "\n{}", paint.heading(&format!("PEERS ({count})")));
     if count == 0 {
-        let _ = writeln!(out, "  none: no other lease is in the datastore");
+        let _ = writeln!(out, "  none: the datastore has no other lease");
         return;
     }
     let mut rows = vec![
@@ -261,7 +161,7 @@ fn peers(out: &mut String, status: &Status, paint: Paint) {
             "SUBNET",
             "PUBLIC IP",
             "STATE",
-            "WAY",
+            "ROUTE",
             "RTT",
             "LOSS",
             "MTU",
@@ -296,15 +196,15 @@ fn peers(out: &mut String, status: &Status, paint: Paint) {
     }
 }
 
-/// States of peers that want something done.
+/// Peer states that call for action.
 const HINTS: &[(PeerState, &str)] = &[
     (
         PeerState::OneWay,
-        "packets come from it, and none of ours is answered: uvxlan doctor, on that node",
+        "packets arrive from it, but it answers none of our probes: run uvxlan doctor on that node",
     ),
     (
         PeerState::Silent,
-        "nothing comes from it: uvxlan doctor, on that node and here",
+        "nothing arrives from it: run uvxlan doctor on that node and here",
     ),
 ];
 
@@ -327,7 +227,7 @@ fn row(peer: &PeerStatus) -> [String; 10] {
     ]
 }
 
-/// Lost probes, and on which way, where the peer says so.
+/// Lost probes, with the direction if the peer reports it.
 fn loss(peer: &PeerStatus) -> Option<String> {
     let percent = peer.loss_percent?;
     let way = match (peer.loss_out_percent, peer.loss_in_percent) {
@@ -384,50 +284,13 @@ fn refused(out: &mut String, status: &Status, paint: Paint) {
     }
 }
 
-/// Seconds, in the unit that says enough: `45 s`, `12 min`, `3 h 5 min`, `8 d`.
-pub(crate) fn duration(seconds: u64) -> String {
-    match seconds {
-        0..=119 => format!("{seconds} s"),
-        120..=3599 => format!("{} min", seconds / 60),
-        3600..=86_399 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
-        _ => format!("{} d", seconds / 86_400),
-    }
-}
-
-/// Bytes with a decimal unit: `512 B`, `1.5 kB`, `3.0 GB`.
-pub(crate) fn bytes(count: u64) -> String {
-    let units = ["B", "kB", "MB", "GB", "TB", "PB"];
-    let mut value = count as f64;
-    let mut unit = 0;
-    while value >= 1000.0 && unit + 1 < units.len() {
-        value /= 1000.0;
-        unit += 1;
-    }
-    match unit {
-        0 => format!("{count} B"),
-        _ => format!("{value:.1} {}", units[unit]),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::control::{CounterKind, CounterStatus, PeerRoute, ProbeMethod, RefusedRecord};
 
     #[test]
-    fn figures_have_units_that_say_enough() {
-        assert_eq!(
-            [45, 720, 11_100, 700_000].map(duration),
-            ["45 s", "12 min", "3 h 5 min", "8 d"]
-        );
-        assert_eq!(
-            [512, 1500, 3_000_000_000].map(bytes),
-            ["512 B", "1.5 kB", "3.0 GB"]
-        );
-    }
-
-    #[test]
-    fn a_picture_names_peers_drops_and_refused_records() {
+    fn the_text_names_peers_drops_and_refused_records() {
         let peer = PeerStatus {
             subnet: "10.5.24.0/24".parse().unwrap(),
             public_ip: "192.0.2.2".parse().unwrap(),
@@ -480,9 +343,12 @@ mod tests {
         ] {
             assert!(plain.contains(expected), "{expected}:\n{plain}");
         }
-        assert!(plain.contains("silent: nothing comes from it"), "{plain}");
+        assert!(plain.contains("silent: nothing arrives from it"), "{plain}");
         assert!(plain.contains("in_martian") && !plain.contains("in_short"));
-        assert!(!plain.contains('\u{1b}'), "names cannot paint the terminal");
+        assert!(
+            !plain.contains('\u{1b}'),
+            "no escape sequence reaches the terminal"
+        );
         assert!(text(&status, Paint(true)).contains("\u{1b}[31m"));
     }
 }

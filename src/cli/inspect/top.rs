@@ -1,4 +1,4 @@
-//! `uvxlan top`: the running daemon, live in a terminal.
+//! `uvxlan top`: shows the running daemon live in a terminal.
 
 mod model;
 mod view;
@@ -11,56 +11,44 @@ use std::time::{Duration, Instant};
 
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
-use self::model::{Look, Model, Order, ThreadTicks};
-use self::view::Choice;
-use super::status::{Socket, failed};
+use self::model::{Model, Sample, ThreadTicks};
+use self::view::ViewState;
+use super::socket::{Socket, unanswered};
+use crate::cli::{FAILURE, OK, USAGE, fail, seconds};
 use crate::control::Status;
 
-/// Longest time between two looks at keys and answers.
-const POLL: Duration = Duration::from_millis(50);
-/// After so long without an answer it is said so.
-const SLOW: Duration = Duration::from_secs(2);
+/// Longest wait for a key while a reply is pending.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// The screen says how long the daemon has not answered once it is this long.
+const SLOW_AFTER: Duration = Duration::from_secs(2);
 
 /// Arguments of `uvxlan top`.
-#[derive(clap::Args, Debug, Clone)]
-pub struct TopArgs {
-    /// Seconds between two looks
-    #[arg(short, long, value_name = "SECONDS", default_value_t = 1.0, value_parser = seconds)]
+#[derive(clap::Args, Debug)]
+pub(crate) struct TopArgs {
+    /// Seconds between two updates
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 1.0, value_parser = seconds(0.1..=60.0))]
     interval: f64,
     #[command(flatten)]
     socket: Socket,
 }
 
-fn seconds(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if (0.1..=60.0).contains(&value) => Ok(value),
-        _ => Err("0.1 to 60 seconds are possible".into()),
-    }
-}
-
 /// Runs until `q` or Ctrl-C.
-#[must_use]
-pub fn run(args: &TopArgs) -> ExitCode {
+pub(crate) fn run(args: &TopArgs) -> ExitCode {
     if !std::io::stdout().is_terminal() {
-        crate::cli::print_err(
-            "uvxlan top: needs a terminal; uvxlan status --json is for programs\n",
-        );
-        return ExitCode::from(crate::cli::USAGE);
+        let error = "needs a terminal; for programs there is uvxlan status --json";
+        return fail("top", USAGE, error);
     }
     let first = match args.socket.status() {
         Ok(status) => status,
-        Err(error) => return failed("top", &error),
+        Err(error) => return unanswered("top", &error),
     };
-    // Puts the terminal back in order also after a panic.
+    // Restores the terminal after a panic too.
     let mut terminal = ratatui::init();
-    let outcome = watch(args, first, &mut terminal);
+    let result = watch(args, first, &mut terminal);
     ratatui::restore();
-    match outcome {
-        Ok(()) => ExitCode::from(crate::cli::OK),
-        Err(error) => {
-            crate::cli::print_err(&format!("uvxlan top: {error}\n"));
-            ExitCode::from(crate::cli::FAILURE)
-        }
+    match result {
+        Ok(()) => ExitCode::from(OK),
+        Err(error) => fail("top", FAILURE, error),
     }
 }
 
@@ -73,109 +61,105 @@ fn watch(
     let ticks = rustix::param::clock_ticks_per_second() as f64;
     let interval = Duration::from_secs_f64(args.interval);
     let mut model = Model::default();
-    model.take(look(first, start), ticks);
-    let mut choice = Choice {
-        order: Order::Traffic,
-        paused: false,
-        scroll: 0,
-        trouble: None,
-    };
-    let (questions, answers) = ask_aside(args.socket.clone(), start);
+    model.update(sample(first, start), ticks);
+    let mut view = ViewState::default();
+    let (requests, samples) = sample_in_thread(args.socket.clone(), start);
     let mut due = Instant::now() + interval;
-    let mut asked: Option<Instant> = None;
+    let mut requested: Option<Instant> = None;
     loop {
-        terminal.draw(|frame| view::draw(frame, &model, &choice))?;
+        terminal.draw(|frame| view::draw(frame, &model, &view))?;
         let now = Instant::now();
-        let next = match asked {
-            Some(_) => POLL,
+        let next = match requested {
+            Some(_) => POLL_INTERVAL,
             None => due.saturating_duration_since(now).min(interval),
         };
         if event::poll(next)?
             && let Event::Key(key) = event::read()?
             && key.kind != KeyEventKind::Release
-            && key_ends(key, &mut choice, model.peers.len())
+            && quits_by(key, &mut view, model.peers.len())
         {
             return Ok(());
         }
-        match (answers.try_recv(), asked) {
-            (Ok(answer), _) => {
-                asked = None;
+        match (samples.try_recv(), requested) {
+            (Ok(sample), _) => {
+                requested = None;
                 due = due.max(Instant::now());
-                // What is paused stands still, whatever comes.
-                if !choice.paused {
-                    match answer {
-                        Ok(look) => {
-                            choice.trouble = None;
-                            model.take(look, ticks);
+                // A paused screen does not change, whatever arrives.
+                if !view.paused {
+                    match sample {
+                        Ok(sample) => {
+                            view.error = None;
+                            model.update(sample, ticks);
                         }
-                        // A daemon that restarts comes back.
-                        Err(error) => choice.trouble = Some(error),
+                        // The daemon may be restarting, so go on.
+                        Err(error) => view.error = Some(error),
                     }
                 }
             }
-            (Err(_), Some(since)) if since.elapsed() >= SLOW && !choice.paused => {
+            (Err(_), Some(since)) if since.elapsed() >= SLOW_AFTER && !view.paused => {
                 let seconds = since.elapsed().as_secs();
-                choice.trouble = Some(format!("the daemon has not answered for {seconds} s"));
+                view.error = Some(format!("the daemon has not answered for {seconds} s"));
             }
             _ => {}
         }
-        if asked.is_none() && !choice.paused && Instant::now() >= due {
+        if requested.is_none() && !view.paused && Instant::now() >= due {
             due = Instant::now() + interval;
-            if questions.send(()).is_ok() {
-                asked = Some(Instant::now());
+            if requests.send(()).is_ok() {
+                requested = Some(Instant::now());
             }
         }
     }
 }
 
-/// What one look at the daemon found.
-fn look(status: Status, start: Instant) -> Look {
-    Look {
+fn sample(status: Status, start: Instant) -> Sample {
+    Sample {
         threads: thread_ticks(status.pid),
         status,
         at: start.elapsed(),
     }
 }
 
-/// Asks in a thread of its own, once for each question: keys are heard while a daemon is slow.
-/// It ends with the sender.
-fn ask_aside(socket: Socket, start: Instant) -> (Sender<()>, Receiver<Result<Look, String>>) {
-    let (questions, asked) = channel();
-    let (answer, answers) = channel();
+/// Starts a thread that takes one sample for each request, so that keys work while the daemon is
+/// slow. It ends with the sender.
+fn sample_in_thread(
+    socket: Socket,
+    start: Instant,
+) -> (Sender<()>, Receiver<Result<Sample, String>>) {
+    let (requests, requested) = channel();
+    let (sender, samples) = channel();
     thread::spawn(move || {
-        while let Ok(()) = asked.recv() {
-            let found = socket.status();
-            let found = found.map(|status| look(status, start));
-            if answer
-                .send(found.map_err(|error| error.to_string()))
+        while let Ok(()) = requested.recv() {
+            let status = socket.status().map_err(|error| error.to_string());
+            if sender
+                .send(status.map(|status| sample(status, start)))
                 .is_err()
             {
                 return;
             }
         }
     });
-    (questions, answers)
+    (requests, samples)
 }
 
-/// Does what a key says; whether it says to end.
-fn key_ends(key: KeyEvent, choice: &mut Choice, peers: usize) -> bool {
+/// Handles a key; returns whether it quits.
+fn quits_by(key: KeyEvent, view: &mut ViewState, peers: usize) -> bool {
     let control = key.modifiers.contains(KeyModifiers::CONTROL);
     match key.code {
         KeyCode::Char('q') | KeyCode::Esc => return true,
         KeyCode::Char('c') if control => return true,
-        KeyCode::Char('p') => choice.paused = !choice.paused,
-        KeyCode::Char('s') => choice.order = choice.order.next(),
-        KeyCode::Down => choice.scroll += 1,
-        KeyCode::Up => choice.scroll = choice.scroll.saturating_sub(1),
-        KeyCode::PageDown => choice.scroll += 10,
-        KeyCode::PageUp => choice.scroll = choice.scroll.saturating_sub(10),
+        KeyCode::Char('p') => view.paused = !view.paused,
+        KeyCode::Char('s') => view.order = view.order.next(),
+        KeyCode::Down => view.scroll += 1,
+        KeyCode::Up => view.scroll = view.scroll.saturating_sub(1),
+        KeyCode::PageDown => view.scroll += 10,
+        KeyCode::PageUp => view.scroll = view.scroll.saturating_sub(10),
         _ => {}
     }
-    choice.scroll = choice.scroll.min(peers.saturating_sub(1));
+    view.scroll = view.scroll.min(peers.saturating_sub(1));
     false
 }
 
-/// CPU time of the daemon's packet threads, where `/proc` shows them.
+/// CPU time of the daemon's packet threads, if `/proc` shows them.
 fn thread_ticks(pid: u32) -> ThreadTicks {
     let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
         return Vec::new();
@@ -184,7 +168,7 @@ fn thread_ticks(pid: u32) -> ThreadTicks {
         .flatten()
         .filter_map(|task| {
             let stat = std::fs::read_to_string(task.path().join("stat")).ok()?;
-            // proc_pid_stat(5): the name in parentheses, then fields from the state on.
+            // proc_pid_stat(5): the name in parentheses, then the other fields.
             let (head, fields) = stat.rsplit_once(')')?;
             let name = head.split_once('(')?.1.to_owned();
             let mut fields = fields.split_ascii_whitespace().skip(11);

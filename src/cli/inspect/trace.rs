@@ -1,16 +1,18 @@
-//! `uvxlan trace`: the way of a packet by the running daemon's tables, for people.
+//! `uvxlan trace`: walks a packet through the running daemon's tables.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
 
-use super::status::{Paint, Socket, failed, json, unexpected};
-use crate::control::client::{self, ClientError};
+use super::socket::{Socket, unanswered, wrong_response};
+use super::terminal::Paint;
+use crate::cli::{FAILURE, OK, print_json, print_out};
+use crate::control::client::ClientError;
 use crate::control::{Request, Response, Step};
 
 /// Arguments of `uvxlan trace`.
-#[derive(clap::Args, Debug, Clone)]
-pub struct TraceArgs {
+#[derive(clap::Args, Debug)]
+pub(crate) struct TraceArgs {
     /// Address of a container
     #[arg(value_name = "IP")]
     to: Ipv4Addr,
@@ -21,34 +23,28 @@ pub struct TraceArgs {
     socket: Socket,
 }
 
-fn ask(socket: &Socket, to: Ipv4Addr) -> Result<Vec<Step>, ClientError> {
-    match client::send(socket.path(), Request::Trace { to })? {
+fn request(socket: &Socket, to: Ipv4Addr) -> Result<Vec<Step>, ClientError> {
+    match socket.send(Request::Trace { to })? {
         Response::Trace(steps) => Ok(steps),
-        _ => Err(unexpected()),
+        _ => Err(wrong_response()),
     }
 }
 
-/// Runs `uvxlan trace`.
-#[must_use]
-pub fn run(args: &TraceArgs) -> ExitCode {
-    let steps = match ask(&args.socket, args.to) {
+pub(crate) fn run(args: &TraceArgs) -> ExitCode {
+    let steps = match request(&args.socket, args.to) {
         Ok(steps) => steps,
-        Err(error) => return failed("trace", &error),
+        Err(error) => return unanswered("trace", &error),
     };
-    let arrives = steps.iter().all(|step| step.passes);
     if args.json {
-        json(&steps);
+        print_json("trace", &steps);
     } else {
-        crate::cli::print_out(&trace_text(&steps, Paint::of_stdout()));
+        print_out(&text(&steps, Paint::of_stdout()));
     }
-    ExitCode::from(if arrives {
-        crate::cli::OK
-    } else {
-        crate::cli::FAILURE
-    })
+    let arrives = steps.iter().all(|step| step.passes);
+    ExitCode::from(if arrives { OK } else { FAILURE })
 }
 
-fn trace_text(steps: &[Step], paint: Paint) -> String {
+fn text(steps: &[Step], paint: Paint) -> String {
     let mut out = String::new();
     for step in steps {
         let mark = if step.passes {

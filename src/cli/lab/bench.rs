@@ -1,4 +1,4 @@
-//! `uvxlan bench`: this program beside the kernel's own vxlan, in the demo's topology.
+//! `uvxlan bench`: compares this program with the kernel's vxlan, in the demo's topology.
 
 mod chart;
 mod contender;
@@ -13,50 +13,51 @@ use self::contender::{Contender, Variant};
 use self::figures::Figures;
 use self::workload::Workload;
 use super::cleanup::Cleanup;
-use super::namespaces;
+use super::{io_error, namespaces};
+use crate::cli::{FAILURE, OK, fail, print_err, print_out, seconds};
 use crate::testbed::{NicClass, Pair, TestbedError};
 
 /// Arguments of `uvxlan bench`.
-#[derive(clap::Args, Debug, Clone)]
+#[derive(clap::Args, Debug)]
 #[command(after_long_help = NOTES)]
-pub struct BenchArgs {
-    /// Runs of each workload; medians of them are shown
+pub(crate) struct BenchArgs {
+    /// Runs of each workload; the table shows medians
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     runs: u32,
-    /// Seconds of each run
-    #[arg(long, value_name = "SECONDS", default_value_t = 2.0, value_parser = seconds)]
+    /// Length of each run
+    #[arg(long, value_name = "SECONDS", default_value_t = 2.0, value_parser = seconds(0.1..=600.0))]
     seconds: f64,
-    /// What the hosts' NICs offload: full, uso, plain, none
+    /// NIC classes of the hosts: full, uso, plain, none
     #[arg(long, value_name = "CLASS,...", value_delimiter = ',', value_parser = class, default_values = ["full", "uso", "plain", "none"])]
     class: Vec<NicClass>,
-    /// What to measure: tcp1, tcp4, udp64, udp1400, pingpong
+    /// Workloads: tcp1, tcp4, udp64, udp1400, pingpong
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_parser = workload::parse, default_values = ["tcp1", "tcp4", "udp64", "udp1400", "pingpong"])]
     workload: Vec<Workload>,
-    /// Another contender: this program, or another build of it, with other flags of `uvxlan run`
+    /// Add a contender: this program, or another build of it, with flags of `uvxlan run`
     #[arg(long, value_name = "NAME=[PROGRAM] [FLAGS]", value_parser = contender::parse_variant)]
     variant: Vec<Variant>,
-    /// Leave out the kernel's vxlan
+    /// Skip the kernel's vxlan
     #[arg(long)]
     no_kernel: bool,
     /// Add the kernel's vxlan with flannel's workaround for NAT (no checksum offload)
     #[arg(long)]
     workaround: bool,
-    /// Print all samples and medians as JSON, and nothing else
+    /// Print only the samples and medians, as JSON
     #[arg(long)]
     json: bool,
-    /// Write a chart (SVG) to this file
+    /// Also write a chart (SVG) to this file
     #[arg(long, value_name = "FILE")]
     chart: Option<PathBuf>,
 }
 
 const NOTES: &str = "\
-Two hosts in network namespaces of their own, a container on each, and traffic between the
-containers. The contenders take turns, run by run, so that a noisy machine hurts all alike.
-Ratios are to the kernel's vxlan; of latency and CPU, less is better.
+The bench sets up two hosts in network namespaces, with a container on each, and sends traffic
+between the containers. The contenders take turns, run by run, so that noise on the machine affects
+all of them. Ratios are relative to the kernel's vxlan; for latency and CPU, lower is better.
 
 NIC classes, set on the virtual cable between the hosts:
-  full   packets of 64 KiB pass whole, tunnelled or not; nothing is ever checksummed
-  uso    segmentation of TCP and UDP, and not inside of tunnels (most virtual NICs)
+  full   packets of 64 KiB pass whole, tunnelled or not; checksums are never computed
+  uso    segmentation of TCP and UDP, but not inside of tunnels (most virtual NICs)
   plain  checksums only; packets are joined on receive
   none   checksums only; nothing is joined on receive
 
@@ -64,41 +65,28 @@ Examples:
   uvxlan bench --class=uso --workload=tcp1
   uvxlan bench --variant='one worker=--workers=1' --runs=9";
 
-fn seconds(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if (0.1..=600.0).contains(&value) => Ok(value),
-        _ => Err("0.1 to 600 seconds are possible".into()),
-    }
-}
-
 fn class(text: &str) -> Result<NicClass, String> {
     NicClass::ALL
         .into_iter()
         .find(|class| class.name() == text)
-        .ok_or_else(|| "the classes are full, uso, plain and none".into())
+        .ok_or_else(|| "expected full, uso, plain or none".into())
 }
 
-/// Runs the bench.
-#[must_use]
-pub fn run(args: &BenchArgs) -> ExitCode {
-    if let Err(refused) = namespaces::permitted() {
-        crate::cli::print_err(&format!("uvxlan bench: {}\n", refused.message));
-        return ExitCode::from(refused.status);
+pub(crate) fn run(args: &BenchArgs) -> ExitCode {
+    if let Err(refused) = namespaces::require() {
+        return fail("bench", refused.status, refused.message);
     }
     match measure(args).and_then(|figures| publish(args, &figures)) {
-        Ok(()) => ExitCode::from(crate::cli::OK),
-        Err(error) => {
-            crate::cli::print_err(&format!("uvxlan bench: {error}\n"));
-            ExitCode::from(crate::cli::FAILURE)
-        }
+        Ok(()) => ExitCode::from(OK),
+        Err(error) => fail("bench", FAILURE, error),
     }
 }
 
 fn publish(args: &BenchArgs, figures: &Figures) -> Result<(), TestbedError> {
     if args.json {
-        crate::cli::print_out(&figures.json());
+        print_out(&figures.json());
     } else {
-        crate::cli::print_out(&figures.table());
+        print_out(&figures.table());
     }
     if let Some(path) = &args.chart {
         std::fs::write(path, chart::svg(figures)).map_err(|source| TestbedError::Io {
@@ -121,16 +109,11 @@ fn measure(args: &BenchArgs) -> Result<Figures, TestbedError> {
                     contenders.push(Contender::Workaround);
                 }
             }
-            Err(reason) => crate::cli::print_err(&format!("uvxlan bench: {reason}\n")),
+            Err(reason) => print_err(&format!("uvxlan bench: {reason}\n")),
         }
     }
-    let io = |what: &str, source| TestbedError::Io {
-        what: what.to_owned(),
-        place: "this machine".into(),
-        source,
-    };
-    let cleanup = Cleanup::start("bench").map_err(|error| io("make a temporary folder", error))?;
-    let program = std::env::current_exe().map_err(|error| io("find this program's file", error))?;
+    let cleanup = Cleanup::start("bench").map_err(io_error("make a temporary folder"))?;
+    let program = std::env::current_exe().map_err(io_error("find this program's file"))?;
     let mut figures = Figures::new(&contenders, &args.class, &args.workload);
     for class in &args.class {
         let mut pairs = Vec::new();
@@ -138,7 +121,7 @@ fn measure(args: &BenchArgs) -> Result<Figures, TestbedError> {
             let folder = cleanup.folder().join(format!("{class}-{number}"));
             let pair = contender.start(&program, &folder)?;
             for daemon in &pair.daemons {
-                cleanup.child(daemon.pid());
+                cleanup.add_child(daemon.pid());
             }
             pair.set_nic(*class)?;
             pairs.push(pair);
@@ -148,7 +131,7 @@ fn measure(args: &BenchArgs) -> Result<Figures, TestbedError> {
     Ok(figures)
 }
 
-/// All contenders are up; those that are not measured are idle.
+/// Measures one contender at a time; the others are running but idle.
 fn measure_class(
     args: &BenchArgs,
     class: NicClass,
@@ -160,7 +143,7 @@ fn measure_class(
         for workload in &args.workload {
             for (contender, pair) in pairs.iter().enumerate() {
                 if !args.json {
-                    crate::cli::print_err(&format!(
+                    print_err(&format!(
                         "class {class}, run {run} of {}: {} with {}\x1b[K\r",
                         args.runs,
                         workload.name(),
@@ -173,7 +156,7 @@ fn measure_class(
         }
     }
     if !args.json {
-        crate::cli::print_err("\x1b[K");
+        print_err("\x1b[K");
     }
     Ok(())
 }

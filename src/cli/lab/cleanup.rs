@@ -1,4 +1,4 @@
-//! Leaves nothing behind, whatever ends a command that starts daemons.
+//! Cleans up after a command that starts daemons, whatever ends it.
 
 use std::io;
 use std::path::Path;
@@ -7,18 +7,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-/// A temporary folder and the children that were started. At the end the folder is removed;
-/// children end with their handles, or with this process.
+use crate::cli::runtime;
+
+/// A temporary folder and the child processes. Dropping it removes the folder; children end with
+/// their handles or with this process.
 ///
-/// Ctrl-C would end this process without running any destructor, so a thread of its own
-/// waits for it.
+/// Ctrl-C would end this process without running any destructor, so a thread waits for it and
+/// cleans up.
 pub(crate) struct Cleanup {
     folder: Arc<TempDir>,
     children: Arc<Mutex<Vec<u32>>>,
 }
 
 impl Cleanup {
-    /// Makes the folder and starts to listen for signals.
+    /// Makes the folder and starts the thread that waits for signals.
     pub(crate) fn start(purpose: &str) -> io::Result<Self> {
         let prefix = format!("uvxlan-{purpose}-");
         let folder = Arc::new(tempfile::Builder::new().prefix(&prefix).tempdir()?);
@@ -45,13 +47,12 @@ impl Cleanup {
         Ok(this)
     }
 
-    /// The folder.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Remembers a child.
-    pub(crate) fn child(&self, pid: u32) {
+    /// Ends this child too at a signal.
+    pub(crate) fn add_child(&self, pid: u32) {
         self.children
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -61,7 +62,7 @@ impl Cleanup {
 
 impl Drop for Cleanup {
     fn drop(&mut self) {
-        // The listening thread holds the folder too, so it would stay.
+        // The thread holds the folder too, so dropping our handle would not remove it.
         let _ = std::fs::remove_dir_all(self.folder.path());
     }
 }
@@ -75,10 +76,7 @@ fn terminate(pid: u32) {
 
 fn wait_for_signal() -> io::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
+    runtime()?.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut hangup = signal(SignalKind::hangup())?;

@@ -1,5 +1,4 @@
-//! `uvxlan demo`: two hosts and a container behind each on this machine, and what passes
-//! between them.
+//! `uvxlan demo`: two hosts on this machine, a container on each, and traffic between them.
 
 mod figures;
 
@@ -12,45 +11,40 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use self::figures::{Figures, Row};
 use super::cleanup::Cleanup;
-use super::namespaces;
+use super::{io_error, namespaces};
+use crate::cli::{FAILURE, OK, fail, print_out};
 use crate::testbed::pair::{self, start_daemons};
 use crate::testbed::traffic::{PingRequest, TransferRequest, ping, tcp_transfer};
 use crate::testbed::{Container, Pair, TestbedError, Topology, kernel_has_vxlan};
 
 const PINGS: u16 = 10;
-/// Bytes whose digest is compared at both ends.
+/// Bytes of the transfer whose digest is compared at both ends.
 const VERIFIED: u64 = 8 << 20;
 
 /// Arguments of `uvxlan demo`.
-#[derive(clap::Args, Debug, Clone)]
-pub struct DemoArgs {
-    /// Mebibytes of the TCP transfer
+#[derive(clap::Args, Debug)]
+pub(crate) struct DemoArgs {
+    /// Size of the TCP transfer, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=65_536))]
-    pub size: u64,
-    /// Leave everything running until Enter or Ctrl-C, to look around
+    size: u64,
+    /// Keep everything running until Enter or Ctrl-C, and print commands to explore it
     #[arg(long)]
-    pub keep: bool,
-    /// Leave out the comparison with the kernel's vxlan
+    keep: bool,
+    /// Skip the comparison with the kernel's vxlan
     #[arg(long)]
-    pub no_kernel: bool,
-    /// Print the figures as JSON, and nothing else
+    no_kernel: bool,
+    /// Print only the results, as JSON
     #[arg(long)]
-    pub json: bool,
+    json: bool,
 }
 
-/// Runs the demo.
-#[must_use]
-pub fn run(args: &DemoArgs) -> ExitCode {
-    if let Err(refused) = namespaces::permitted() {
-        crate::cli::print_err(&format!("uvxlan demo: {}\n", refused.message));
-        return ExitCode::from(refused.status);
+pub(crate) fn run(args: &DemoArgs) -> ExitCode {
+    if let Err(refused) = namespaces::require() {
+        return fail("demo", refused.status, refused.message);
     }
     match Demo::new(args).and_then(|mut demo| demo.play()) {
         Ok(status) => ExitCode::from(status),
-        Err(error) => {
-            crate::cli::print_err(&format!("uvxlan demo: {error}\n"));
-            ExitCode::from(crate::cli::FAILURE)
-        }
+        Err(error) => fail("demo", FAILURE, error),
     }
 }
 
@@ -62,24 +56,16 @@ struct Demo<'a> {
 
 impl<'a> Demo<'a> {
     fn new(args: &'a DemoArgs) -> Result<Self, TestbedError> {
-        let io = |what: &str| {
-            let what = what.to_owned();
-            move |source| TestbedError::Io {
-                what,
-                place: "this machine".into(),
-                source,
-            }
-        };
         Ok(Self {
             args,
-            cleanup: Cleanup::start("demo").map_err(io("make a temporary folder"))?,
-            program: std::env::current_exe().map_err(io("find this program's file"))?,
+            cleanup: Cleanup::start("demo").map_err(io_error("make a temporary folder"))?,
+            program: std::env::current_exe().map_err(io_error("find this program's file"))?,
         })
     }
 
     fn say(&self, line: &str) {
         if !self.args.json {
-            crate::cli::print_out(&format!("{line}\n"));
+            print_out(&format!("{line}\n"));
         }
     }
 
@@ -92,19 +78,15 @@ impl<'a> Demo<'a> {
             .iter()
             .all(|row| row.figures.as_ref().is_none_or(Figures::is_good));
         if self.args.json {
-            crate::cli::print_out(&figures::json(&rows));
+            print_out(&figures::json(&rows));
         } else {
-            crate::cli::print_out(&format!("\n{}", figures::table(&rows)));
+            print_out(&format!("\n{}", figures::table(&rows)));
         }
-        Ok(if good {
-            crate::cli::OK
-        } else {
-            crate::cli::FAILURE
-        })
+        Ok(if good { OK } else { FAILURE })
     }
 
     fn userspace(&mut self) -> Result<Row, TestbedError> {
-        self.say("Two hosts in network namespaces of their own, joined by a virtual cable:");
+        self.say("Two hosts, each in its own network namespace, joined by a virtual cable:");
         let topology = Topology::two_hosts()?;
         for host in topology.hosts() {
             self.say(&format!(
@@ -119,10 +101,12 @@ impl<'a> Demo<'a> {
 
         let mut daemons = start_daemons(&topology, &self.program, self.cleanup.folder(), &[])?;
         for daemon in &daemons {
-            self.cleanup.child(daemon.pid());
+            self.cleanup.add_child(daemon.pid());
         }
-        self.say("A daemon on each (`uvxlan run`) leases a subnet and makes the device flannel.1:");
-        let mut served = Vec::new();
+        self.say(
+            "On each, a daemon (`uvxlan run`) leases a subnet and makes the device flannel.1:",
+        );
+        let mut subnets = Vec::new();
         for (daemon, host) in daemons.iter_mut().zip(topology.hosts()) {
             let env = daemon.ready(pair::READY_TIMEOUT)?;
             self.say(&format!(
@@ -132,16 +116,16 @@ impl<'a> Demo<'a> {
                 env.mtu,
                 daemon.pid()
             ));
-            served.push(env);
+            subnets.push(env);
         }
-        self.say("What flannel would read in the store:");
-        for env in &served {
+        self.say("The leases in the datastore, as flannel would read them:");
+        for env in &subnets {
             let name = format!("{}-{}", env.subnet.network(), env.subnet.prefix_len());
             let value =
                 std::fs::read_to_string(store.join("subnets").join(&name)).unwrap_or_default();
             self.say(&format!("  subnets/{name}  {value}"));
         }
-        let pair = Pair::of_daemons(topology, daemons, &served)?;
+        let pair = Pair::of_daemons(topology, daemons, &subnets)?;
         let figures = self.measure(&pair)?;
         if self.args.keep {
             self.linger(&pair);
@@ -153,11 +137,11 @@ impl<'a> Demo<'a> {
         })
     }
 
-    /// The same hosts and containers with the kernel's own device, set up as flannel does.
+    /// Measures the same hosts and containers with the kernel's device, set up as by flannel.
     fn kernel(&self) -> Result<Row, TestbedError> {
         let name = "kernel vxlan";
         if let Err(reason) = kernel_has_vxlan() {
-            let note = Some(format!("not on this machine: {reason}"));
+            let note = Some(format!("not available here: {reason}"));
             return Ok(Row {
                 name,
                 figures: None,
@@ -182,7 +166,7 @@ impl<'a> Demo<'a> {
                 ..PingRequest::new(to.address())
             };
             let report = ping(from.namespace(), request)?;
-            figures.pinged(&report);
+            figures.add_pings(&report);
             let ttl = report.ttls.first().map_or("none".into(), u8::to_string);
             self.say(&format!(
                 "  ping {} -> {}: {} of {} answered, ttl {ttl}",
@@ -234,7 +218,7 @@ impl<'a> Demo<'a> {
     }
 
     fn linger(&self, pair: &Pair) {
-        self.say("\nAll of this keeps running. To look around, from another terminal, as root:");
+        self.say("\nEverything keeps running. Commands to try as root in another terminal:");
         let program = self.program.display();
         let own = std::process::id();
         let nodes = pair.daemons.iter().zip(pair.topology.hosts());
@@ -258,10 +242,10 @@ impl<'a> Demo<'a> {
             }
         }
         self.say(&format!(
-            "Logs and store: {}. Enter ends it.",
+            "Logs and datastore: {}. Press Enter to end.",
             self.cleanup.folder().display()
         ));
-        // An input that is closed already ends it as well.
+        // Closed input ends it as well.
         let _ = std::io::stdin().lock().read_line(&mut String::new());
     }
 }

@@ -1,6 +1,16 @@
-//! Commands that build two hosts in network namespaces: the demo and the benchmark.
+//! Commands that set up a network of their own on this machine.
 
-pub mod bench;
+pub(crate) mod bench;
 mod cleanup;
-pub mod demo;
+pub(crate) mod demo;
 mod namespaces;
+
+use crate::testbed::TestbedError;
+
+fn io_error(what: &str) -> impl FnOnce(std::io::Error) -> TestbedError {
+    move |source| TestbedError::Io {
+        what: what.to_owned(),
+        place: "this machine".into(),
+        source,
+    }
+}

@@ -1,8 +1,9 @@
-//! Whether this machine lets us make namespaces and TUN devices in them.
+//! Whether this machine lets us make network namespaces, and TUN devices in them.
 
 use std::fs::File;
 use std::io::ErrorKind;
 
+use crate::cli::{NO_DEVICE, NO_PERMISSION};
 use crate::sys::netns;
 use crate::testbed::available;
 
@@ -14,36 +15,33 @@ pub(crate) struct Refused {
     pub(crate) status: u8,
 }
 
-/// Makes sure that namespaces can be made, in a user namespace of our own where that is what
-/// it takes. Must run before any thread is started: a user namespace needs that.
-pub(crate) fn permitted() -> Result<(), Refused> {
+/// Makes sure that namespaces can be made, and enters a user namespace if that is necessary. To
+/// be called before any thread is started, because only a single-threaded process may enter one.
+pub(crate) fn require() -> Result<(), Refused> {
     let no_permission = |message| Refused {
         message,
-        status: crate::cli::NO_PERMISSION,
+        status: NO_PERMISSION,
     };
-    match File::options().read(true).write(true).open(CLONE_DEVICE) {
-        Ok(_) => {}
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            return Err(no_permission(format!(
-                "no permission to open {CLONE_DEVICE}; run as root, or chmod 0666 it"
-            )));
-        }
-        Err(error) => {
-            return Err(Refused {
+    if let Err(error) = File::options().read(true).write(true).open(CLONE_DEVICE) {
+        return Err(match error.kind() {
+            ErrorKind::PermissionDenied => no_permission(format!(
+                "no permission to open {CLONE_DEVICE}; run as root, or chmod 0666 {CLONE_DEVICE}"
+            )),
+            _ => Refused {
                 message: format!(
-                    "{CLONE_DEVICE}: {error}; load the tun module (modprobe tun), or in a \
-                     container pass the device in (docker run --device {CLONE_DEVICE})"
+                    "cannot open {CLONE_DEVICE}: {error}; load the tun module (modprobe tun), or in \
+                     a container pass the device in (docker run --device {CLONE_DEVICE})"
                 ),
-                status: crate::cli::NO_DEVICE,
-            });
-        }
+                status: NO_DEVICE,
+            },
+        });
     }
     if available().is_ok() {
         return Ok(());
     }
     netns::unshare_user().map_err(|error| {
         no_permission(format!(
-            "no permission to make network namespaces, and none to make a user namespace for that \
+            "no permission to make network namespaces, nor a user namespace to make them in \
              ({error}); run as root, or allow user namespaces (sysctl user.max_user_namespaces, \
              kernel.apparmor_restrict_unprivileged_userns)"
         ))

@@ -1,4 +1,4 @@
-//! `uvxlan config`: the network config, without etcdctl.
+//! `uvxlan config`: checks, shows and writes the network config.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -7,40 +7,38 @@ use super::store::{CommandError, StoreArgs, finish};
 use crate::subnet::config::NetworkConfig;
 
 /// Arguments of `uvxlan config`.
-#[derive(clap::Args, Debug, Clone)]
-pub struct ConfigArgs {
+#[derive(clap::Args, Debug)]
+pub(crate) struct ConfigArgs {
     #[command(subcommand)]
     command: ConfigCommand,
 }
 
-#[derive(clap::Subcommand, Debug, Clone)]
+#[derive(clap::Subcommand, Debug)]
 enum ConfigCommand {
-    /// Check a config file; nothing is written
+    /// Check a config file without writing it
     Check {
-        /// JSON as flannel's
+        /// File with the config, in flannel's JSON
         file: PathBuf,
     },
-    /// Print the config that the store holds
+    /// Print the config that is in the datastore
     Show {
         #[command(flatten)]
         store: StoreArgs,
     },
-    /// Check a config file and write it to the store
+    /// Check a config file and write it to the datastore
     Put {
-        /// JSON as flannel's
+        /// File with the config, in flannel's JSON
         file: PathBuf,
         #[command(flatten)]
         store: StoreArgs,
     },
 }
 
-/// Runs the command.
-#[must_use]
-pub fn run(args: &ConfigArgs) -> ExitCode {
-    finish("uvxlan config", answer(&args.command))
+pub(crate) fn run(args: &ConfigArgs) -> ExitCode {
+    finish("uvxlan config", execute(&args.command))
 }
 
-async fn answer(command: &ConfigCommand) -> Result<String, CommandError> {
+async fn execute(command: &ConfigCommand) -> Result<String, CommandError> {
     match command {
         ConfigCommand::Check { file } => read(file).map(|(_, config)| summary(&config)),
         ConfigCommand::Show { store } => {
@@ -48,7 +46,7 @@ async fn answer(command: &ConfigCommand) -> Result<String, CommandError> {
             let Some(text) = store.config().await? else {
                 return Err(CommandError::NoConfig(store.describe()));
             };
-            // As found: what cannot be used must be seen too.
+            // Unchanged, so that an unusable config is shown too.
             Ok(format!("{}\n", String::from_utf8_lossy(&text).trim_end()))
         }
         ConfigCommand::Put { file, store } => {
@@ -85,7 +83,7 @@ fn summary(config: &NetworkConfig) -> String {
         vxlan.port
     );
     for key in config.without_effect() {
-        text.push_str(&format!("{key} is accepted and has no effect yet\n"));
+        text.push_str(&format!("{key} is accepted but has no effect yet\n"));
     }
     text
 }

@@ -1,4 +1,4 @@
-//! `uvxlan lease`: leases, without etcdctl.
+//! `uvxlan lease`: lists, shows, reserves and releases leases.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -8,6 +8,7 @@ use ipnet::Ipv4Net;
 use serde::Serialize;
 
 use super::store::{CommandError, StoreArgs, finish};
+use crate::cli::excerpt;
 use crate::subnet::allocate::compatible;
 use crate::subnet::config::NetworkConfig;
 use crate::subnet::key::SubnetKey;
@@ -17,15 +18,15 @@ use crate::subnet::store::{Listing, Record, Store, WriteOutcome};
 use crate::subnet::validate::{Context, Rejection};
 
 /// Arguments of `uvxlan lease`.
-#[derive(clap::Args, Debug, Clone)]
-pub struct LeaseArgs {
+#[derive(clap::Args, Debug)]
+pub(crate) struct LeaseArgs {
     #[command(subcommand)]
     command: LeaseCommand,
 }
 
-#[derive(clap::Subcommand, Debug, Clone)]
+#[derive(clap::Subcommand, Debug)]
 enum LeaseCommand {
-    /// List all records, and say which are not believed
+    /// List all records, and why some are refused
     List {
         /// Print JSON
         #[arg(long)]
@@ -33,9 +34,9 @@ enum LeaseCommand {
         #[command(flatten)]
         store: StoreArgs,
     },
-    /// Print one record as it lies in the store
+    /// Print one record as it is in the datastore
     Show {
-        /// 10.3.7.0/24, or the record's name, 10.3.7.0-24
+        /// Subnet (10.3.7.0/24) or name of the record (10.3.7.0-24)
         subnet: String,
         /// Print JSON
         #[arg(long)]
@@ -43,47 +44,45 @@ enum LeaseCommand {
         #[command(flatten)]
         store: StoreArgs,
     },
-    /// Give a subnet to a host for good: a lease that does not expire
+    /// Reserve a subnet for a host, with a lease that does not expire
     Reserve {
-        /// 10.3.7.0/24
+        /// Subnet (10.3.7.0/24)
         subnet: Ipv4Net,
         /// The host's public address
         public_ip: Ipv4Addr,
         #[command(flatten)]
         store: StoreArgs,
     },
-    /// Remove a record; a daemon that runs on it takes it again
+    /// Delete a record; a running daemon whose lease it is takes it again
     Release {
-        /// 10.3.7.0/24, or the record's name, 10.3.7.0-24
+        /// Subnet (10.3.7.0/24) or name of the record (10.3.7.0-24)
         subnet: String,
         #[command(flatten)]
         store: StoreArgs,
     },
 }
 
-/// One record for people and machines.
+/// One record, for the table and for JSON.
 #[derive(Debug, Serialize, PartialEq, Eq)]
 struct Row {
     name: String,
     public_ip: Option<Ipv4Addr>,
     vtep_mac: Option<String>,
     node: Option<NodeId>,
-    /// Without time to live.
+    /// Does not expire.
     reserved: bool,
     revision: i64,
-    /// Stable name of the reason why it is not believed.
+    /// Stable name of the reason why peers refuse it.
     rejected: Option<&'static str>,
     /// The reason in words.
     reason: Option<String>,
 }
 
-/// Runs the command.
-#[must_use]
-pub fn run(args: &LeaseArgs) -> ExitCode {
-    finish("uvxlan lease", answer(&args.command))
+pub(crate) fn run(args: &LeaseArgs) -> ExitCode {
+    finish("uvxlan lease", execute(&args.command))
 }
 
-async fn answer(command: &LeaseCommand) -> Result<String, CommandError> {
+async fn execute(command: &LeaseCommand) -> Result<String, CommandError> {
     match command {
         LeaseCommand::List { json, store } => {
             let store = store.open()?;
@@ -108,7 +107,10 @@ async fn answer(command: &LeaseCommand) -> Result<String, CommandError> {
             match row {
                 Some(row) if *json => to_json(&row),
                 Some(row) => Ok(details(&row, &value)),
-                None => Err(CommandError::Other("the record went away meanwhile".into())),
+                None => Err(CommandError::Other(format!(
+                    "{} was deleted while it was being read",
+                    excerpt(&record.name)
+                ))),
             }
         }
         LeaseCommand::Reserve {
@@ -123,7 +125,7 @@ async fn answer(command: &LeaseCommand) -> Result<String, CommandError> {
             let store = store.open()?;
             let record = find(&*store, subnet).await?;
             match store.delete(&record.name, record.revision).await? {
-                WriteOutcome::Written { .. } => Ok(format!("released {}\n", shown(&record.name))),
+                WriteOutcome::Written { .. } => Ok(format!("released {}\n", excerpt(&record.name))),
                 WriteOutcome::Conflict => Err(changed(&record.name)),
             }
         }
@@ -145,18 +147,18 @@ async fn find(store: &dyn Store, subnet: &str) -> Result<Record, CommandError> {
     let found = store.get(&name).await?;
     found.ok_or_else(|| {
         CommandError::Other(format!(
-            "{} has no record {}; 'uvxlan lease list' shows what there is",
+            "{} has no record {}; 'uvxlan lease list' lists all",
             store.describe(),
-            shown(&name)
+            excerpt(&name)
         ))
     })
 }
 
 fn changed(name: &str) -> CommandError {
     CommandError::Other(format!(
-        "{} was changed by somebody at the same moment and is left as it is; look at it \
-         ('uvxlan lease show') and try again",
-        shown(name)
+        "{0} was not changed, because somebody else changed it at the same moment; check it with \
+         'uvxlan lease show {0}' and try again",
+        excerpt(name)
     ))
 }
 
@@ -168,7 +170,7 @@ async fn reserve(
     let config = config(store).await?;
     if subnet.trunc() != subnet || !compatible(&config, subnet) {
         return Err(CommandError::Other(format!(
-            "{subnet} is no subnet of this network: it hands out a /{} from {} to {}",
+            "{subnet} is not a subnet of this network, which assigns a /{} from {} to {}",
             config.subnet_len, config.subnet_min, config.subnet_max
         )));
     }
@@ -183,29 +185,29 @@ async fn reserve(
             Some((record, key.v4, same_host))
         })
         .collect();
-    // First, because the host may have another record beside, which peers refuse.
+    // Checked first, because the host may have a second record, which peers refuse.
     let own = known
         .iter()
         .find(|(_, leased, same_host)| *same_host && *leased == subnet);
     if let Some((record, ..)) = own {
-        // The lease of that host, kept as it is, without its end.
+        // Keep that host's lease as it is, without an expiry.
         let value = record.value.clone();
         let outcome = store.replace(&record.name, value, record.revision, None);
         return match outcome.await? {
-            WriteOutcome::Written { .. } => Ok(done(subnet, public_ip)),
+            WriteOutcome::Written { .. } => Ok(reserved(subnet, public_ip)),
             WriteOutcome::Conflict => Err(changed(&record.name)),
         };
     }
     for (record, leased, same_host) in known {
         if leased.contains(&subnet) || subnet.contains(&leased) || same_host {
-            let what = if same_host {
-                "this host has"
+            let conflict = if same_host {
+                "this host already has"
             } else {
-                "it overlaps"
+                "it overlaps with"
             };
             return Err(CommandError::Other(format!(
-                "{subnet} was not reserved: {what} {name} already; 'uvxlan lease release {name}' \
-                 removes that",
+                "{subnet} was not reserved: {conflict} {name}; to remove that, run 'uvxlan lease \
+                 release {name}'",
                 name = record.name
             )));
         }
@@ -214,16 +216,16 @@ async fn reserve(
     let name = SubnetKey::from(subnet).to_string();
     let value = bytes::Bytes::from(value);
     match store.reserve(&name, value).await? {
-        WriteOutcome::Written { .. } => Ok(done(subnet, public_ip)),
+        WriteOutcome::Written { .. } => Ok(reserved(subnet, public_ip)),
         WriteOutcome::Conflict => Err(changed(&name)),
     }
 }
 
-fn done(subnet: Ipv4Net, public_ip: Ipv4Addr) -> String {
+fn reserved(subnet: Ipv4Net, public_ip: Ipv4Addr) -> String {
     format!("reserved {subnet} for {public_ip}\n")
 }
 
-/// All records, in the order of their subnets, checked as a host that has none would.
+/// All records, ordered by subnet, judged as a host without a lease would.
 fn rows(config: &NetworkConfig, listing: Listing) -> Vec<Row> {
     let context = Context {
         network: config.network,
@@ -246,7 +248,7 @@ fn rows(config: &NetworkConfig, listing: Listing) -> Vec<Row> {
         let data = attrs.as_ref().and_then(|attrs| attrs.backend_data.as_ref());
         let data = data.and_then(|data| VxlanData::decode(data).ok());
         let refused = refused.get(&record.name);
-        // A reservation that its host never used has no backend data yet.
+        // A reservation that its host has never used has no backend data yet.
         let unused = !record.expires && data.is_none();
         let refused =
             refused.filter(|refused| !(unused && refused.reason == Rejection::BackendData));
@@ -267,12 +269,6 @@ fn rows(config: &NetworkConfig, listing: Listing) -> Vec<Row> {
     records.into_iter().map(row).collect()
 }
 
-/// A name that may hold anything, for a terminal.
-fn shown(name: &str) -> String {
-    let short: String = name.chars().take(60).collect();
-    short.escape_debug().to_string()
-}
-
 fn table(rows: &[Row]) -> String {
     let mut text = format!(
         "{:<20}{:<17}{:<19}{:<10}STATE\n",
@@ -281,7 +277,7 @@ fn table(rows: &[Row]) -> String {
     for row in rows {
         let subnet = match row.name.parse::<SubnetKey>() {
             Ok(key) if key.v6.is_none() => key.v4.to_string(),
-            _ => shown(&row.name),
+            _ => excerpt(&row.name),
         };
         let address = row.public_ip.map_or("-".into(), |ip| ip.to_string());
         let mac = row.vtep_mac.as_deref().unwrap_or("-");
@@ -296,22 +292,25 @@ fn table(rows: &[Row]) -> String {
 
 fn details(row: &Row, value: &str) -> String {
     let value: String = value.chars().take(4096).collect();
-    format!(
-        "{}\nvalue:    {}\n",
+    let mut text = format!(
+        "{}\nvalue:    {}\nrevision: {}\n",
         table(std::slice::from_ref(row)).trim_end(),
-        value.escape_debug().to_string().replace("\\\"", "\"")
-    ) + &format!("revision: {}\n", row.revision)
-        + &row.reason.as_ref().map_or_else(String::new, |reason| {
-            format!("refused:  {}\n", shown_reason(reason))
-        })
+        printable(&value),
+        row.revision
+    );
+    if let Some(reason) = &row.reason {
+        text.push_str(&format!("refused:  {}\n", printable(reason)));
+    }
+    text
 }
 
-fn shown_reason(reason: &str) -> String {
-    reason.escape_debug().to_string().replace("\\\"", "\"")
+/// Text from the datastore without control characters; quotes stay readable.
+fn printable(text: &str) -> String {
+    text.escape_debug().to_string().replace("\\\"", "\"")
 }
 
 fn to_json<T: Serialize + ?Sized>(value: &T) -> Result<String, CommandError> {
     let text = serde_json::to_string_pretty(value);
     text.map(|text| format!("{text}\n"))
-        .map_err(|error| CommandError::Other(format!("writing JSON: {error}")))
+        .map_err(|error| CommandError::Other(format!("cannot write JSON: {error}")))
 }

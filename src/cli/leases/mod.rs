@@ -1,5 +1,5 @@
-//! Commands that look into the datastore, or change it.
+//! Commands that read and change the datastore.
 
-pub mod config;
-pub mod lease;
-pub mod store;
+pub(crate) mod config;
+pub(crate) mod lease;
+pub(crate) mod store;

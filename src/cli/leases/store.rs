@@ -56,7 +56,7 @@ impl FromArgMatches for StoreArgs {
                 _ => continue,
             };
             let values = matches.get_many::<String>(flag.name).into_iter().flatten();
-            for value in values.filter(|value| flag.asks_something(value)) {
+            for value in values.filter(|value| flag.is_enabled_by(value)) {
                 given = true;
                 (flag.set)(&mut options, value).map_err(|invalid| {
                     let text = format!("{}\n", refusal(flag, &source, value, invalid));

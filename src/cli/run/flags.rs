@@ -1,7 +1,9 @@
 //! The flags of `uvxlan run`: what a flag is, how it is found, and how it is shown.
 //!
-//! Parsing, help, environment names and the log of settings are all made from one table.
+//! Parsing, help, `docs/flags.md`, environment names and the log of settings are all made from
+//! one table.
 
+use crate::cli::nearest;
 use crate::daemon::options::RunOptions;
 use crate::daemon::options::parse::{Invalid, boolean};
 
@@ -12,56 +14,62 @@ pub(crate) use table::{FLAGS, STORE_FLAGS, VERSION};
 /// How a flag takes its value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// A Go boolean: alone it means true, and the following word is never its value.
+    /// A Go boolean: alone it means true, and the next word is never its value.
     Switch,
     /// One value; the last one given counts.
     Single,
-    /// A value each time it is given.
+    /// One value each time it is given.
     Repeated,
 }
 
-/// Who knows a flag, and thereby the prefix of its environment variable.
+/// Which program introduced a flag; decides the prefix of its environment variable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Known {
-    /// flannel v0.11.0 and the newest.
-    BothFlannels,
-    /// Only flannel newer than v0.11.0.
-    NewestFlannel,
-    /// Only this program.
-    Ours,
+pub(crate) enum Source {
+    /// flannel, v0.11.0 and later.
+    Flannel,
+    /// flannel, later than v0.11.0.
+    NewerFlannel,
+    Uvxlan,
 }
 
-/// What giving the flag does in this version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Effect {
-    /// What its text says.
-    Acted,
-    /// Nothing: it is accepted with one warning.
-    NotYet,
-}
-
-/// Heading in the help.
+/// Section of the help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Group {
     Datastore,
-    Subnet,
+    Interface,
+    Lease,
+    PeerCheck,
     Files,
-    Rules,
+    Firewall,
     Kubernetes,
     Daemon,
     Logging,
 }
 
 impl Group {
-    /// The heading's text.
+    /// In the order of the help.
+    pub(crate) const ALL: [Self; 9] = [
+        Self::Datastore,
+        Self::Interface,
+        Self::Lease,
+        Self::PeerCheck,
+        Self::Files,
+        Self::Firewall,
+        Self::Kubernetes,
+        Self::Daemon,
+        Self::Logging,
+    ];
+
     pub(crate) const fn heading(self) -> &'static str {
         match self {
             Self::Datastore => "Datastore",
-            Self::Subnet => "Subnet and interface",
+            Self::Interface => "Interface and addresses",
+            Self::Lease => "Network and lease",
+            Self::PeerCheck => "Peer check",
             Self::Files => "Files",
-            Self::Rules => "Rules (flannel compatibility)",
-            Self::Kubernetes => "Kubernetes (accepted)",
-            Self::Daemon => "Daemon",
+            Self::Firewall => "Firewall rules and routes",
+            Self::Kubernetes => "Kubernetes (accepted, not supported yet)",
+            Self::Daemon => "Daemon and packet threads",
             Self::Logging => "Logging",
         }
     }
@@ -74,15 +82,16 @@ type Setter = fn(&mut RunOptions, &str) -> Result<(), Invalid>;
 pub(crate) struct Flag {
     /// Name without dashes.
     pub(crate) name: &'static str,
-    /// Other spellings, each noted when used.
+    /// Other spellings; using one is noted in the log.
     pub(crate) aliases: &'static [&'static str],
     pub(crate) kind: Kind,
-    pub(crate) known: Known,
-    pub(crate) effect: Effect,
+    pub(crate) source: Source,
+    /// Accepted with a warning, but has no effect yet.
+    pub(crate) without_effect: bool,
     pub(crate) group: Group,
     /// Placeholder of the value in the help.
     pub(crate) value_name: &'static str,
-    /// Value when not given, as text; empty: none.
+    /// Default as text, or nothing.
     pub(crate) default: &'static str,
     pub(crate) hidden: bool,
     /// The value must not be shown.
@@ -91,7 +100,7 @@ pub(crate) struct Flag {
     pub(crate) summary: &'static str,
     /// What the long help adds, or nothing.
     pub(crate) details: &'static str,
-    /// Checks one value and keeps it.
+    /// Checks one value and stores it.
     pub(crate) set: Setter,
 }
 
@@ -101,8 +110,8 @@ impl Flag {
             name,
             aliases: &[],
             kind: Kind::Switch,
-            known: Known::BothFlannels,
-            effect: Effect::Acted,
+            source: Source::Flannel,
+            without_effect: false,
             group,
             value_name: "",
             default: "",
@@ -138,23 +147,23 @@ impl Flag {
         Self { aliases, ..self }
     }
 
-    const fn newest(self) -> Self {
+    const fn newer(self) -> Self {
         Self {
-            known: Known::NewestFlannel,
+            source: Source::NewerFlannel,
             ..self
         }
     }
 
     const fn ours(self) -> Self {
         Self {
-            known: Known::Ours,
+            source: Source::Uvxlan,
             ..self
         }
     }
 
-    const fn not_yet(self) -> Self {
+    const fn without_effect(self) -> Self {
         Self {
-            effect: Effect::NotYet,
+            without_effect: true,
             ..self
         }
     }
@@ -163,13 +172,12 @@ impl Flag {
         Self { details, ..self }
     }
 
-    /// The name of the environment variable for a spelling of this flag (coreos
+    /// The environment variable for a spelling of this flag (coreos
     /// `flagutil.SetFlagsFromEnv`: upper case, `-` to `_`).
     pub(crate) fn variable(&self, spelling: &str) -> String {
-        let prefix = if self.known == Known::Ours {
-            "UVXLAN_"
-        } else {
-            "FLANNELD_"
+        let prefix = match self.source {
+            Source::Uvxlan => "UVXLAN_",
+            Source::Flannel | Source::NewerFlannel => "FLANNELD_",
         };
         format!(
             "{prefix}{}",
@@ -177,18 +185,34 @@ impl Flag {
         )
     }
 
-    /// The flag as a person writes it. flannel's documents write `-v` with one dash.
+    /// The name and the aliases.
+    pub(crate) fn spellings(&self) -> impl Iterator<Item = &'static str> {
+        std::iter::once(self.name).chain(self.aliases.iter().copied())
+    }
+
     pub(crate) fn dashed(&self) -> String {
         dashed(self.name)
     }
 
-    /// Whether this value of an accepted flag asks for something that will not happen.
-    pub(crate) fn asks_something(&self, value: &str) -> bool {
-        let off = match self.kind {
-            Kind::Switch => boolean(value) == Ok(false),
-            Kind::Single | Kind::Repeated => matches!(value.trim_ascii(), "" | "0"),
+    /// The summary, and what else belongs into one line of help.
+    pub(crate) fn headline(&self) -> String {
+        let repeats = match self.kind {
+            Kind::Repeated => " (may repeat)",
+            Kind::Switch | Kind::Single => "",
         };
-        !off
+        let effect = match self.without_effect {
+            true => "; no effect yet",
+            false => "",
+        };
+        format!("{}{repeats}{effect}", self.summary)
+    }
+
+    /// Whether this value of a flag asks for something, rather than switching it off.
+    pub(crate) fn is_enabled_by(&self, value: &str) -> bool {
+        match self.kind {
+            Kind::Switch => boolean(value) != Ok(false),
+            Kind::Single | Kind::Repeated => !matches!(value.trim_ascii(), "" | "0"),
+        }
     }
 
     /// A value as it may be shown in logs and messages.
@@ -207,7 +231,7 @@ impl Flag {
     }
 }
 
-/// A flag name with its dashes.
+/// A flag name with its dashes. flannel's documents write `-v` with one.
 pub(crate) fn dashed(name: &str) -> String {
     let dashes = if name.chars().count() == 1 { "-" } else { "--" };
     format!("{dashes}{name}")
@@ -223,30 +247,18 @@ fn without_userinfo(url: &str) -> String {
     }
 }
 
-/// The flag of this name or alias.
+/// The flag with this name or alias.
 pub(crate) fn find(name: &str) -> Option<&'static Flag> {
     FLAGS
         .iter()
-        .find(|flag| flag.name == name || flag.aliases.contains(&name))
+        .find(|flag| flag.spellings().any(|spelling| spelling == name))
 }
 
-/// The flag name nearest to a mistyped one, if any is near.
-pub(crate) fn nearest(name: &str) -> Option<&'static str> {
-    /// Below this similarity (0 to 1) a suggestion would only puzzle.
-    const NEAR: f64 = 0.4;
-    FLAGS
-        .iter()
-        .filter(|flag| !flag.hidden)
-        .flat_map(|flag| {
-            let spellings = std::iter::once(&flag.name).chain(flag.aliases);
-            spellings.map(move |spelling| {
-                (
-                    strsim::normalized_damerau_levenshtein(name, spelling),
-                    flag.name,
-                )
-            })
-        })
-        .filter(|(similarity, _)| *similarity >= NEAR)
-        .max_by(|left, right| left.0.total_cmp(&right.0))
-        .map(|(_, name)| name)
+/// The name of the flag most similar to a mistyped one, if any is similar enough.
+pub(crate) fn nearest_to(name: &str) -> Option<&'static str> {
+    /// A suggestion less similar than this would only puzzle.
+    const SIMILAR: f64 = 0.4;
+    let known = FLAGS.iter().filter(|flag| !flag.hidden);
+    let spellings = known.flat_map(|flag| flag.spellings().map(|spelling| (spelling, flag.name)));
+    nearest(name, spellings, SIMILAR)
 }

@@ -1,12 +1,12 @@
-//! The command line and environment of `uvxlan run`, read as flannel reads its own.
+//! Reads the command line and environment of `uvxlan run` as flannel reads its own.
 //!
 //! flannel uses Go's `flag` package: `-x` and `--x` are the same, a boolean takes its value
-//! only behind `=`, the last one given counts. Environment variables `FLANNELD_*` stand in
-//! for flags that are not on the command line (coreos `flagutil.SetFlagsFromEnv`).
+//! only behind `=`, and the last one given counts. Environment variables `FLANNELD_*` set flags
+//! that are not on the command line (coreos `flagutil.SetFlagsFromEnv`).
 //!
-//! Departures, all on purpose: a word that is no option does not end the parsing, an
-//! argument that holds several options is split at its blanks, and a mistake ends with
-//! status 2 instead of flannel's 0.
+//! Three differences are deliberate: a word that is not an option does not end the parsing, an
+//! argument that holds several options is split at its blanks, and a mistake ends with status 2
+//! instead of flannel's 0.
 
 use std::ffi::OsString;
 
@@ -20,13 +20,11 @@ use self::assign::{Assignment, Environment};
 use self::scan::Scan;
 use super::flags;
 use crate::cli::{CONFIG, USAGE};
-pub use crate::daemon::options::{
-    LogFormat, Notice, NoticeLevel, Origin, ReceiveOn, RunOptions, Setting,
-};
+pub(crate) use crate::daemon::options::RunOptions;
 
 /// What a command line of `run` asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Invocation {
+pub(crate) enum Invocation {
     /// Run the daemon.
     Run(Box<RunOptions>),
     /// `-h`.
@@ -37,49 +35,37 @@ pub enum Invocation {
     Version,
 }
 
-/// Why a command line cannot be honoured. Never holds a secret.
+/// Why a command line is refused. Never contains a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ArgsError {
-    /// No flag has this name.
+pub(crate) enum ArgsError {
     #[error("unknown flag {flag}{}", suggestion(*nearest))]
     UnknownFlag {
         /// As written, without its value.
         flag: String,
-        /// Name of the nearest flag, without dashes.
+        /// Name of the most similar flag, without dashes.
         nearest: Option<&'static str>,
     },
-    /// A flag that needs a value is the last word.
     #[error("{flag} needs a value")]
-    MissingValue {
-        /// As in the help.
-        flag: String,
-    },
-    /// The value is not one.
-    #[error("{value:?} is not a value for {source_name}: expected {expected}")]
+    MissingValue { flag: String },
+    #[error("{source_name}={value:?} cannot be used: expected {expected}")]
     BadValue {
         /// Flag or environment variable.
         source_name: String,
-        /// The value, masked where it is secret.
+        /// The value, masked if it is secret.
         value: String,
-        /// What would be one.
         expected: String,
     },
     /// Dashes without a name.
     #[error("{argument} is not a flag: expected --name or --name=value")]
-    BadSyntax {
-        /// As written.
-        argument: String,
-    },
-    /// An argument is not UTF-8.
+    BadSyntax { argument: String },
     #[error("argument {position} is not valid UTF-8")]
     NotUnicode {
         /// 1 for the first argument of `run`.
         position: usize,
     },
-    /// Kubernetes mode was asked for.
     #[error(
-        "{source_name}: leases from the Kubernetes API are not supported yet; use etcd \
-         (--etcd-endpoints) or a shared directory (--store dir:PATH)"
+        "{source_name}: leases in the Kubernetes API are not supported yet; use etcd \
+         (--etcd-endpoints) or a shared directory (--store=dir:PATH)"
     )]
     KubeSubnetManager {
         /// Flag or environment variable.
@@ -95,9 +81,7 @@ fn suggestion(nearest: Option<&str>) -> String {
 }
 
 impl ArgsError {
-    /// The status the program ends with.
-    #[must_use]
-    pub const fn exit_code(&self) -> u8 {
+    pub(crate) const fn exit_code(&self) -> u8 {
         match self {
             Self::KubeSubnetManager { .. } => CONFIG,
             _ => USAGE,
@@ -105,14 +89,11 @@ impl ArgsError {
     }
 }
 
-/// Reads the arguments behind `run` (or behind the program name `flanneld`) and the
-/// environment. Pure: nothing is printed, opened or asked.
+/// Reads the arguments that follow `run` (or the program name `flanneld`) and the environment.
+/// Pure: it prints and opens nothing.
 ///
-/// # Errors
-/// When a flag is unknown, a value is missing or cannot be used, or Kubernetes mode is
-/// asked for. A boolean or number that is malformed in the environment is no error but a
-/// notice, as in flannel.
-pub fn parse<A, E>(arguments: A, environment: E) -> Result<Invocation, ArgsError>
+/// A malformed boolean or number in the environment is a notice, not an error, as in flannel.
+pub(crate) fn parse<A, E>(arguments: A, environment: E) -> Result<Invocation, ArgsError>
 where
     A: IntoIterator<Item = OsString>,
     E: IntoIterator<Item = (OsString, OsString)>,

@@ -1,9 +1,10 @@
 //! `uvxlan run`: the daemon.
 
-pub mod flags;
-pub mod flannel_args;
-pub mod help;
-pub mod words;
+pub(crate) mod flags;
+pub(crate) mod flags_page;
+pub(crate) mod flannel_args;
+pub(crate) mod help;
+mod words;
 
 use std::process::ExitCode;
 
@@ -17,8 +18,7 @@ use crate::daemon::serve::privileges;
 use crate::daemon::start;
 
 /// Runs the daemon until it is told to stop.
-#[must_use]
-pub fn run(options: RunOptions) -> ExitCode {
+pub(crate) fn run(options: RunOptions) -> ExitCode {
     let limit = log::start(options.log_format, options.log_level());
     log::announce(&options);
     privileges::starting();
@@ -32,25 +32,25 @@ pub fn run(options: RunOptions) -> ExitCode {
 }
 
 fn serve(options: &RunOptions, limit: log::Limit) -> Result<(), Failure> {
-    // One thread: the control side must never compete with the packet workers.
+    // A single thread, so that the control side never competes with the packet threads.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .on_thread_start(privileges::serving)
         .build()
         .map_err(Failure::Runtime)?;
-    let outcome = runtime.block_on(async {
+    let result = runtime.block_on(async {
         let stop = CancellationToken::new();
         stop_on_signals(stop.clone()).map_err(Failure::Runtime)?;
         tokio::spawn(log::report_suppressed(limit));
         start::run(options, stop).await
     });
-    // A store that does not answer must not hold up the end.
+    // Do not wait for a datastore that does not answer.
     runtime.shutdown_background();
-    outcome
+    result
 }
 
-/// The first SIGTERM or SIGINT stops in good order, the second ends at once: flannel
-/// unregisters its handler likewise.
+/// The first SIGTERM or SIGINT stops the daemon cleanly, the second ends it at once, as in
+/// flannel, which unregisters its handler after the first.
 fn stop_on_signals(stop: CancellationToken) -> std::io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -1,27 +1,27 @@
-//! Arguments that hold several options with blanks between them.
+//! Arguments that hold several options separated by blanks.
 //!
 //! systemd replaces `${FLANNEL_OPTIONS}` (with braces) by one argument, blanks included.
-//! flannel ignores such an argument when it begins with a blank, and misreads it otherwise;
-//! its author meant several options.
+//! flannel ignores such an argument if it begins with a blank, and misreads it otherwise. Its
+//! author meant several options, so it is split.
 
 use super::flags;
 
-/// One argument at a place where an option may stand.
+/// One argument where an option is expected.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Argument {
-    /// Nothing but blanks: what is left of an empty variable.
+    /// Nothing but blanks, from an empty variable.
     Blank,
-    /// One option or one other word, without leading blanks.
+    /// One option or another word, without leading blanks.
     One(String),
-    /// Several words, quotes resolved.
+    /// Several words, with their quotes removed.
     Several(Vec<String>),
 }
 
-/// Tells whether an argument is one option or several. Pure; never fails.
+/// Decides whether an argument is one option or several.
 ///
-/// It is several when it begins with a dash, holds blanks outside quotes, and either the
-/// name itself would hold a blank (`--iface eth0`) or a later word is an option. So a
-/// value with blanks, such as a password, stays whole.
+/// It is several if it begins with a dash, has blanks outside quotes, and either the name
+/// itself would contain a blank (`--iface eth0`) or a later word is an option. A value with
+/// blanks, such as a password, therefore stays whole.
 pub(crate) fn unpack(argument: &str) -> Argument {
     let text = argument.trim_ascii();
     if text.is_empty() {
@@ -39,8 +39,8 @@ pub(crate) fn unpack(argument: &str) -> Argument {
     Argument::One(argument.trim_ascii_start().to_owned())
 }
 
-/// Whether a word looks like an option enough to end the value before it: two dashes and a
-/// letter, or one dash and a name of ours (a single dash may well be text).
+/// Whether a word ends the value before it: two dashes and a letter, or one dash and the name
+/// of a flag (otherwise a single dash may well be text).
 pub(crate) fn is_option(word: &str) -> bool {
     match word.strip_prefix("--") {
         Some(name) => name.starts_with(|first: char| first.is_ascii_alphabetic()),
@@ -51,8 +51,8 @@ pub(crate) fn is_option(word: &str) -> bool {
     }
 }
 
-/// Splits at blanks. `'…'` and `"…"` keep blanks together and vanish; where quotes are not
-/// balanced they are ordinary characters.
+/// Splits at blanks. `'…'` and `"…"` keep blanks together and are removed; unbalanced quotes
+/// are ordinary characters.
 fn split(text: &str) -> Vec<String> {
     split_quoted(text).unwrap_or_else(|| text.split_ascii_whitespace().map(str::to_owned).collect())
 }
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn options_with_blanks_between_are_told_from_values_with_blanks() {
+    fn several_options_are_split_and_values_with_blanks_are_not() {
         let table = [
             ("", Argument::Blank),
             (" \t\n", Argument::Blank),

@@ -1,28 +1,27 @@
-//! The datastore: whether it can be reached and trusted, and what config it holds.
+//! Whether the datastore is reachable and trustworthy, and which config it holds.
 
 use crate::doctor::Finding;
-use crate::doctor::facts::{Facts, Member, TlsFault, Trouble};
+use crate::doctor::facts::{Facts, Member, MemberError, TlsFault};
 use crate::subnet::config::{ConfigError, NetworkConfig};
 
-/// Difference of clocks, in seconds, from which on it is worth a word. Dates of HTTP are
-/// whole seconds, and answers take time.
-const SKEW: u64 = 60;
+/// Smallest difference between clocks that is reported, in seconds. HTTP dates are in whole
+/// seconds, and replies take time.
+const MIN_SKEW: u64 = 60;
 
-/// Whether the members of etcd, or the directory, can be reached.
-#[must_use]
-pub fn members(facts: &Facts) -> Finding {
+/// Whether the members of etcd, or the directory, are reachable.
+pub(crate) fn members(facts: &Facts) -> Finding {
     const CHECK: &str = "datastore";
     let store = &facts.store;
     if let Some(refused) = &store.refused {
         return if refused.tls {
-            Finding::skipped(CHECK, "not asked: see datastore-tls")
+            Finding::skipped(CHECK, "not tried: see datastore-tls")
         } else {
             Finding::error(
                 CHECK,
                 refused.text.clone(),
-                "the options that name the datastore cannot be meant",
-                "correct --store, --etcd-endpoints or the option that is named, here and in the \
-                 daemon's options",
+                "the options that select the datastore are unusable",
+                "correct --store, --etcd-endpoints or the option named here, in this command and in \
+                 the daemon's options",
             )
         };
     }
@@ -30,62 +29,58 @@ pub fn members(facts: &Facts) -> Finding {
         return directory(facts);
     }
     let failed: Vec<_> = store.members.iter().filter_map(unreachable).collect();
-    let answering = store.members.iter().filter(|member| member.answer.is_ok());
+    let answering = store.members.iter().filter(|member| member.reply.is_ok());
     let (answering, all) = (answering.count(), store.members.len());
     let Some((_, wants_tls)) = failed.first() else {
         if answering == 0 {
-            return Finding::skipped(CHECK, "no member can be asked: see datastore-tls");
+            return Finding::skipped(CHECK, "TLS failed with every member: see datastore-tls");
         }
         return refusal(facts).unwrap_or_else(|| {
             Finding::ok(CHECK, format!("{} of {all} members answer", answering))
         });
     };
-    let said: Vec<_> = failed.iter().map(|(text, _)| text.clone()).collect();
-    let remedy = match wants_tls {
-        true => "write https:// into --etcd-endpoints, and give --etcd-cafile",
+    let errors: Vec<_> = failed.iter().map(|(text, _)| text.clone()).collect();
+    let errors = errors.join("; ");
+    let fix = match wants_tls {
+        true => "use https:// in --etcd-endpoints, and set --etcd-cafile",
         false => {
-            "on that host: systemctl status etcd, and does it listen there \
-             (--listen-client-urls)? From here: curl URL/version; a firewall on the way drops TCP 2379; \
-             correct --etcd-endpoints"
+            "on that host check systemctl status etcd and its --listen-client-urls; from here try \
+             curl URL/version, and look for a firewall that drops TCP port 2379; correct \
+             --etcd-endpoints"
         }
     };
     if answering == 0 {
         return Finding::error(
             CHECK,
-            said.join("; "),
-            "without the datastore there is no network config, no lease and no news of peers; what is \
-             running goes on",
-            remedy,
+            errors,
+            "without the datastore there is no network config, no lease and no change of peers; what \
+             is running continues",
+            fix,
         );
     }
     Finding::warning(
         CHECK,
-        format!(
-            "{} of {all} members do not answer: {}",
-            failed.len(),
-            said.join("; ")
-        ),
-        "the daemon uses the others; each that is asked in vain costs seconds",
-        remedy,
+        format!("{} of {all} members do not answer: {errors}", failed.len(),),
+        "the daemon uses the others, but each attempt with one of these costs seconds",
+        fix,
     )
 }
 
-/// What is said of a member that could not be spoken with, and whether it wants TLS.
+/// Why a member is unreachable, and whether that is because it wants TLS.
 fn unreachable(member: &Member) -> Option<(String, bool)> {
     let url = &member.url;
-    match &member.answer {
-        Ok(answer) if answer.status >= 500 => {
-            Some((format!("{url}: HTTP {}", answer.status), false))
-        }
-        Ok(_) | Err(Trouble::Tls(..)) => None,
-        Err(Trouble::Connection(text)) => Some((format!("{url}: {text}"), false)),
-        Err(Trouble::WantsTls) => {
-            Some((format!("{url}: it speaks TLS, and the URL says http"), true))
-        }
+    match &member.reply {
+        Ok(reply) if reply.status >= 500 => Some((format!("{url}: HTTP {}", reply.status), false)),
+        Ok(_) | Err(MemberError::Tls(..)) => None,
+        Err(MemberError::Connection(text)) => Some((format!("{url}: {text}"), false)),
+        Err(MemberError::WantsTls) => Some((
+            format!("{url}: the member uses TLS, but the URL says http"),
+            true,
+        )),
     }
 }
 
-/// Members answer, and the question for the config was refused.
+/// The finding if members answer but refuse to return the config.
 fn refusal(facts: &Facts) -> Option<Finding> {
     let Some(Err(error)) = &facts.store.config else {
         return None;
@@ -93,9 +88,9 @@ fn refusal(facts: &Facts) -> Option<Finding> {
     Some(Finding::error(
         "datastore",
         error.clone(),
-        "etcd answers, and does not hand out the network's keys",
-        "check --etcd-username and --etcd-password, and the role's rights on the prefix (etcdctl role \
-         get); etcdctl endpoint health",
+        "etcd answers, but does not return the network's keys",
+        "check --etcd-username and --etcd-password, and the role's permissions for the prefix \
+         (etcdctl role get); etcdctl endpoint health",
     ))
 }
 
@@ -110,33 +105,29 @@ fn directory(facts: &Facts) -> Finding {
         Some(error) => Finding::error(
             CHECK,
             error.clone(),
-            "the directory cannot be read: a file system that is not mounted, or rights",
+            "its file system is not mounted, or permissions prevent reading it",
             "ls -l on that directory; mount it, or correct --store=dir:PATH",
         ),
-        None => Finding::ok(CHECK, format!("{} answers", store.place)),
+        None => Finding::ok(CHECK, format!("{} is readable", store.place)),
     }
 }
 
 /// Whether TLS to each member works.
-#[must_use]
-pub fn tls(facts: &Facts) -> Finding {
+pub(crate) fn tls(facts: &Facts) -> Finding {
     const CHECK: &str = "datastore-tls";
     let store = &facts.store;
     if let Some(refused) = store.refused.as_ref().filter(|refused| refused.tls) {
         return Finding::error(
             CHECK,
             refused.text.clone(),
-            "without its TLS files nothing is sent to etcd",
-            "ls -l the file that is named: it must be PEM, and readable for the daemon's user",
+            "without its TLS files the daemon sends nothing to etcd",
+            "check the file named here with ls -l: it must be PEM and readable by the daemon's user",
         );
     }
-    let first = store
-        .members
-        .iter()
-        .find_map(|member| match &member.answer {
-            Err(Trouble::Tls(fault, text)) => Some((member, *fault, text)),
-            _ => None,
-        });
+    let first = store.members.iter().find_map(|member| match &member.reply {
+        Err(MemberError::Tls(fault, text)) => Some((member, *fault, text)),
+        _ => None,
+    });
     let Some((member, fault, text)) = first else {
         let secure = store
             .members
@@ -144,92 +135,91 @@ pub fn tls(facts: &Facts) -> Finding {
             .filter(|member| member.url.starts_with("https://"));
         return match secure.count() {
             0 => Finding::ok(CHECK, "not in use"),
-            _ if store.members.iter().all(|member| member.answer.is_err()) => {
+            _ if store.members.iter().all(|member| member.reply.is_err()) => {
                 Finding::skipped(CHECK, "no member answers: see datastore")
             }
-            count => Finding::ok(CHECK, format!("{count} members are trusted")),
+            count => Finding::ok(CHECK, format!("{count} members have valid certificates")),
         };
     };
     let url = &member.url;
-    let (what, cause, remedy) = explained(fault);
+    let (what, cause, fix) = explain(fault);
     Finding::error(
         CHECK,
         format!("{url}: {what} ({text})"),
         cause,
-        remedy.replace("HOST:PORT", url.trim_start_matches("https://")),
+        fix.replace("HOST:PORT", url.trim_start_matches("https://")),
     )
 }
 
-/// What a fault means, why, and what mends it.
-const fn explained(fault: TlsFault) -> (&'static str, &'static str, &'static str) {
+/// What a fault means, its cause, and how to fix it.
+const fn explain(fault: TlsFault) -> (&'static str, &'static str, &'static str) {
     const SHOW: &str = "openssl s_client -connect HOST:PORT </dev/null | openssl x509 -noout -dates -issuer -ext \
                         subjectAltName";
     match fault {
         TlsFault::Expired => (
             "the member's certificate has expired",
             "it was not renewed in time, or this host's clock is ahead (see clock)",
-            "renew the member's certificate and restart etcd; date; openssl s_client -connect \
-             HOST:PORT </dev/null | openssl x509 -noout -dates",
+            "renew the member's certificate and restart etcd; to check: date; openssl s_client \
+             -connect HOST:PORT </dev/null | openssl x509 -noout -dates",
         ),
         TlsFault::NotYetValid => (
             "the member's certificate is not valid yet",
-            "this host's clock is behind, or the certificate was made by a host whose clock is ahead",
-            "timedatectl set-ntp true; date; openssl s_client -connect HOST:PORT </dev/null | openssl \
-             x509 -noout -dates",
+            "this host's clock is behind, or the clock of the host that issued it is ahead",
+            "timedatectl set-ntp true; to check: date; openssl s_client -connect HOST:PORT </dev/null \
+             | openssl x509 -noout -dates",
         ),
         TlsFault::UnknownAuthority => (
             "an unknown authority signed the member's certificate",
-            "--etcd-cafile holds another CA than the one that signed it, or none is given",
-            "give the CA of etcd by --etcd-cafile; openssl s_client -connect HOST:PORT </dev/null | \
-             openssl x509 -noout -issuer",
+            "--etcd-cafile is not set, or contains another CA than the one that signed it",
+            "set --etcd-cafile to etcd's CA; to check: openssl s_client -connect HOST:PORT \
+             </dev/null | openssl x509 -noout -issuer",
         ),
         TlsFault::WrongName => (
             "the member's certificate is for other names",
-            "the name or address in --etcd-endpoints is not among its subjectAltName",
-            "use a name that it has, or make the certificate anew with this one; openssl s_client \
-             -connect HOST:PORT </dev/null | openssl x509 -noout -ext subjectAltName",
+            "its subjectAltName does not contain the name or address in --etcd-endpoints",
+            "use a name it contains, or reissue the certificate with this one; to check: openssl \
+             s_client -connect HOST:PORT </dev/null | openssl x509 -noout -ext subjectAltName",
         ),
         TlsFault::ClientWanted => (
-            "the member wants a certificate of ours",
-            "etcd runs with --client-cert-auth, and no client certificate is given",
-            "give --etcd-certfile and --etcd-keyfile",
+            "the member requires a client certificate",
+            "etcd runs with --client-cert-auth, but no client certificate is set",
+            "set --etcd-certfile and --etcd-keyfile",
         ),
         TlsFault::ClientRefused => (
-            "the member refuses our certificate",
-            "it has expired, or an authority signed it that etcd's --trusted-ca-file does not have",
-            "openssl x509 -noout -dates -issuer -in the file of --etcd-certfile",
+            "the member refuses our client certificate",
+            "it has expired, or etcd's --trusted-ca-file does not contain the authority that signed it",
+            "reissue it; to check: openssl x509 -noout -dates -issuer -in the file of --etcd-certfile",
         ),
         TlsFault::NoTls => (
-            "the member speaks without TLS",
-            "the URL says https, and etcd listens for http there",
-            "write http:// into --etcd-endpoints, or give etcd a certificate",
+            "the member does not use TLS",
+            "the URL says https, but etcd listens for http there",
+            "use http:// in --etcd-endpoints, or give etcd a certificate",
         ),
         TlsFault::OurFiles => (
-            "our own TLS files cannot be used",
-            "the certificate and the key do not belong together, or are of a kind that is not known",
+            "our own TLS files are unusable",
+            "the certificate and the key do not match, or their format is not supported",
             "check the files of --etcd-cafile, --etcd-certfile and --etcd-keyfile",
         ),
-        TlsFault::Other => ("TLS failed", "see the words in brackets", SHOW),
+        TlsFault::Other => ("TLS failed", "see the error in parentheses", SHOW),
     }
 }
 
 /// Whether the members' clocks and ours agree.
-#[must_use]
-pub fn clock(facts: &Facts) -> Finding {
+pub(crate) fn clock(facts: &Facts) -> Finding {
     const CHECK: &str = "clock";
     let skews: Vec<_> = facts
         .store
         .members
         .iter()
-        .filter_map(|member| Some((&member.url, member.answer.as_ref().ok()?.skew?)))
+        .filter_map(|member| Some((&member.url, member.reply.as_ref().ok()?.skew?)))
         .collect();
     let Some((url, skew)) = skews.iter().max_by_key(|(_, skew)| skew.unsigned_abs()) else {
         return match facts.store.members.is_empty() {
-            true => Finding::ok(CHECK, "not in use: no member of etcd to compare with"),
-            false => Finding::skipped(CHECK, "no member told the time"),
+            true => Finding::ok(CHECK, "there is no etcd member to compare with"),
+            false => Finding::skipped(CHECK, "no member sent its time"),
         };
     };
-    if skew.unsigned_abs() < SKEW {
+    if skew.unsigned_abs() < MIN_SKEW {
         return Finding::ok(
             CHECK,
             format!("within {} s of {url}", skew.unsigned_abs().max(1)),
@@ -242,30 +232,29 @@ pub fn clock(facts: &Facts) -> Finding {
     Finding::warning(
         CHECK,
         format!("this host is {} s {direction} {url}", skew.unsigned_abs()),
-        "leases do not depend on clocks, but certificates do, and logs of several hosts cannot be laid \
-         side by side",
+        "leases do not depend on clocks, but certificates do, and logs of different hosts are hard to \
+         compare",
         "timedatectl set-ntp true, on the host whose clock is wrong",
     )
 }
 
-/// Whether there is a network config, and it can be used.
-#[must_use]
-pub fn config(facts: &Facts) -> Finding {
+/// Whether there is a network config, and whether it is usable.
+pub(crate) fn config(facts: &Facts) -> Finding {
     const CHECK: &str = "config";
     let store = &facts.store;
     let text = match &store.config {
         None | Some(Err(_)) => {
-            return Finding::skipped(CHECK, "the datastore could not be asked");
+            return Finding::skipped(CHECK, "the datastore could not be read");
         }
         Some(Ok(None)) => {
             return Finding::error(
                 CHECK,
                 format!("{} holds no network config", store.place),
-                store.elsewhere.unwrap_or(
-                    "nobody wrote it, or it was written under another prefix than --etcd-prefix",
-                ),
-                "uvxlan config put FILE, with {\"Network\": \"10.5.0.0/16\", \"Backend\": {\"Type\": \
-                 \"vxlan\"}} and your network in it",
+                store
+                    .elsewhere
+                    .unwrap_or("it was never written, or under another prefix than --etcd-prefix"),
+                "uvxlan config put FILE; the file contains {\"Network\": \"10.5.0.0/16\", \"Backend\": \
+                 {\"Type\": \"vxlan\"}}, with your network",
             );
         }
         Some(Ok(Some(text))) => text,
@@ -278,7 +267,7 @@ pub fn config(facts: &Facts) -> Finding {
                 config.network, config.subnet_len, config.backend.vni, config.backend.port
             ),
         ),
-        // A daemon that was told to take vxlan is content.
+        // With --backend-default the daemon accepts it.
         Err(error @ ConfigError::BackendUnclear { .. })
             if facts.status().is_some_and(|status| status.node.is_some()) =>
         {
@@ -291,12 +280,10 @@ pub fn config(facts: &Facts) -> Finding {
         }
         Err(error) => {
             let cause = match &error {
-                ConfigError::Json(_) => "it is no JSON, or a value has the wrong type",
-                ConfigError::Check(_) => {
-                    "a value is out of its range, or does not go with the others"
-                }
-                ConfigError::BackendUnclear { .. } => "flannel would take its udp backend",
-                ConfigError::Backend { .. } => "the other nodes run another backend than vxlan",
+                ConfigError::Json(_) => "it is not JSON, or a value has the wrong type",
+                ConfigError::Check(_) => "a value is out of range, or contradicts another one",
+                ConfigError::BackendUnclear { .. } => "flannel would use its udp backend",
+                ConfigError::Backend { .. } => "the other nodes use another backend than vxlan",
             };
             Finding::error(
                 CHECK,
@@ -308,32 +295,32 @@ pub fn config(facts: &Facts) -> Finding {
     }
 }
 
-const PUT: &str = "uvxlan config show; uvxlan config put FILE, with the corrected one";
+const PUT: &str = "uvxlan config show; correct it, then uvxlan config put FILE";
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::facts::{Answer, OptionsRefused};
-    use crate::doctor::{Outcome, samples};
+    use crate::doctor::facts::{MemberReply, OptionsRefused};
+    use crate::doctor::{FindingStatus, samples};
 
-    fn with_member(url: &str, answer: Result<Answer, Trouble>) -> Facts {
+    fn with_member(url: &str, reply: Result<MemberReply, MemberError>) -> Facts {
         let mut facts = samples::healthy();
         facts.store.members[0] = Member {
             url: url.into(),
-            answer,
+            reply,
         };
         facts
     }
 
-    fn refused_connection() -> Result<Answer, Trouble> {
-        Err(Trouble::Connection("connection refused".into()))
+    fn refused_connection() -> Result<MemberReply, MemberError> {
+        Err(MemberError::Connection("connection refused".into()))
     }
 
     #[test]
     fn each_member_that_does_not_answer_is_named() {
         let mut facts = with_member("http://10.0.0.1:2379", refused_connection());
         let finding = members(&facts);
-        assert_eq!(finding.status, Outcome::Error);
+        assert_eq!(finding.status, FindingStatus::Error);
         assert!(
             finding
                 .seen
@@ -341,21 +328,24 @@ mod tests {
         );
         facts.store.members.push(Member {
             url: "http://10.0.0.2:2379".into(),
-            answer: Ok(Answer {
+            reply: Ok(MemberReply {
                 status: 200,
                 skew: None,
             }),
         });
         let finding = members(&facts);
-        assert_eq!(finding.status, Outcome::Warning);
+        assert_eq!(finding.status, FindingStatus::Warning);
         assert!(finding.seen.starts_with("1 of 2 members"), "{finding:?}");
     }
 
     #[test]
-    fn a_member_that_wants_tls_is_told_apart() {
-        let finding = members(&with_member("http://10.0.0.1:2379", Err(Trouble::WantsTls)));
-        assert_eq!(finding.status, Outcome::Error);
-        assert!(finding.remedy.contains("https://"));
+    fn a_member_that_wants_tls_is_recognised() {
+        let finding = members(&with_member(
+            "http://10.0.0.1:2379",
+            Err(MemberError::WantsTls),
+        ));
+        assert_eq!(finding.status, FindingStatus::Error);
+        assert!(finding.fix.contains("https://"));
     }
 
     #[test]
@@ -363,13 +353,13 @@ mod tests {
         let mut facts = samples::healthy();
         facts.store.config = Some(Err("reading the network config: permission denied".into()));
         let finding = members(&facts);
-        assert_eq!(finding.status, Outcome::Error);
-        assert!(finding.remedy.contains("--etcd-username"));
-        assert_eq!(config(&facts).status, Outcome::Skipped);
+        assert_eq!(finding.status, FindingStatus::Error);
+        assert!(finding.fix.contains("--etcd-username"));
+        assert_eq!(config(&facts).status, FindingStatus::Skipped);
     }
 
     #[test]
-    fn each_fault_of_tls_has_words_of_its_own() {
+    fn each_tls_fault_has_its_own_text() {
         let faults = [
             (TlsFault::Expired, "expired", "renew"),
             (TlsFault::NotYetValid, "not valid yet", "timedatectl"),
@@ -381,50 +371,54 @@ mod tests {
             (TlsFault::WrongName, "other names", "subjectAltName"),
             (
                 TlsFault::ClientWanted,
-                "wants a certificate",
+                "requires a client certificate",
                 "--etcd-certfile",
             ),
             (TlsFault::ClientRefused, "refuses our", "openssl x509"),
-            (TlsFault::NoTls, "without TLS", "http://"),
+            (TlsFault::NoTls, "does not use TLS", "http://"),
             (TlsFault::OurFiles, "our own", "--etcd-keyfile"),
             (TlsFault::Other, "TLS failed", "10.0.0.1:2379"),
         ];
-        for (fault, seen, remedy) in faults {
-            let trouble = Trouble::Tls(fault, "its words".into());
+        for (fault, seen, fix) in faults {
+            let trouble = MemberError::Tls(fault, "its text".into());
             let facts = with_member("https://10.0.0.1:2379", Err(trouble));
             let finding = tls(&facts);
-            assert_eq!(finding.status, Outcome::Error, "{fault:?}");
+            assert_eq!(finding.status, FindingStatus::Error, "{fault:?}");
             assert!(finding.seen.contains(seen), "{finding:?}");
-            assert!(finding.seen.contains("its words"), "{finding:?}");
-            assert!(finding.remedy.contains(remedy), "{finding:?}");
-            assert_eq!(members(&facts).status, Outcome::Skipped, "told once");
+            assert!(finding.seen.contains("its text"), "{finding:?}");
+            assert!(finding.fix.contains(fix), "{finding:?}");
+            assert_eq!(
+                members(&facts).status,
+                FindingStatus::Skipped,
+                "reported once"
+            );
         }
     }
 
     #[test]
-    fn unreadable_tls_files_are_told_by_the_check_of_tls() {
+    fn unreadable_tls_files_are_reported_by_the_tls_check() {
         let mut facts = samples::healthy();
         facts.store.refused = Some(OptionsRefused {
             text: "reading the etcd CA from /x".into(),
             tls: true,
         });
-        assert_eq!(tls(&facts).status, Outcome::Error);
-        assert_eq!(members(&facts).status, Outcome::Skipped);
+        assert_eq!(tls(&facts).status, FindingStatus::Error);
+        assert_eq!(members(&facts).status, FindingStatus::Skipped);
     }
 
     #[test]
-    fn clocks_far_apart_are_a_warning_that_says_which_way() {
+    fn clocks_far_apart_are_a_warning_with_the_direction() {
         let with_skew = |skew| {
-            let answer = Answer {
+            let answer = MemberReply {
                 status: 200,
                 skew: Some(skew),
             };
             clock(&with_member("http://10.0.0.1:2379", Ok(answer)))
         };
-        assert_eq!(with_skew(2).status, Outcome::Ok);
+        assert_eq!(with_skew(2).status, FindingStatus::Ok);
         assert!(with_skew(300).seen.contains("300 s behind"));
         assert!(with_skew(-300).seen.contains("300 s ahead of"));
-        assert_eq!(with_skew(-300).status, Outcome::Warning);
+        assert_eq!(with_skew(-300).status, FindingStatus::Warning);
     }
 
     #[test]
@@ -435,14 +429,14 @@ mod tests {
             config(&facts)
         };
         assert!(judged(None).seen.contains("holds no network config"));
-        assert!(judged(Some("{")).cause.contains("no JSON"));
+        assert!(judged(Some("{")).cause.contains("not JSON"));
         let range = r#"{"Network": "10.5.0.0/16", "SubnetLen": 40, "Backend": {"Type": "vxlan"}}"#;
-        assert!(judged(Some(range)).cause.contains("out of its range"));
+        assert!(judged(Some(range)).cause.contains("out of range"));
         let other = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}"#;
         let finding = judged(Some(other));
-        assert_eq!(finding.status, Outcome::Error);
+        assert_eq!(finding.status, FindingStatus::Error);
         assert!(finding.seen.contains("host-gw"), "{finding:?}");
         let unclear = judged(Some(r#"{"Network": "10.5.0.0/16"}"#));
-        assert_eq!(unclear.status, Outcome::Warning, "the daemon serves");
+        assert_eq!(unclear.status, FindingStatus::Warning, "the daemon serves");
     }
 }

@@ -1,34 +1,32 @@
-//! The overlay device, the interface below it and the bridges behind it.
+//! The overlay device, the interface below it and the containers' bridges.
 
 use super::daemon::listed;
 use crate::doctor::facts::Facts;
-use crate::doctor::{Finding, Outcome};
+use crate::doctor::{Finding, FindingStatus};
 use crate::host::netlink::LinkInfo;
 use crate::wire::vxlan::OVERHEAD;
 
-/// Docker's own bridge.
 const DOCKER_BRIDGE: &str = "docker0";
 
 /// Whether there is an interface to the other hosts.
-#[must_use]
-pub fn interface(facts: &Facts) -> Finding {
+pub(crate) fn interface(facts: &Facts) -> Finding {
     const CHECK: &str = "interface";
     if let Some(error) = &facts.host.unread {
         return Finding::error(
             CHECK,
             format!("links, addresses and routes cannot be read: {error}"),
-            "the kernel's netlink is closed to this process, by a container or a filter",
-            "run on the host, as root",
+            "this process may not use netlink, because of a container or a system call filter",
+            "run this on the host, as root",
         );
     }
     let external = match &facts.host.external {
-        None => return Finding::skipped(CHECK, "not looked for"),
+        None => return Finding::skipped(CHECK, "not determined"),
         Some(Err(error)) => {
             return Finding::error(
                 CHECK,
                 error.clone(),
-                "the daemon does not know which address the other hosts reach this one by",
-                "name it: --iface=NAME or --iface=ADDRESS, here and in the daemon's options",
+                "the daemon does not know at which address other hosts reach this one",
+                "choose it with --iface=NAME or --iface=ADDRESS, here and in the daemon's options",
             );
         }
         Some(Ok(external)) => external,
@@ -46,65 +44,65 @@ pub fn interface(facts: &Facts) -> Finding {
         return Finding::error(
             CHECK,
             format!("{seen}, is down"),
-            "no datagram leaves by an interface that is down",
+            "nothing can be sent through an interface that is down",
             format!("ip link set {} up", external.name),
         );
     }
     Finding::ok(CHECK, seen)
 }
 
-/// The device, if it is of our kind; or why the checks of it have nothing to look at.
+/// The device if it is a TUN device, otherwise the finding that its checks are skipped.
 fn tun_device<'a>(facts: &'a Facts, check: &'static str) -> Result<&'a LinkInfo, Finding> {
     let name = facts.device_name();
     match facts.device() {
-        None => Err(Finding::skipped(
-            check,
-            format!("there is no device {name}"),
-        )),
+        None => Err(Finding::skipped(check, format!("{name} does not exist"))),
         Some(link) if link.kind.as_deref() != Some("tun") => Err(Finding::skipped(
             check,
-            format!("{name} is not the daemon's"),
+            format!("{name} is not the daemon's device"),
         )),
         Some(link) => Ok(link),
     }
 }
 
-/// Whether the device is there and up.
-#[must_use]
-pub fn device(facts: &Facts) -> Finding {
+/// Whether the device exists and is up.
+pub(crate) fn device(facts: &Facts) -> Finding {
     const CHECK: &str = "device";
     let name = facts.device_name();
-    let serves = facts.alive() && facts.served().is_some();
+    let serves = facts.daemon_runs() && facts.served().is_some();
     let Some(link) = facts.device() else {
         return if serves {
             Finding::error(
                 CHECK,
-                format!("there is no device {name}, though the daemon serves"),
-                "somebody deleted it (a network manager, a script, ip link delete), and its routes \
-                 went with it",
-                "systemctl restart uvxlan; keep network managers off it (NetworkManager: \
+                format!("the daemon serves a subnet, but {name} does not exist"),
+                "something deleted it and thereby its routes (a network manager, a script, ip link \
+                 delete)",
+                "systemctl restart uvxlan; exclude it from network managers (NetworkManager: \
                  unmanaged-devices=interface-name:flannel.*)",
             )
         } else {
             Finding::skipped(
                 CHECK,
-                format!("there is no device {name}, and no daemon that serves"),
+                format!("{name} does not exist, and no daemon serves a subnet"),
             )
         };
     };
     match link.kind.as_deref() {
         Some("tun") => {}
         Some("vxlan") => {
-            return Finding::skipped(CHECK, format!("{name} is what kernel-vxlan names"));
+            return Finding::skipped(
+                CHECK,
+                format!("{name} is a kernel device: see kernel-vxlan"),
+            );
         }
         kind => {
             return Finding::error(
                 CHECK,
                 format!("{name} is a device of kind {}", kind.unwrap_or("hardware")),
-                "the daemon does not touch other people's devices, and cannot have its own under \
-                 this name",
+                "the daemon does not touch devices that are not its own, and cannot create its own \
+                 under this name",
                 format!(
-                    "ip link delete {name}; or another \"VNI\" in the network config, on all nodes"
+                    "ip link delete {name}; or choose another \"VNI\" in the network config, for all \
+                     nodes"
                 ),
             );
         }
@@ -113,29 +111,28 @@ pub fn device(facts: &Facts) -> Finding {
         return Finding::error(
             CHECK,
             format!("{name} is down"),
-            "somebody set it down; the kernel removed its routes with that",
+            "something set it down, and the kernel then removed its routes",
             format!("ip link set {name} up; systemctl restart uvxlan"),
         );
     }
     Finding::ok(CHECK, format!("{name} is up"))
 }
 
-/// Whether the device's MTU is what the network config and the interface make it.
-#[must_use]
-pub fn mtu(facts: &Facts) -> Finding {
+/// Whether the device's MTU matches the network config and the interface.
+pub(crate) fn mtu(facts: &Facts) -> Finding {
     const CHECK: &str = "device-mtu";
     let link = match tun_device(facts, CHECK) {
         Ok(link) => link,
         Err(finding) => return finding,
     };
     let Some(wanted) = facts.served().and_then(|served| served.mtu) else {
-        return Finding::skipped(CHECK, "what it should be is not known");
+        return Finding::skipped(CHECK, "the right MTU is unknown");
     };
     let (name, found) = (&link.name, link.mtu);
     if found == wanted {
         return Finding::ok(CHECK, format!("MTU {found} on {name}"));
     }
-    // A smaller interface is what underlay-mtu names.
+    // underlay-mtu names an interface with a smaller MTU.
     let too_small_below = facts
         .external()
         .is_some_and(|external| external.mtu < found.saturating_add(u32::from(OVERHEAD)));
@@ -144,23 +141,22 @@ pub fn mtu(facts: &Facts) -> Finding {
     }
     Finding::warning(
         CHECK,
-        format!("MTU {found} on {name}, where {wanted} belongs"),
-        "somebody changed it: a larger one makes datagrams that do not fit the interface below, a \
-         smaller one drops packets of containers that were told the old one",
+        format!("MTU {found} on {name}, but it should be {wanted}"),
+        "something changed it. A larger one causes datagrams that do not fit the interface below; \
+         with a smaller one, packets of containers that use the old one are dropped",
         format!("ip link set {name} mtu {wanted}"),
     )
 }
 
-/// Whether the device has the address of our subnet, and no other of the network.
-#[must_use]
-pub fn address(facts: &Facts) -> Finding {
+/// Whether the device has our subnet's address, and no other address of the network.
+pub(crate) fn address(facts: &Facts) -> Finding {
     const CHECK: &str = "device-address";
     let link = match tun_device(facts, CHECK) {
         Ok(link) => link,
         Err(finding) => return finding,
     };
     let Some(served) = facts.served() else {
-        return Finding::skipped(CHECK, "which subnet is ours is not known");
+        return Finding::skipped(CHECK, "our subnet is unknown");
     };
     let name = &link.name;
     let wanted = (served.subnet.network(), 32);
@@ -187,7 +183,7 @@ pub fn address(facts: &Facts) -> Finding {
     let seen = match shown.is_empty() {
         true => format!("no address of {} on {name}", served.network),
         false => format!(
-            "{} on {name}, where {}/32 belongs",
+            "{} on {name}, but it should be {}/32",
             listed(&shown),
             wanted.0
         ),
@@ -195,18 +191,17 @@ pub fn address(facts: &Facts) -> Finding {
     Finding::warning(
         CHECK,
         seen,
-        "packets that this host itself sends into the overlay leave with an address that peers do \
-         not answer",
+        "packets that this host itself sends into the overlay have a source address to which peers \
+         cannot reply",
         commands.join("; "),
     )
 }
 
-/// Whether a full inner packet fits the interface below, with the encapsulation.
-#[must_use]
-pub fn underlay_mtu(facts: &Facts) -> Finding {
+/// Whether a full-sized inner packet and its encapsulation fit the interface below.
+pub(crate) fn underlay_mtu(facts: &Facts) -> Finding {
     const CHECK: &str = "underlay-mtu";
     let Some(external) = facts.external() else {
-        return Finding::skipped(CHECK, "the interface to the other hosts is not known");
+        return Finding::skipped(CHECK, "the interface to the other hosts is unknown");
     };
     let by_config = || {
         let mtu = facts.store.network.as_ref()?.backend.mtu?;
@@ -225,13 +220,13 @@ pub fn underlay_mtu(facts: &Facts) -> Finding {
     if outer <= below {
         return Finding::ok(
             CHECK,
-            format!("MTU {below} on {name} carries {inner} and {OVERHEAD} of encapsulation"),
+            format!("MTU {below} on {name} is enough for {inner} and {OVERHEAD} of encapsulation"),
         );
     }
     Finding::error(
         CHECK,
-        format!("MTU {below} on {name} is less than {inner} and {OVERHEAD} of encapsulation"),
-        "full packets do not fit: small ones pass (ping, DNS), transfers hang",
+        format!("MTU {below} on {name} is too small for {inner} and {OVERHEAD} of encapsulation"),
+        "full-sized packets do not fit: small ones pass (ping, DNS), transfers hang",
         format!(
             "ip link set {name} mtu {outer}; or \"MTU\": {below} in the network config's Backend, then \
              systemctl restart uvxlan docker"
@@ -239,12 +234,11 @@ pub fn underlay_mtu(facts: &Facts) -> Finding {
     )
 }
 
-/// Whether a bridge of our subnet has a larger MTU than the tunnel takes.
-#[must_use]
-pub fn bridge_mtu(facts: &Facts) -> Finding {
+/// Whether a bridge in our subnet has a larger MTU than the tunnel.
+pub(crate) fn bridge_mtu(facts: &Facts) -> Finding {
     const CHECK: &str = "bridge-mtu";
     let Some(served) = facts.served() else {
-        return Finding::skipped(CHECK, "which subnet is ours is not known");
+        return Finding::skipped(CHECK, "our subnet is unknown");
     };
     let link = match tun_device(facts, CHECK) {
         Ok(link) => link,
@@ -258,7 +252,7 @@ pub fn bridge_mtu(facts: &Facts) -> Finding {
     let Some(first) = larger.first() else {
         let seen = match bridges.first() {
             Some(bridge) => format!("MTU {} on {}", bridge.mtu, bridge.name),
-            None => format!("no bridge has an address of {}", served.subnet),
+            None => format!("no bridge has an address in {}", served.subnet),
         };
         return Finding::ok(CHECK, seen);
     };
@@ -268,30 +262,29 @@ pub fn bridge_mtu(facts: &Facts) -> Finding {
             "MTU {} on {}, larger than {} on {}",
             first.mtu, first.name, link.mtu, link.name
         ),
-        "containers send packets that do not fit the tunnel; those that ignore ICMP's \"fragmentation \
-         needed\" hang",
+        "containers send packets that do not fit the tunnel; connections that ignore ICMP's \
+         \"fragmentation needed\" hang",
         format!(
-            "start docker with --mtu={0} (mk-docker-opts.sh takes it from the subnet file), and make \
-             the containers anew; for now: ip link set {1} mtu {0}",
+            "start docker with --mtu={0} (mk-docker-opts.sh takes it from the subnet file) and \
+             recreate the containers; for now: ip link set {1} mtu {0}",
             link.mtu, first.name
         ),
     )
 }
 
-/// Whether docker's bridge lies in our subnet, where docker is what uses it.
-#[must_use]
-pub fn bridge_address(facts: &Facts) -> Finding {
+/// Whether docker's bridge is in our subnet, unless another bridge is.
+pub(crate) fn bridge_address(facts: &Facts) -> Finding {
     const CHECK: &str = "bridge-address";
     let Some(served) = facts.served() else {
-        return Finding::skipped(CHECK, "which subnet is ours is not known");
+        return Finding::skipped(CHECK, "our subnet is unknown");
     };
     let inside = facts.bridges_in(served.subnet).next();
     if let Some(bridge) = inside {
-        return Finding::ok(CHECK, format!("{} lies in {}", bridge.name, served.subnet));
+        return Finding::ok(CHECK, format!("{} is in {}", bridge.name, served.subnet));
     }
     let links = &facts.host.links;
     let Some(docker) = links.iter().find(|link| link.name == DOCKER_BRIDGE) else {
-        return Finding::ok(CHECK, format!("no {DOCKER_BRIDGE} here"));
+        return Finding::ok(CHECK, format!("{DOCKER_BRIDGE} does not exist"));
     };
     let has: Vec<_> = facts
         .addresses_of(docker.index)
@@ -303,19 +296,19 @@ pub fn bridge_address(facts: &Facts) -> Finding {
     };
     Finding::new(
         CHECK,
-        Outcome::Warning,
+        FindingStatus::Warning,
         format!("{DOCKER_BRIDGE} has {has}, outside of {}", served.subnet),
-        "docker was started without this node's subnet, or before it was leased: its containers \
-         cannot be reached from other hosts",
-        "give docker the options of mk-docker-opts.sh (DOCKER_NETWORK_OPTIONS in its unit), then \
-         systemctl restart docker",
+        "docker was started without this node's subnet, or before the lease: other hosts cannot \
+         reach its containers",
+        "pass the options from mk-docker-opts.sh to docker (DOCKER_NETWORK_OPTIONS in its unit), \
+         then systemctl restart docker",
     )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::facts::Daemon;
+    use crate::doctor::facts::DaemonFacts;
     use crate::doctor::samples;
 
     fn change(facts: &mut Facts, name: &str, change: impl FnOnce(&mut LinkInfo)) {
@@ -328,8 +321,8 @@ mod tests {
         let mut facts = samples::healthy();
         facts.host.external = Some(Err("there is no IPv4 default route".into()));
         let finding = interface(&facts);
-        assert_eq!(finding.status, Outcome::Error);
-        assert!(finding.remedy.contains("--iface"));
+        assert_eq!(finding.status, FindingStatus::Error);
+        assert!(finding.fix.contains("--iface"));
         facts.host.unread = Some("EPERM".into());
         assert!(interface(&facts).seen.contains("EPERM"));
     }
@@ -338,20 +331,20 @@ mod tests {
     fn an_interface_that_is_down_is_an_error() {
         let mut facts = samples::healthy();
         change(&mut facts, "eth0", |link| link.up = false);
-        assert_eq!(interface(&facts).remedy, "ip link set eth0 up");
+        assert_eq!(interface(&facts).fix, "ip link set eth0 up");
     }
 
     #[test]
-    fn a_device_that_is_gone_or_down_is_an_error_while_somebody_serves() {
+    fn a_missing_or_down_device_is_an_error_while_a_daemon_serves() {
         let mut facts = samples::healthy();
         change(&mut facts, "flannel.1", |link| link.up = false);
         assert!(device(&facts).seen.contains("is down"));
         facts.host.links.retain(|link| link.name != "flannel.1");
-        assert_eq!(device(&facts).status, Outcome::Error);
-        facts.daemon = Daemon::Silent(String::new(), None);
-        assert_eq!(device(&facts).status, Outcome::Error);
-        facts.daemon = Daemon::Absent(String::new());
-        assert_eq!(device(&facts).status, Outcome::Skipped);
+        assert_eq!(device(&facts).status, FindingStatus::Error);
+        facts.daemon = DaemonFacts::Silent(String::new(), None);
+        assert_eq!(device(&facts).status, FindingStatus::Error);
+        facts.daemon = DaemonFacts::Absent(String::new());
+        assert_eq!(device(&facts).status, FindingStatus::Skipped);
     }
 
     #[test]
@@ -361,25 +354,25 @@ mod tests {
             link.kind = Some("dummy".into())
         });
         assert!(device(&facts).seen.contains("kind dummy"));
-        assert_eq!(mtu(&facts).status, Outcome::Skipped);
+        assert_eq!(mtu(&facts).status, FindingStatus::Skipped);
     }
 
     #[test]
-    fn another_mtu_is_named_with_the_right_one() {
+    fn a_wrong_mtu_is_named_with_the_right_one() {
         let mut facts = samples::healthy();
         change(&mut facts, "flannel.1", |link| link.mtu = 1400);
         let finding = mtu(&facts);
-        assert_eq!(finding.status, Outcome::Warning);
-        assert_eq!(finding.remedy, "ip link set flannel.1 mtu 1450");
-        assert_eq!(underlay_mtu(&facts).status, Outcome::Ok);
+        assert_eq!(finding.status, FindingStatus::Warning);
+        assert_eq!(finding.fix, "ip link set flannel.1 mtu 1450");
+        assert_eq!(underlay_mtu(&facts).status, FindingStatus::Ok);
     }
 
     #[test]
-    fn another_address_is_named_with_the_right_one() {
+    fn a_wrong_address_is_named_with_the_right_one() {
         let mut facts = samples::healthy();
         facts.host.addresses.retain(|entry| entry.ifindex != 3);
         assert_eq!(
-            address(&facts).remedy,
+            address(&facts).fix,
             "ip address add 10.5.1.0/32 dev flannel.1"
         );
         facts
@@ -387,22 +380,22 @@ mod tests {
             .addresses
             .push(samples::address(3, "10.5.9.0", 32));
         let finding = address(&facts);
-        assert_eq!(finding.status, Outcome::Warning);
-        assert!(finding.remedy.contains("delete 10.5.9.0/32"), "{finding:?}");
+        assert_eq!(finding.status, FindingStatus::Warning);
+        assert!(finding.fix.contains("delete 10.5.9.0/32"), "{finding:?}");
     }
 
     #[test]
-    fn an_interface_that_cannot_carry_the_tunnel_is_one_error() {
+    fn an_interface_with_a_too_small_mtu_is_one_error() {
         let mut facts = samples::healthy();
         if let Some(Ok(external)) = &mut facts.host.external {
             external.mtu = 1400;
         }
         let finding = underlay_mtu(&facts);
-        assert_eq!(finding.status, Outcome::Error);
-        assert!(finding.remedy.contains("mtu 1500"));
-        // As the state file's expectation follows the interface, it is told once.
-        facts.daemon = Daemon::Silent(String::new(), None);
-        assert_eq!(mtu(&facts).status, Outcome::Skipped);
+        assert_eq!(finding.status, FindingStatus::Error);
+        assert!(finding.fix.contains("mtu 1500"));
+        // The expected MTU follows the interface then, so that there is one finding, not two.
+        facts.daemon = DaemonFacts::Silent(String::new(), None);
+        assert_eq!(mtu(&facts).status, FindingStatus::Skipped);
     }
 
     #[test]
@@ -410,22 +403,22 @@ mod tests {
         let mut facts = samples::healthy();
         change(&mut facts, "docker0", |link| link.mtu = 1500);
         let finding = bridge_mtu(&facts);
-        assert_eq!(finding.status, Outcome::Warning);
-        assert!(finding.remedy.contains("ip link set docker0 mtu 1450"));
+        assert_eq!(finding.status, FindingStatus::Warning);
+        assert!(finding.fix.contains("ip link set docker0 mtu 1450"));
     }
 
     #[test]
-    fn docker_beside_our_subnet_is_a_warning_unless_another_bridge_is_in_it() {
+    fn docker_outside_of_our_subnet_is_a_warning_unless_another_bridge_is_in_it() {
         let mut facts = samples::healthy();
         for entry in &mut facts.host.addresses {
             if entry.ifindex == 4 {
                 entry.address = "172.17.0.1".parse().unwrap();
             }
         }
-        assert_eq!(bridge_address(&facts).status, Outcome::Warning);
+        assert_eq!(bridge_address(&facts).status, FindingStatus::Warning);
         facts.host.links.push(samples::link(8, "cni0", "bridge"));
         let gateway = samples::address(8, "10.5.1.1", 24);
         facts.host.addresses.push(gateway);
-        assert_eq!(bridge_address(&facts).status, Outcome::Ok);
+        assert_eq!(bridge_address(&facts).status, FindingStatus::Ok);
     }
 }

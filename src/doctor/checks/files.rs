@@ -1,4 +1,4 @@
-//! The files that the daemon leaves for others, and for its next life.
+//! The files that the daemon writes for other programs, and for its next start.
 
 use std::collections::BTreeMap;
 
@@ -6,83 +6,112 @@ use ipnet::Ipv4Net;
 
 use crate::daemon::state::subnet_env;
 use crate::doctor::Finding;
-use crate::doctor::facts::Facts;
+use crate::doctor::facts::{Facts, Served};
+
+const SUBNET_FILE: &str = "subnet-file";
+
+type Assignments = BTreeMap<String, String>;
 
 /// Whether the state file can be read.
-#[must_use]
-pub fn state(facts: &Facts) -> Finding {
+pub(crate) fn state(facts: &Facts) -> Finding {
     const CHECK: &str = "state-file";
     let path = facts.files.state_path.display();
     match &facts.files.state {
-        Ok(Some(state)) => Finding::ok(CHECK, format!("{path} says {}", state.subnet)),
+        Ok(Some(state)) => Finding::ok(CHECK, format!("{path} has {}", state.subnet)),
         Ok(None) if facts.status().is_some_and(|status| status.node.is_some()) => Finding::warning(
             CHECK,
-            format!("there is no {path}, though the daemon serves"),
-            "somebody removed it, or the daemon has another --state-dir; without it the next start \
-             depends on the lease for its MAC and subnet",
-            "systemctl restart uvxlan; or name the daemon's --state-dir here",
+            format!("the daemon serves a subnet, but {path} does not exist"),
+            "somebody removed it, or the daemon has another --state-dir. Without it the next start \
+             can learn MAC and subnet only from the lease",
+            "systemctl restart uvxlan; or pass the daemon's --state-dir here",
         ),
         Ok(None) => Finding::skipped(
             CHECK,
-            format!("there is no {path}: no daemon served here yet"),
+            format!("{path} does not exist: no daemon has served a subnet here yet"),
         ),
         Err(error) => Finding::warning(
             CHECK,
             format!("{path}: {error}"),
-            "the daemon will move it aside at its start, and take MAC and subnet from its lease",
+            "the daemon will move it aside when it starts, and take MAC and subnet from its lease",
             format!("rm {path}; systemctl restart uvxlan"),
         ),
     }
 }
 
-/// Whether the subnet file says what is served.
-#[must_use]
-pub fn subnet(facts: &Facts) -> Finding {
-    const CHECK: &str = "subnet-file";
+/// Whether the subnet file matches what is served.
+pub(crate) fn subnet(facts: &Facts) -> Finding {
     let path = facts.files.subnet_path.display();
     let text = match &facts.files.subnet {
         Ok(Some(text)) => text,
-        Ok(None) if facts.alive() => {
+        Ok(None) if facts.daemon_runs() => {
             return Finding::error(
-                CHECK,
-                format!("there is no {path}, though a daemon runs"),
+                SUBNET_FILE,
+                format!("a daemon runs, but {path} does not exist"),
                 "somebody removed it, or the daemon has another --subnet-file: docker and CNI plugins \
                  do not learn this node's subnet",
-                "systemctl restart uvxlan; or name the daemon's --subnet-file here",
+                "systemctl restart uvxlan; or pass the daemon's --subnet-file here",
             );
         }
         Ok(None) => {
-            return Finding::skipped(CHECK, format!("there is no {path}: the daemon writes it"));
+            let seen = format!("{path} does not exist: the daemon writes it");
+            return Finding::skipped(SUBNET_FILE, seen);
         }
         Err(error) => {
             return Finding::error(
-                CHECK,
+                SUBNET_FILE,
                 format!("{path}: {error}"),
                 "docker and CNI plugins cannot read this node's subnet",
                 format!("ls -l {path}; run as root"),
             );
         }
     };
-    let values: BTreeMap<_, _> = subnet_env::env_lines(text).collect();
+    let values: Assignments = subnet_env::env_lines(text).collect();
     if !values.contains_key("FLANNEL_SUBNET") {
         return without_subnet(facts, &values);
     }
-    let Some(served) = facts.served() else {
-        return Finding::ok(CHECK, format!("{path} is there"));
-    };
+    match facts.served() {
+        None => Finding::ok(SUBNET_FILE, format!("{path} exists")),
+        Some(served) => compare(facts, &values, &served),
+    }
+}
+
+fn compare(facts: &Facts, values: &Assignments, served: &Served) -> Finding {
+    let path = facts.files.subnet_path.display();
+    let stale = stale(values, served);
+    if stale.is_empty() {
+        return Finding::ok(SUBNET_FILE, format!("{path} has {}", served.subnet));
+    }
+    let fix = "systemctl restart uvxlan, then docker (or recreate the pods)";
+    let seen = format!("{path}: {}", stale.join("; "));
+    // The MTU alone: the interface's changed while docker's options were in the file.
+    if stale.len() == 1 && stale[0].starts_with("FLANNEL_MTU") {
+        let cause = "the MTU has changed since: new containers get one that does not fit";
+        return Finding::warning(SUBNET_FILE, seen, cause, fix);
+    }
+    Finding::error(
+        SUBNET_FILE,
+        seen,
+        "it is from an earlier run, or from another daemon: containers get addresses that no other \
+         host routes here",
+        fix,
+    )
+}
+
+/// What the file says that differs from what is served.
+fn stale(values: &Assignments, served: &Served) -> Vec<String> {
     let prefix = |key: &str| {
-        let text = values.get(key)?;
-        text.parse::<Ipv4Net>().ok().map(|prefix| prefix.trunc())
+        let prefix = values.get(key)?.parse::<Ipv4Net>().ok()?;
+        Some(prefix.trunc().to_string())
     };
-    let is = [
+    let expected = [
         (
             "FLANNEL_NETWORK",
-            prefix("FLANNEL_NETWORK").map(|net| net.to_string()),
+            prefix("FLANNEL_NETWORK"),
             Some(served.network.to_string()),
         ),
         (
             "FLANNEL_SUBNET",
-            prefix("FLANNEL_SUBNET").map(|net| net.to_string()),
+            prefix("FLANNEL_SUBNET"),
             Some(served.subnet.to_string()),
         ),
         (
@@ -91,52 +120,32 @@ pub fn subnet(facts: &Facts) -> Finding {
             served.mtu.map(|mtu| mtu.to_string()),
         ),
     ];
-    let stale: Vec<_> = is
-        .iter()
-        .filter(|(_, found, wanted)| wanted.is_some() && found != wanted)
-        .filter_map(|(key, found, wanted)| {
-            let found = found.as_deref().unwrap_or("nothing that can be read");
-            Some(format!("{key} is {found}, served is {}", wanted.as_ref()?))
-        })
-        .collect();
-    if stale.is_empty() {
-        return Finding::ok(CHECK, format!("{path} says {}", served.subnet));
-    }
-    // The MTU alone: the interface changed while docker's options lay in the file.
-    let only_mtu = stale.len() == 1 && stale[0].starts_with("FLANNEL_MTU");
-    let cause = if only_mtu {
-        "the MTU changed since: new containers get one that does not fit"
-    } else {
-        "an earlier life of the daemon, or another one, wrote it: containers get addresses that no \
-         other host routes here"
-    };
-    let remedy = "systemctl restart uvxlan, then docker (or make the pods anew)";
-    let seen = format!("{path}: {}", stale.join("; "));
-    if only_mtu {
-        Finding::warning(CHECK, seen, cause, remedy)
-    } else {
-        Finding::error(CHECK, seen, cause, remedy)
-    }
+    let differences = expected.into_iter().filter_map(|(key, found, expected)| {
+        let expected = expected.filter(|expected| found.as_ref() != Some(expected))?;
+        let found = found.as_deref().unwrap_or("unreadable");
+        Some(format!("{key} is {found}, but should be {expected}"))
+    });
+    differences.collect()
 }
 
-fn without_subnet(facts: &Facts, values: &BTreeMap<String, String>) -> Finding {
-    const CHECK: &str = "subnet-file";
+fn without_subnet(facts: &Facts, values: &Assignments) -> Finding {
     let path = facts.files.subnet_path.display();
     if values.keys().any(|key| key.starts_with("DOCKER_")) {
         return Finding::warning(
-            CHECK,
-            format!("{path} holds docker's options and no FLANNEL_SUBNET"),
-            "mk-docker-opts.sh -d wrote its answer over the file that it reads. The daemon keeps a \
-             copy of its own, and docker works until its options are made anew; CNI plugins and a \
-             second run of the script find nothing",
-            "give the script another file (mk-docker-opts.sh -d /run/flannel/docker, and the same in \
-             docker's EnvironmentFile), then systemctl restart uvxlan docker",
+            SUBNET_FILE,
+            format!("{path} has docker's options but no FLANNEL_SUBNET"),
+            "mk-docker-opts.sh -d overwrote the file that it reads. The daemon has its own copy, and \
+             docker works until its options are generated again; CNI plugins and a second run of the \
+             script find nothing",
+            "let the script write another file (mk-docker-opts.sh -d /run/flannel/docker, and the \
+             same in docker's EnvironmentFile), then systemctl restart uvxlan docker",
         );
     }
     Finding::error(
-        CHECK,
-        format!("{path} names no FLANNEL_SUBNET"),
-        "it is empty, or something else's: docker and CNI plugins do not learn this node's subnet",
+        SUBNET_FILE,
+        format!("{path} has no FLANNEL_SUBNET"),
+        "it is empty or belongs to another program: docker and CNI plugins do not learn this node's \
+         subnet",
         "systemctl restart uvxlan",
     )
 }
@@ -144,8 +153,8 @@ fn without_subnet(facts: &Facts, values: &BTreeMap<String, String>) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::facts::Daemon;
-    use crate::doctor::{Outcome, samples};
+    use crate::doctor::facts::DaemonFacts;
+    use crate::doctor::{FindingStatus, samples};
 
     fn with_subnet_file(text: &str) -> Finding {
         let mut facts = samples::healthy();
@@ -154,36 +163,36 @@ mod tests {
     }
 
     #[test]
-    fn a_subnet_file_that_lags_behind_is_named() {
+    fn a_stale_subnet_file_is_named() {
         let stale = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.9.1/24\nFLANNEL_MTU=1450\n";
         let finding = with_subnet_file(stale);
-        assert_eq!(finding.status, Outcome::Error);
+        assert_eq!(finding.status, FindingStatus::Error);
         assert!(
             finding
                 .seen
-                .contains("FLANNEL_SUBNET is 10.5.9.0/24, served is 10.5.1.0/24")
+                .contains("FLANNEL_SUBNET is 10.5.9.0/24, but should be 10.5.1.0/24")
         );
         let mtu = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.1.1/24\nFLANNEL_MTU=1400\n";
-        assert_eq!(with_subnet_file(mtu).status, Outcome::Warning);
+        assert_eq!(with_subnet_file(mtu).status, FindingStatus::Warning);
         let garbled = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=x\nFLANNEL_MTU=1450\n";
-        assert_eq!(with_subnet_file(garbled).status, Outcome::Error);
+        assert_eq!(with_subnet_file(garbled).status, FindingStatus::Error);
     }
 
     #[test]
     fn an_overwritten_subnet_file_is_explained() {
         let finding = with_subnet_file("DOCKER_OPT_BIP=\"--bip=10.5.1.1/24\"\n");
-        assert_eq!(finding.status, Outcome::Warning);
+        assert_eq!(finding.status, FindingStatus::Warning);
         assert!(finding.cause.contains("mk-docker-opts.sh -d"));
-        assert_eq!(with_subnet_file("").status, Outcome::Error);
+        assert_eq!(with_subnet_file("").status, FindingStatus::Error);
     }
 
     #[test]
     fn a_missing_subnet_file_matters_while_a_daemon_runs() {
         let mut facts = samples::healthy();
         facts.files.subnet = Ok(None);
-        assert_eq!(subnet(&facts).status, Outcome::Error);
-        facts.daemon = Daemon::Absent(String::new());
-        assert_eq!(subnet(&facts).status, Outcome::Skipped);
+        assert_eq!(subnet(&facts).status, FindingStatus::Error);
+        facts.daemon = DaemonFacts::Absent(String::new());
+        assert_eq!(subnet(&facts).status, FindingStatus::Skipped);
     }
 
     #[test]
@@ -191,7 +200,7 @@ mod tests {
         let mut facts = samples::healthy();
         facts.files.state = Err("expected value at line 1".into());
         let finding = state(&facts);
-        assert_eq!(finding.status, Outcome::Warning);
-        assert!(finding.remedy.starts_with("rm /var/lib/uvxlan/state.json"));
+        assert_eq!(finding.status, FindingStatus::Warning);
+        assert!(finding.fix.starts_with("rm /var/lib/uvxlan/state.json"));
     }
 }

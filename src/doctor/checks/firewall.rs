@@ -1,11 +1,11 @@
 //! Whether firewall rules let tunnels in and the containers' packets through.
 //!
-//! The rules are walked as the kernel walks them, for a packet as a peer would send it. A rule
-//! that cannot be judged from here (marks, sets, rates) makes what follows uncertain; only a
-//! certain drop is a finding.
+//! The rules are evaluated as the kernel does, for a packet as a peer would send it. A rule that
+//! cannot be evaluated here (marks, sets, rates) makes what follows uncertain; only a certain drop
+//! is a finding.
 
-pub mod iptables;
-pub mod nft;
+mod iptables;
+mod nft;
 
 use std::net::Ipv4Addr;
 
@@ -13,28 +13,24 @@ use ipnet::Ipv4Net;
 
 use super::daemon::listed;
 use crate::doctor::Finding;
-use crate::doctor::facts::{Facts, Firewall};
+use crate::doctor::facts::{Facts, FirewallFacts};
 
-/// Most peers whose packets are walked through the rules.
-const TRIED: usize = 64;
-/// How deep chains may call each other; the kernel allows 16.
-const DEPTH: usize = 16;
+/// Most peers whose packets are evaluated.
+const MAX_PEERS: usize = 64;
+/// How deeply chains may call each other; the kernel allows 16.
+const MAX_DEPTH: usize = 16;
 
 /// Where a packet meets the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hook {
-    /// For this host.
+enum Hook {
     Input,
-    /// Through this host.
     Forward,
-    /// From this host.
     Output,
 }
 
 impl Hook {
     /// Name in iptables.
-    #[must_use]
-    pub const fn chain(self) -> &'static str {
+    const fn chain(self) -> &'static str {
         match self {
             Self::Input => "INPUT",
             Self::Forward => "FORWARD",
@@ -43,8 +39,7 @@ impl Hook {
     }
 
     /// Name in nftables.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
+    const fn name(self) -> &'static str {
         match self {
             Self::Input => "input",
             Self::Forward => "forward",
@@ -53,38 +48,31 @@ impl Hook {
     }
 }
 
-/// The first packet of a new conversation. What is `None` can be anything.
+/// The first packet of a new connection. `None` means any value.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Packet {
-    /// Where it meets the rules.
-    pub hook: Hook,
-    /// Source address.
-    pub source: Option<Ipv4Addr>,
-    /// Destination address.
-    pub destination: Option<Ipv4Addr>,
-    /// Interface it comes in by.
-    pub input: Option<String>,
-    /// Interface it leaves by.
-    pub output: Option<String>,
+struct Packet {
+    hook: Hook,
+    source: Option<Ipv4Addr>,
+    destination: Option<Ipv4Addr>,
+    /// Interface on which it arrives.
+    input: Option<String>,
+    /// Interface through which it leaves.
+    output: Option<String>,
     /// It is UDP, to this port.
-    pub udp_port: Option<u16>,
+    udp_port: Option<u16>,
 }
 
 /// Whether a condition holds for a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Match {
-    /// It does.
+enum Match {
     Yes,
-    /// It does not.
     No,
-    /// Depends on what is not known.
+    /// It depends on something unknown.
     Maybe,
 }
 
 impl Match {
-    /// Both hold.
-    #[must_use]
-    pub const fn and(self, other: Self) -> Self {
+    const fn and(self, other: Self) -> Self {
         match (self, other) {
             (Self::No, _) | (_, Self::No) => Self::No,
             (Self::Yes, Self::Yes) => Self::Yes,
@@ -92,9 +80,7 @@ impl Match {
         }
     }
 
-    /// The opposite, where `negated`.
-    #[must_use]
-    pub const fn negated_if(self, negated: bool) -> Self {
+    const fn negated_if(self, negated: bool) -> Self {
         match (self, negated) {
             (Self::Yes, true) => Self::No,
             (Self::No, true) => Self::Yes,
@@ -102,8 +88,7 @@ impl Match {
         }
     }
 
-    /// Whether a known value meets a condition.
-    pub fn of<T>(known: Option<T>, condition: impl FnOnce(T) -> bool) -> Self {
+    fn of<T>(known: Option<T>, condition: impl FnOnce(T) -> bool) -> Self {
         known.map_or(Self::Maybe, |value| match condition(value) {
             true => Self::Yes,
             false => Self::No,
@@ -111,66 +96,67 @@ impl Match {
     }
 }
 
-/// What becomes of a packet.
+/// What a whole ruleset does with a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
-    /// It passes, or a rule that cannot be judged decides.
-    Passes,
-    /// It is dropped for certain.
-    Dropped(Culprit),
+enum RulesetVerdict {
+    /// It passes, or a rule that cannot be evaluated decides.
+    Pass,
+    /// It is certainly dropped.
+    Drop(DroppingRule),
 }
 
-/// A certain drop.
+/// The rule or policy that drops a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Culprit {
+struct DroppingRule {
     /// The program that changes such rules.
-    pub program: &'static str,
-    /// Which chain and rule, for a person.
-    pub by: String,
-    /// The command that lets tunnels in there, with `PORT` for the port.
-    pub accept: String,
+    program: &'static str,
+    /// Chain and rule, for a person.
+    by: String,
+    /// The command that accepts tunnels there, with `PORT` for the port.
+    accept: String,
 }
 
-/// How a chain ended.
+/// How a chain decides.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum End {
-    Accepted,
-    Dropped(String),
+enum ChainVerdict {
+    Accept,
+    /// With the rule.
+    Drop(String),
 }
 
-/// What the rules do with a packet; `None` where they could not be read.
-fn judge(rules: &Firewall, packet: &Packet) -> Option<Verdict> {
+/// What the rules do with a packet; `None` if they could not be read.
+fn evaluate(rules: &FirewallFacts, packet: &Packet) -> Option<RulesetVerdict> {
     let by_iptables = |program, read: &Option<Result<String, String>>| {
         let text = read.as_ref()?.as_ref().ok()?;
-        Some(iptables::judge(program, text, packet))
+        Some(iptables::evaluate(program, text, packet))
     };
     let nft = rules.nft.as_ref().and_then(|read| read.as_ref().ok());
     let verdicts = [
         by_iptables("iptables", &rules.iptables),
         by_iptables("iptables-legacy", &rules.legacy),
-        nft.and_then(|text| nft::judge(text, packet)),
+        nft.and_then(|text| nft::evaluate(text, packet)),
     ];
     let known: Vec<_> = verdicts.into_iter().flatten().collect();
     let read = !known.is_empty();
     let dropped = known
         .into_iter()
-        .find(|verdict| matches!(verdict, Verdict::Dropped(_)));
-    dropped.or_else(|| read.then_some(Verdict::Passes))
+        .find(|verdict| matches!(verdict, RulesetVerdict::Drop(_)));
+    dropped.or_else(|| read.then_some(RulesetVerdict::Pass))
 }
 
-fn unread(check: &'static str, rules: &Firewall) -> Finding {
+fn unread(check: &'static str, rules: &FirewallFacts) -> Finding {
     let why = [&rules.iptables, &rules.nft]
         .into_iter()
         .flatten()
         .filter_map(|read| read.as_ref().err())
         .next();
-    let why = why.map_or("not looked at", String::as_str);
+    let why = why.map_or("not tried", String::as_str);
     Finding::skipped(check, format!("the rules could not be read: {why}"))
 }
 
-/// Peers whose tunnels the rules of a hook drop for certain, and the first rule that does;
-/// `None` where the rules could not be read.
-fn blocked(facts: &Facts, hook: Hook) -> Option<(Vec<String>, Option<Culprit>)> {
+/// Peers whose tunnel packets a hook certainly drops, and the first rule that does; `None` if the
+/// rules could not be read.
+fn blocked(facts: &Facts, hook: Hook) -> Option<(Vec<String>, Option<DroppingRule>)> {
     let external = facts.external();
     let own = external.map(|external| external.address);
     let interface = external.map(|external| external.name.clone());
@@ -191,7 +177,7 @@ fn blocked(facts: &Facts, hook: Hook) -> Option<(Vec<String>, Option<Culprit>)> 
     let known = facts.peers();
     let mut peers: Vec<_> = known
         .iter()
-        .take(TRIED)
+        .take(MAX_PEERS)
         .map(|peer| Some(peer.public_ip))
         .collect();
     if peers.is_empty() {
@@ -200,7 +186,7 @@ fn blocked(facts: &Facts, hook: Hook) -> Option<(Vec<String>, Option<Culprit>)> 
     let mut blocked = Vec::new();
     let mut first = None;
     for peer in peers {
-        if let Verdict::Dropped(by) = judge(&facts.firewall, &packet(peer))? {
+        if let RulesetVerdict::Drop(by) = evaluate(&facts.firewall, &packet(peer))? {
             blocked.push(peer.map_or("any peer".into(), |address| address.to_string()));
             first.get_or_insert(by);
         }
@@ -208,9 +194,8 @@ fn blocked(facts: &Facts, hook: Hook) -> Option<(Vec<String>, Option<Culprit>)> 
     Some((blocked, first))
 }
 
-/// Whether tunnels from each peer come in.
-#[must_use]
-pub fn input(facts: &Facts) -> Finding {
+/// Whether tunnel packets from each peer are accepted.
+pub(crate) fn input(facts: &Facts) -> Finding {
     const CHECK: &str = "firewall-input";
     let port = facts.port();
     match blocked(facts, Hook::Input) {
@@ -223,15 +208,14 @@ pub fn input(facts: &Facts) -> Finding {
                 listed(&peers),
                 drop.by
             ),
-            "tunnels of those peers do not come in: packets go one way, or none",
+            "tunnel packets of these peers are dropped, so that traffic flows in one direction at most",
             drop.accept.replace("PORT", &port.to_string()),
         ),
     }
 }
 
-/// Whether tunnels to each peer leave.
-#[must_use]
-pub fn output(facts: &Facts) -> Finding {
+/// Whether tunnel packets to each peer may leave.
+pub(crate) fn output(facts: &Facts) -> Finding {
     const CHECK: &str = "firewall-output";
     let port = facts.port();
     match blocked(facts, Hook::Output) {
@@ -247,19 +231,18 @@ pub fn output(facts: &Facts) -> Finding {
                 listed(&peers),
                 drop.by
             ),
-            "nothing that this host sends reaches those peers; the drops are counted as \
+            "nothing that this host sends reaches these peers; the drops are counted as \
              out_forbidden",
             drop.accept.replace("PORT", &port.to_string()),
         ),
     }
 }
 
-/// Whether packets between our containers and the peers' pass.
-#[must_use]
-pub fn forward(facts: &Facts) -> Finding {
+/// Whether packets between our containers and those of peers may pass.
+pub(crate) fn forward(facts: &Facts) -> Finding {
     const CHECK: &str = "firewall-forward";
     let Some(served) = facts.served() else {
-        return Finding::skipped(CHECK, "which subnet is ours is not known");
+        return Finding::skipped(CHECK, "our subnet is unknown");
     };
     let bridge = facts.bridges_in(served.subnet).next();
     let bridge = bridge.map(|link| link.name.clone());
@@ -275,31 +258,31 @@ pub fn forward(facts: &Facts) -> Finding {
         output: output.clone(),
         udp_port: None,
     };
-    let ways = [
+    let directions = [
         ("to the overlay", packet(ours, theirs, &bridge, &device)),
         ("from the overlay", packet(theirs, ours, &device, &bridge)),
     ];
-    let mut found: Vec<(&str, Culprit)> = Vec::new();
-    for (way, packet) in &ways {
-        match judge(&facts.firewall, packet) {
+    let mut found: Vec<(&str, DroppingRule)> = Vec::new();
+    for (direction, packet) in &directions {
+        match evaluate(&facts.firewall, packet) {
             None => return unread(CHECK, &facts.firewall),
-            Some(Verdict::Passes) => {}
-            Some(Verdict::Dropped(drop)) => found.push((way, drop)),
+            Some(RulesetVerdict::Pass) => {}
+            Some(RulesetVerdict::Drop(drop)) => found.push((direction, drop)),
         }
     }
     let Some((_, drop)) = found.first() else {
-        return Finding::ok(CHECK, "packets of containers pass");
+        return Finding::ok(CHECK, "the containers' packets pass");
     };
     let by = &drop.by;
-    if !facts.alive() {
+    if !facts.daemon_runs() {
         return Finding::skipped(
             CHECK,
-            format!("dropped by {by}; the daemon puts its own accepting rules in at its start"),
+            format!("dropped by {by}; the daemon adds its own accepting rules when it starts"),
         );
     }
-    let ways: Vec<_> = found.iter().map(|(way, _)| *way).collect();
+    let directions: Vec<_> = found.iter().map(|(direction, _)| *direction).collect();
     let (net, device) = (served.network, &served.device);
-    let remedy = if by.contains("table inet firewalld") {
+    let fix = if by.contains("table inet firewalld") {
         format!(
             "firewall-cmd --permanent --zone=trusted --add-interface={device}; firewall-cmd --reload"
         )
@@ -310,19 +293,19 @@ pub fn forward(facts: &Facts) -> Finding {
              the daemon without --iptables-forward-rules=false and --firewall=none"
         )
     } else {
-        "nft -a list ruleset: insert an accepting rule for the overlay network into that chain; an \
-         accept in another table does not count there"
+        "nft -a list ruleset; insert a rule into that chain that accepts the overlay network, because \
+         an accept in another table has no effect there"
             .to_owned()
     };
     Finding::error(
         CHECK,
-        format!("packets {} are dropped by {by}", ways.join(" and ")),
-        "containers do not reach those of other hosts; this host itself does",
-        remedy,
+        format!("packets {} are dropped by {by}", directions.join(" and ")),
+        "containers cannot reach those of other hosts, though this host itself can",
+        fix,
     )
 }
 
-/// Some host of a subnet, not its first one, which is the bridge's.
+/// A host in a subnet; not the first one, which is the bridge.
 fn host_of(subnet: Ipv4Net) -> Ipv4Addr {
     Ipv4Addr::from_bits(subnet.network().to_bits().wrapping_add(2))
 }
@@ -330,8 +313,8 @@ fn host_of(subnet: Ipv4Net) -> Ipv4Addr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::facts::Daemon;
-    use crate::doctor::{Outcome, samples};
+    use crate::doctor::facts::DaemonFacts;
+    use crate::doctor::{FindingStatus, samples};
 
     fn with_iptables(rules: &str) -> Facts {
         let mut facts = samples::healthy();
@@ -343,28 +326,28 @@ mod tests {
     fn a_closed_port_is_an_error_with_the_command_that_opens_it() {
         let facts = with_iptables(":INPUT DROP [0:0]\n:FORWARD ACCEPT [0:0]\n");
         let finding = input(&facts);
-        assert_eq!(finding.status, Outcome::Error);
+        assert_eq!(finding.status, FindingStatus::Error);
         assert!(finding.seen.contains("192.0.2.2"), "{finding:?}");
         assert_eq!(
-            finding.remedy,
+            finding.fix,
             "iptables -I INPUT -p udp --dport 8472 -j ACCEPT"
         );
-        assert_eq!(forward(&facts).status, Outcome::Ok);
+        assert_eq!(forward(&facts).status, FindingStatus::Ok);
     }
 
     #[test]
-    fn a_closed_way_out_is_an_error_too_also_in_tables_of_the_older_iptables() {
+    fn a_blocked_output_is_an_error_also_in_legacy_tables() {
         let rules =
             ":OUTPUT ACCEPT [0:0]\n-A OUTPUT -o eth0 -p udp -m udp --dport 8472 -j REJECT\n";
         let facts = with_iptables(rules);
         let finding = output(&facts);
-        assert_eq!(finding.status, Outcome::Error);
+        assert_eq!(finding.status, FindingStatus::Error);
         assert!(finding.seen.contains("8472 of 192.0.2.2"), "{finding:?}");
-        assert_eq!(input(&facts).status, Outcome::Ok);
+        assert_eq!(input(&facts).status, FindingStatus::Ok);
         let mut facts = samples::healthy();
         facts.firewall.legacy = Some(Ok(format!("*filter\n{rules}COMMIT\n")));
         assert_eq!(
-            output(&facts).remedy,
+            output(&facts).fix,
             "iptables-legacy -I OUTPUT -p udp --dport 8472 -j ACCEPT"
         );
     }
@@ -374,16 +357,16 @@ mod tests {
         let policy = ":INPUT ACCEPT [0:0]\n:FORWARD DROP [0:0]\n";
         let mut facts = with_iptables(policy);
         let finding = forward(&facts);
-        assert_eq!(finding.status, Outcome::Error);
+        assert_eq!(finding.status, FindingStatus::Error);
         assert!(finding.seen.contains("to the overlay and from the overlay"));
-        facts.daemon = Daemon::Absent(String::new());
-        assert_eq!(forward(&facts).status, Outcome::Skipped);
+        facts.daemon = DaemonFacts::Absent(String::new());
+        assert_eq!(forward(&facts).status, FindingStatus::Skipped);
         let rules = format!(
             "{policy}:FLANNEL-FWD - [0:0]\n\
              -A FORWARD -m comment --comment \"flanneld forward\" -j FLANNEL-FWD\n\
              -A FLANNEL-FWD -s 10.5.0.0/16 -j ACCEPT\n-A FLANNEL-FWD -d 10.5.0.0/16 -j ACCEPT\n"
         );
-        assert_eq!(forward(&with_iptables(&rules)).status, Outcome::Ok);
+        assert_eq!(forward(&with_iptables(&rules)).status, FindingStatus::Ok);
     }
 
     #[test]
@@ -391,20 +374,20 @@ mod tests {
         let mut facts = samples::healthy();
         facts.firewall.iptables = Some(Err("no iptables".into()));
         facts.firewall.nft = Some(Err("no nft".into()));
-        assert_eq!(input(&facts).status, Outcome::Skipped);
-        assert_eq!(forward(&facts).status, Outcome::Skipped);
+        assert_eq!(input(&facts).status, FindingStatus::Skipped);
+        assert_eq!(forward(&facts).status, FindingStatus::Skipped);
     }
 
     #[test]
-    fn a_table_of_nftables_alone_counts() {
+    fn a_ruleset_of_nftables_alone_is_enough() {
         let mut facts = samples::healthy();
         facts.firewall.iptables = Some(Err("no iptables".into()));
         let rules = r#"{"nftables":[{"chain":{"family":"inet","table":"filter","name":"input","type":"filter","hook":"input","policy":"drop"}}]}"#;
         facts.firewall.nft = Some(Ok(rules.into()));
         let finding = input(&facts);
-        assert_eq!(finding.status, Outcome::Error);
+        assert_eq!(finding.status, FindingStatus::Error);
         assert_eq!(
-            finding.remedy,
+            finding.fix,
             "nft insert rule inet filter input udp dport 8472 accept"
         );
     }

@@ -1,4 +1,4 @@
-//! Our lease and the others' in the datastore.
+//! Our lease and those of other hosts in the datastore.
 
 use std::net::Ipv4Addr;
 
@@ -12,7 +12,7 @@ use crate::subnet::key::SubnetKey;
 use crate::subnet::lease::{LeaseAttrs, NodeId};
 use crate::subnet::validate::Rejection;
 
-/// A record, as far as it can be read.
+/// A readable record.
 struct Lease {
     name: String,
     subnet: Ipv4Net,
@@ -20,7 +20,7 @@ struct Lease {
     node: Option<NodeId>,
 }
 
-/// The records that are leases; none where the list could not be read.
+/// The records that are leases; `None` if the list could not be read.
 fn leases(facts: &Facts) -> Option<Vec<Lease>> {
     let listing = facts.store.listing.as_ref()?.as_ref().ok()?;
     let read = listing.records.iter().filter_map(|record| {
@@ -40,12 +40,11 @@ fn not_read(check: &'static str) -> Finding {
     Finding::skipped(check, "the leases could not be read: see datastore")
 }
 
-/// Whether the lease of what we serve is there, and ours.
-#[must_use]
-pub fn own(facts: &Facts) -> Finding {
+/// Whether the lease of the subnet we serve exists and is ours.
+pub(crate) fn own(facts: &Facts) -> Finding {
     const CHECK: &str = "own-lease";
     let Some(served) = facts.served() else {
-        return Finding::skipped(CHECK, "which subnet is ours is not known");
+        return Finding::skipped(CHECK, "our subnet is unknown");
     };
     let Some(leases) = leases(facts) else {
         return not_read(CHECK);
@@ -61,16 +60,17 @@ pub fn own(facts: &Facts) -> Finding {
                 "{subnet} is leased to {}, not to {}",
                 lease.public_ip, served.public_ip
             ),
-            "another host took the subnet while our lease had expired, or this host's address changed: \
-             peers send our packets there",
+            "another host took the subnet after our lease had expired, or this host's address has \
+             changed: peers send our packets there",
             "systemctl restart uvxlan (with --allow-renumber to take another subnet), then docker",
         ),
-        None if facts.alive() => Finding::error(
+        None if facts.daemon_runs() => Finding::error(
             CHECK,
-            format!("there is no lease of {subnet}"),
-            "it expired while the datastore was out of reach, or somebody deleted it: other hosts drop \
-             their routes to us",
-            "uvxlan lease list; the daemon leases it again as soon as it can: journalctl -u uvxlan -n 50",
+            format!("there is no lease for {subnet}"),
+            "it expired while the datastore was unreachable, or somebody deleted it: other hosts \
+             remove their routes to us",
+            "uvxlan lease list; the daemon takes the lease again as soon as it can: journalctl -u \
+             uvxlan -n 50",
         ),
         None => Finding::ok(
             CHECK,
@@ -79,15 +79,14 @@ pub fn own(facts: &Facts) -> Finding {
     }
 }
 
-/// Whether another host has our public address.
-#[must_use]
-pub fn duplicates(facts: &Facts) -> Finding {
+/// Whether another host publishes our address.
+pub(crate) fn duplicates(facts: &Facts) -> Finding {
     const CHECK: &str = "duplicate-address";
     let served = facts.served();
     let address = match (&served, facts.external()) {
-        (Some(served), _) if facts.alive() => served.public_ip,
+        (Some(served), _) if facts.daemon_runs() => served.public_ip,
         (_, Some(external)) => external.public_ip,
-        _ => return Finding::skipped(CHECK, "our public address is not known"),
+        _ => return Finding::skipped(CHECK, "our public address is unknown"),
     };
     let Some(leases) = leases(facts) else {
         return not_read(CHECK);
@@ -107,7 +106,7 @@ pub fn duplicates(facts: &Facts) -> Finding {
         .map(|lease| lease.name.clone())
         .collect();
     if others.is_empty() && with_ours.len() < 2 {
-        return Finding::ok(CHECK, format!("nobody else has {address}"));
+        return Finding::ok(CHECK, format!("no other host has {address}"));
     }
     let names = match others.is_empty() {
         true => with_ours.iter().map(|lease| lease.name.clone()).collect(),
@@ -116,29 +115,28 @@ pub fn duplicates(facts: &Facts) -> Finding {
     Finding::error(
         CHECK,
         format!(
-            "{address}, our public address, is also in: {}",
+            "{address}, our public address, is also in {}",
             listed(&names)
         ),
-        "hosts that share an address (a NAT interface like Vagrant's 10.0.2.15, a cloned machine) \
-         get each other's packets, and flannel gives them one subnet",
+        "hosts that share an address (a NAT interface such as Vagrant's 10.0.2.15, a cloned machine) \
+         receive each other's packets, and flannel gives them the same subnet",
         format!(
-            "choose the interface that differs from host to host: --iface=NAME, on each; a lease of a \
-             host that is gone: uvxlan lease release {}",
+            "on each host choose an interface whose address is unique: --iface=NAME; if the other \
+             host no longer exists: uvxlan lease release {}",
             names.first().map(String::as_str).unwrap_or_default()
         ),
     )
 }
 
-/// Records that are not believed.
-#[must_use]
-pub fn refused(facts: &Facts) -> Finding {
+/// Whether records are refused.
+pub(crate) fn refused(facts: &Facts) -> Finding {
     const CHECK: &str = "refused-records";
     let records = match facts.status() {
         Some(status) => &status.refused,
         None if matches!(facts.store.listing, Some(Ok(_))) => &facts.store.refusals,
         None => return not_read(CHECK),
     };
-    // Those with our own address are what duplicate-address names.
+    // duplicate-address names those with our own address.
     let records: Vec<&RefusedRecord> = records
         .iter()
         .filter(|record| record.reason != Rejection::OwnAddress.label())
@@ -159,7 +157,7 @@ pub fn refused(facts: &Facts) -> Finding {
             first.text
         ),
         "there is no route to a node whose record is refused",
-        "uvxlan status, for all of them; restart the daemon of the node that wrote the record, or: \
+        "uvxlan status lists all of them; restart the daemon of the node that wrote the record, or: \
          uvxlan lease release SUBNET",
     )
 }
@@ -167,8 +165,8 @@ pub fn refused(facts: &Facts) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::facts::Daemon;
-    use crate::doctor::{Outcome, samples};
+    use crate::doctor::facts::DaemonFacts;
+    use crate::doctor::{FindingStatus, samples};
 
     fn add(facts: &mut Facts, name: &str, public_ip: &str) {
         if let Some(Ok(listing)) = &mut facts.store.listing {
@@ -184,21 +182,21 @@ mod tests {
                 .records
                 .retain(|record| record.name != "10.5.1.0-24");
         }
-        assert!(own(&facts).seen.contains("no lease of 10.5.1.0/24"));
+        assert!(own(&facts).seen.contains("no lease for 10.5.1.0/24"));
         add(&mut facts, "10.5.1.0-24", "192.0.2.9");
         let finding = own(&facts);
-        assert_eq!(finding.status, Outcome::Error);
+        assert_eq!(finding.status, FindingStatus::Error);
         assert!(finding.seen.contains("leased to 192.0.2.9"));
     }
 
     #[test]
     fn a_lease_that_ended_with_the_daemon_is_fine() {
         let mut facts = samples::healthy();
-        facts.daemon = Daemon::Absent(String::new());
+        facts.daemon = DaemonFacts::Absent(String::new());
         if let Some(Ok(listing)) = &mut facts.store.listing {
             listing.records.clear();
         }
-        assert_eq!(own(&facts).status, Outcome::Ok);
+        assert_eq!(own(&facts).status, FindingStatus::Ok);
     }
 
     #[test]
@@ -206,28 +204,28 @@ mod tests {
         let mut facts = samples::healthy();
         add(&mut facts, "10.5.7.0-24", "192.0.2.1");
         let finding = duplicates(&facts);
-        assert_eq!(finding.status, Outcome::Error);
+        assert_eq!(finding.status, FindingStatus::Error);
         assert!(finding.seen.contains("10.5.7.0-24"), "{finding:?}");
-        assert!(finding.remedy.contains("--iface"));
+        assert!(finding.fix.contains("--iface"));
     }
 
     #[test]
     fn our_address_in_a_lease_of_another_machine_is_an_error_before_the_first_start() {
         let mut facts = samples::before_the_first_start();
-        assert_eq!(duplicates(&facts).status, Outcome::Ok);
+        assert_eq!(duplicates(&facts).status, FindingStatus::Ok);
         let mut record = samples::record("10.5.7.0-24", "192.0.2.1");
         record.value = br#"{"PublicIP":"192.0.2.1","BackendType":"vxlan","Node":12}"#[..].into();
         if let Some(Ok(listing)) = &mut facts.store.listing {
             listing.records.push(record);
         }
         facts.machine.node = NodeId::of_machine("0123456789abcdef0123456789abcdef");
-        assert_eq!(duplicates(&facts).status, Outcome::Error);
+        assert_eq!(duplicates(&facts).status, FindingStatus::Error);
     }
 
     #[test]
     fn a_refused_record_is_named_with_its_reason() {
         let mut facts = samples::healthy();
-        let Daemon::Answers(status) = &mut facts.daemon else {
+        let DaemonFacts::Answers(status) = &mut facts.daemon else {
             panic!()
         };
         let record = RefusedRecord {
@@ -244,7 +242,7 @@ mod tests {
             record,
         ];
         let finding = refused(&facts);
-        assert_eq!(finding.status, Outcome::Warning);
+        assert_eq!(finding.status, FindingStatus::Warning);
         assert!(finding.seen.starts_with("1 refused"), "{finding:?}");
         assert!(finding.seen.contains("no key") && !finding.seen.contains('\u{1b}'));
     }

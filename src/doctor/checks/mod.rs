@@ -1,12 +1,12 @@
-//! The checks, one file a concern: pure functions over [`super::facts::Facts`].
+//! The checks, one file for each concern: pure functions of [`super::facts::Facts`].
 
-pub mod daemon;
-pub mod datastore;
-pub mod device;
-pub mod files;
-pub mod firewall;
-pub mod leases;
-pub mod machine;
-pub mod peers;
-pub mod port;
-pub mod routes;
+pub(super) mod daemon;
+pub(super) mod datastore;
+pub(super) mod device;
+pub(super) mod files;
+pub(super) mod firewall;
+pub(super) mod leases;
+pub(super) mod machine;
+pub(super) mod peers;
+pub(super) mod port;
+pub(super) mod routes;

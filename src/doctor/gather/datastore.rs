@@ -1,12 +1,12 @@
-//! Asks the datastore: each member of etcd by itself, then the store as the daemon does.
+//! Reads the datastore: each member of etcd by itself, then the store as the daemon does.
 
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use super::member;
+use super::{REPLY_TIMEOUT, member};
 use crate::control::RefusedRecord;
-use crate::doctor::facts::{Member, OptionsRefused, PATIENCE, Peer, Store as Facts, Trouble};
+use crate::doctor::facts::{Member, MemberError, OptionsRefused, PeerFacts, StoreFacts};
 use crate::subnet::config::NetworkConfig;
 use crate::subnet::manager::PeerSet;
 use crate::subnet::store::etcd::EtcdOptions;
@@ -14,49 +14,48 @@ use crate::subnet::store::{StoreConfig, StoreError};
 use crate::subnet::validate::Context;
 use crate::wire::MacAddr;
 
-/// No subnet of anybody's: stands for ours where we have none.
+/// Stands for our subnet if we have none: nobody can have this one.
 const NO_SUBNET: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::BROADCAST, 32);
 
-/// Looks at the store.
-pub(crate) async fn look(config: StoreConfig) -> Facts {
+pub(super) async fn read(config: StoreConfig) -> StoreFacts {
     let store = match config.open() {
         Ok(store) => store,
-        Err(error) => return Facts::refused(OptionsRefused::of(&error)),
+        Err(error) => return StoreFacts::refused(OptionsRefused::of(&error)),
     };
     let members = match config.directory {
         Some(_) => Vec::new(),
         None => match members(config.etcd).await {
             Ok(members) => members,
-            Err(refused) => return Facts::refused(refused),
+            Err(refused) => return StoreFacts::refused(refused),
         },
     };
-    let mut facts = Facts {
+    let mut facts = StoreFacts {
         place: store.describe(),
         members,
-        ..Facts::default()
+        ..StoreFacts::default()
     };
-    // Where none answers, the store would only try all of them again.
-    if !facts.members.is_empty() && facts.members.iter().all(|member| member.answer.is_err()) {
-        let none = || "no member answers".to_owned();
-        facts.config = Some(Err(none()));
-        facts.listing = Some(Err(none()));
+    // If no member answers, the store would only try all of them again.
+    if !facts.members.is_empty() && facts.members.iter().all(|member| member.reply.is_err()) {
+        let error = "no member answers".to_owned();
+        facts.config = Some(Err(error.clone()));
+        facts.listing = Some(Err(error));
         return facts;
     }
-    let config = store.config().await.map_err(words);
+    let config = store.config().await.map_err(text_of);
     if matches!(config, Ok(None)) {
         facts.elsewhere = store.why_no_config().await;
     }
-    // Which API is spoken is known only now.
+    // Only now is it known which API is used.
     facts.place = store.describe();
     if let Ok(Some(text)) = &config {
         facts.network = NetworkConfig::parse(text, Some("vxlan")).ok();
     }
     facts.config = Some(config);
-    facts.listing = Some(store.list().await.map_err(words));
+    facts.listing = Some(store.list().await.map_err(text_of));
     facts
 }
 
-fn words(error: StoreError) -> String {
+fn text_of(error: StoreError) -> String {
     error.to_string()
 }
 
@@ -77,20 +76,20 @@ async fn members(options: EtcdOptions) -> Result<Vec<Member>, OptionsRefused> {
     }
     let mut members = Vec::new();
     for (url, task) in asked {
-        // Resolving a name has no limit of its own.
-        let answer = match tokio::time::timeout(3 * PATIENCE, task).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => Err(Trouble::Connection(error.to_string())),
-            Err(_) => Err(Trouble::Connection("no answer in time".into())),
+        // Resolving a name has no timeout of its own.
+        let reply = match tokio::time::timeout(3 * REPLY_TIMEOUT, task).await {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(error)) => Err(MemberError::Connection(error.to_string())),
+            Err(_) => Err(MemberError::Connection("no reply in time".into())),
         };
-        members.push(Member { url, answer });
+        members.push(Member { url, reply });
     }
     Ok(members)
 }
 
-/// Sorts the records as the daemon would: peers, and those that are not believed.
-pub(crate) fn sort_records(
-    facts: &mut Facts,
+/// Sorts the records into peers and refused ones, as the daemon would.
+pub(super) fn sort_records(
+    facts: &mut StoreFacts,
     own_subnet: Option<Ipv4Net>,
     own_ip: Option<Ipv4Addr>,
     own_mac: Option<MacAddr>,
@@ -109,11 +108,11 @@ pub(crate) fn sort_records(
         set = set.with_own_mac(mac);
     }
     let _ = set.resync(listing.clone());
-    // Direct routes depend on who is on the link, which only the daemon knows.
+    // With direct routing only the daemon knows which peers are on the same link.
     let tunnel = !config.backend.direct_routing;
     facts.peers = set
         .peers()
-        .map(|peer| Peer {
+        .map(|peer| PeerFacts {
             subnet: peer.subnet,
             public_ip: peer.public_ip,
             tunnel,

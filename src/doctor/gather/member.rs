@@ -1,5 +1,5 @@
-//! Asks one member of etcd for its version, by hand: what fails on the way is told apart,
-//! which the client libraries fold into one sentence.
+//! Asks one member of etcd for its version. This is done without a client library, because those
+//! report every failure in the same words.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -11,46 +11,47 @@ use rustls::{
     AlertDescription, CertificateError, ClientConfig, ClientConnection, Error as TlsError,
 };
 
-use crate::doctor::facts::{Answer, PATIENCE, TlsFault, Trouble};
+use super::REPLY_TIMEOUT;
+use crate::doctor::facts::{MemberError, MemberReply, TlsFault};
 use crate::subnet::store::etcd;
 
-/// Longest answer that is read, in bytes.
-const MAX_ANSWER: u64 = 16 * 1024;
+/// Most bytes of a reply to read.
+const MAX_REPLY: u64 = 16 * 1024;
 
-/// Asks a member. Blocks for some seconds where it does not answer.
-pub(crate) fn probe(
+/// Asks a member. Blocks for some seconds if it does not answer.
+pub(super) fn probe(
     url: &str,
     tls: Result<Option<ClientConfig>, String>,
     has_identity: bool,
-) -> Result<Answer, Trouble> {
+) -> Result<MemberReply, MemberError> {
     let (_, authority) = url.split_once("://").unwrap_or(("", url));
-    let plain = |authority: &str| -> io::Result<Answer> {
+    let plain = |authority: &str| -> io::Result<MemberReply> {
         let mut stream = connect(authority)?;
         ask(&mut stream, authority)
     };
     match tls {
-        Err(text) => Err(Trouble::Tls(TlsFault::OurFiles, text)),
+        Err(text) => Err(MemberError::Tls(TlsFault::OurFiles, text)),
         Ok(None) => match plain(authority) {
-            // Some servers of TLS say so, by this status; others end the connection.
-            Ok(answer) if answer.status != 400 => Ok(answer),
+            // Some TLS servers reply with this status; others close the connection.
+            Ok(reply) if reply.status != 400 => Ok(reply),
             other if speaks_tls(authority) => {
                 drop(other);
-                Err(Trouble::WantsTls)
+                Err(MemberError::WantsTls)
             }
-            Ok(answer) => Ok(answer),
-            Err(error) => Err(Trouble::Connection(error.to_string())),
+            Ok(reply) => Ok(reply),
+            Err(error) => Err(MemberError::Connection(error.to_string())),
         },
         Ok(Some(config)) => {
-            let failed = |trouble: Trouble| match trouble {
-                Trouble::Tls(TlsFault::Other | TlsFault::NoTls, text)
-                | Trouble::Connection(text)
+            let refine = |error: MemberError| match error {
+                MemberError::Tls(TlsFault::Other | TlsFault::NoTls, text)
+                | MemberError::Connection(text)
                     if plain(authority).is_ok() =>
                 {
-                    Trouble::Tls(TlsFault::NoTls, text)
+                    MemberError::Tls(TlsFault::NoTls, text)
                 }
                 other => other,
             };
-            over_tls(authority, config, has_identity).map_err(failed)
+            over_tls(authority, config, has_identity).map_err(refine)
         }
     }
 }
@@ -58,10 +59,10 @@ pub(crate) fn probe(
 fn connect(authority: &str) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in authority.to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, PATIENCE) {
+        match TcpStream::connect_timeout(&address, REPLY_TIMEOUT) {
             Ok(stream) => {
-                stream.set_read_timeout(Some(PATIENCE))?;
-                stream.set_write_timeout(Some(PATIENCE))?;
+                stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
+                stream.set_write_timeout(Some(REPLY_TIMEOUT))?;
                 return Ok(stream);
             }
             Err(error) => last = error,
@@ -70,32 +71,32 @@ fn connect(authority: &str) -> io::Result<TcpStream> {
     Err(last)
 }
 
-/// Asks for the version, and reads status and date of the answer.
-fn ask(stream: &mut (impl Read + Write), authority: &str) -> io::Result<Answer> {
+/// Asks for the version; reads the status and the date of the reply.
+fn ask(stream: &mut (impl Read + Write), authority: &str) -> io::Result<MemberReply> {
     let request =
         format!("GET /version HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     stream.flush()?;
     let mut text = Vec::new();
-    let read = stream.take(MAX_ANSWER).read_to_end(&mut text);
+    let read = stream.take(MAX_REPLY).read_to_end(&mut text);
     let text = String::from_utf8_lossy(&text);
     match (read_head(&text, SystemTime::now()), read) {
-        (Some(answer), _) => Ok(answer),
+        (Some(reply), _) => Ok(reply),
         (None, Err(error)) => Err(error),
         (None, Ok(0)) => Err(io::Error::new(
             io::ErrorKind::UnexpectedEof,
-            "it ended the connection without a word",
+            "the member closed the connection without a reply",
         )),
         (None, Ok(_)) => Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            "it answers, but not by HTTP",
+            "the member replied, but not in HTTP",
         )),
     }
 }
 
-/// Status and date of an HTTP answer; none where it is no such answer.
+/// Status and date of an HTTP reply; `None` if it is not one.
 #[must_use]
-pub fn read_head(text: &str, now: SystemTime) -> Option<Answer> {
+pub fn read_head(text: &str, now: SystemTime) -> Option<MemberReply> {
     let head = text.split("\r\n\r\n").next()?;
     let mut lines = head.split("\r\n");
     let status = lines.next()?.strip_prefix("HTTP/1.")?;
@@ -112,10 +113,14 @@ pub fn read_head(text: &str, now: SystemTime) -> Option<Answer> {
                 i64::try_from(behind.duration().as_secs()).map_or(i64::MIN, |seconds| -seconds)
             }
         });
-    Some(Answer { status, skew })
+    Some(MemberReply { status, skew })
 }
 
-fn over_tls(authority: &str, config: ClientConfig, has_identity: bool) -> Result<Answer, Trouble> {
+fn over_tls(
+    authority: &str,
+    config: ClientConfig,
+    has_identity: bool,
+) -> Result<MemberReply, MemberError> {
     let host = authority
         .rsplit_once(':')
         .map_or(authority, |(host, _)| host);
@@ -124,20 +129,20 @@ fn over_tls(authority: &str, config: ClientConfig, has_identity: bool) -> Result
         .trim_end_matches(']')
         .to_owned();
     let name = ServerName::try_from(host)
-        .map_err(|error| Trouble::Tls(TlsFault::WrongName, error.to_string()))?;
-    let trouble = |error: io::Error| match tls_error(&error) {
-        Some(inner) => Trouble::Tls(classify(inner, has_identity), inner.to_string()),
-        None => Trouble::Connection(error.to_string()),
+        .map_err(|error| MemberError::Tls(TlsFault::WrongName, error.to_string()))?;
+    let member_error = |error: io::Error| match tls_error(&error) {
+        Some(inner) => MemberError::Tls(classify(inner, has_identity), inner.to_string()),
+        None => MemberError::Connection(error.to_string()),
     };
-    let mut socket = connect(authority).map_err(trouble)?;
+    let mut socket = connect(authority).map_err(member_error)?;
     let mut connection = ClientConnection::new(Arc::new(config), name)
-        .map_err(|error| Trouble::Tls(classify(&error, has_identity), error.to_string()))?;
+        .map_err(|error| MemberError::Tls(classify(&error, has_identity), error.to_string()))?;
     while connection.is_handshaking() {
-        connection.complete_io(&mut socket).map_err(trouble)?;
+        connection.complete_io(&mut socket).map_err(member_error)?;
     }
-    // With TLS 1.3 a member refuses our certificate only after the handshake.
+    // In TLS 1.3 a member refuses our certificate only after the handshake.
     let mut stream = rustls::Stream::new(&mut connection, &mut socket);
-    ask(&mut stream, authority).map_err(trouble)
+    ask(&mut stream, authority).map_err(member_error)
 }
 
 fn tls_error(error: &io::Error) -> Option<&TlsError> {
@@ -146,7 +151,7 @@ fn tls_error(error: &io::Error) -> Option<&TlsError> {
 
 fn classify(error: &TlsError, has_identity: bool) -> TlsFault {
     use AlertDescription as Alert;
-    let about_us = match has_identity {
+    let client_fault = match has_identity {
         true => TlsFault::ClientRefused,
         false => TlsFault::ClientWanted,
     };
@@ -158,7 +163,7 @@ fn classify(error: &TlsError, has_identity: bool) -> TlsFault {
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
                 TlsFault::NotYetValid
             }
-            // A CA of the same name with another key gives a bad signature.
+            // A CA with the same name but another key yields a bad signature.
             CertificateError::UnknownIssuer | CertificateError::BadSignature => {
                 TlsFault::UnknownAuthority
             }
@@ -175,7 +180,7 @@ fn classify(error: &TlsError, has_identity: bool) -> TlsFault {
             | Alert::CertificateExpired
             | Alert::CertificateUnknown
             | Alert::UnknownCA
-            | Alert::AccessDenied => about_us,
+            | Alert::AccessDenied => client_fault,
             _ => TlsFault::Other,
         },
         TlsError::InvalidMessage(_) => TlsFault::NoTls,
@@ -183,11 +188,11 @@ fn classify(error: &TlsError, has_identity: bool) -> TlsFault {
     }
 }
 
-/// Whether a server answers a handshake in TLS, be it by refusing it.
+/// Whether a server replies to a TLS handshake, even by refusing it.
 fn speaks_tls(authority: &str) -> bool {
     match over_tls(authority, etcd::trusting_nobody(), false) {
         Ok(_) => true,
-        Err(Trouble::Tls(fault, _)) => fault != TlsFault::NoTls,
+        Err(MemberError::Tls(fault, _)) => fault != TlsFault::NoTls,
         Err(_) => false,
     }
 }
@@ -217,27 +222,27 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_port_and_a_mute_server_are_told() {
+    fn a_closed_port_and_a_mute_server_are_connection_errors() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let server = std::thread::spawn(move || {
-            // The probe, and its second try by TLS.
+            // The probe, and its second attempt with TLS.
             for _ in 0..2 {
                 drop(listener.accept());
             }
         });
         let mute = probe(&url, Ok(None), false);
-        assert!(matches!(mute, Err(Trouble::Connection(_))), "{mute:?}");
+        assert!(matches!(mute, Err(MemberError::Connection(_))), "{mute:?}");
         server.join().unwrap();
         std::thread::sleep(Duration::from_millis(10));
-        let Err(Trouble::Connection(text)) = probe(&url, Ok(None), false) else {
+        let Err(MemberError::Connection(text)) = probe(&url, Ok(None), false) else {
             panic!("nobody listens there");
         };
         assert!(text.contains("refused"), "{text}");
     }
 
     #[test]
-    fn faults_of_certificates_are_told_apart() {
+    fn certificate_faults_are_distinguished() {
         let bad = |error| classify(&TlsError::InvalidCertificate(error), false);
         assert_eq!(bad(CertificateError::Expired), TlsFault::Expired);
         assert_eq!(bad(CertificateError::NotValidYet), TlsFault::NotYetValid);

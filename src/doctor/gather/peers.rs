@@ -1,5 +1,5 @@
-//! Asks the peers themselves, over the tunnel: echo requests of three sizes to the network
-//! address of each subnet, which every VTEP of flannel's and ours has on its device.
+//! Pings the peers through the tunnel: echo requests of three sizes to the network address of each
+//! subnet, which every VTEP of flannel's and ours has on its device.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -8,58 +8,56 @@ use std::time::{Duration, Instant};
 
 use super::status;
 use crate::control::{PeerState, PeerStatus, Status};
-use crate::doctor::facts::{Facts, Reach, Size};
+use crate::doctor::facts::{EchoSize, Facts, Reachability};
 use crate::host::echo::{Answer, EchoSocket, HEADERS, SMALL};
 
-/// Most peers that are asked; all are asked at once.
-const ASKED: usize = 32;
-/// Requests of one size, until one is answered.
+/// Most peers to ping, all at once.
+const MAX_PEERS: usize = 32;
+/// Most requests of one size; the first reply ends them.
 const TRIES: u32 = 3;
-/// How long to wait for one answer.
-const PATIENCE: Duration = Duration::from_millis(700);
-/// How long to listen for a peer that answers nothing: daemons probe each other every five
-/// seconds.
-const LISTEN: Duration = Duration::from_secs(7);
-/// The middle one of the sizes: what IPv6 asks of every link, so any way should carry it.
+const REPLY_TIMEOUT: Duration = Duration::from_millis(700);
+/// How long to listen for a peer that does not reply: daemons probe each other every five seconds.
+const LISTEN_TIME: Duration = Duration::from_secs(7);
+/// The middle one of the sizes. IPv6 requires it of every link, so any path should carry it.
 const MIDDLE: u32 = 1280;
 
-/// Asks the peers of a daemon that serves.
-pub(crate) async fn look(socket: &Path, facts: &Facts) -> Result<Vec<Reach>, String> {
+/// Pings the peers of a daemon that serves.
+pub(super) async fn ping(socket: &Path, facts: &Facts) -> Result<Vec<Reachability>, String> {
     let Some(before) = facts.status() else {
-        return Err("only a running daemon has peers that can be asked".into());
+        return Err("only a running daemon has peers to ping".into());
     };
     let Some(node) = &before.node else {
-        return Err("the daemon does not serve yet".into());
+        return Err("the daemon serves no subnet yet".into());
     };
     let (own, mtu) = (node.subnet.network(), u32::from(node.mtu));
     let threads: Vec<_> = before
         .peers
         .iter()
         .filter(|peer| peer.state != PeerState::Blocked)
-        .take(ASKED)
+        .take(MAX_PEERS)
         .map(|peer| {
             let peer = peer.clone();
-            tokio::task::spawn_blocking(move || ask(own, mtu, &peer))
+            tokio::task::spawn_blocking(move || ping_peer(own, mtu, &peer))
         })
         .collect();
     let mut reached = Vec::new();
     for thread in threads {
-        let asked = thread.await.map_err(|error| error.to_string())?;
-        reached.push(asked.map_err(|error| format!("echo requests cannot be sent: {error}"))?);
+        let pinged = thread.await.map_err(|error| error.to_string())?;
+        reached.push(pinged.map_err(|error| format!("cannot send echo requests: {error}"))?);
     }
-    if reached.iter().any(Reach::answers_nothing) {
+    if reached.iter().any(Reachability::is_mute) {
         listen(socket, before, &mut reached).await;
     }
     Ok(reached)
 }
 
-fn ask(own: Ipv4Addr, mtu: u32, peer: &PeerStatus) -> io::Result<Reach> {
+fn ping_peer(own: Ipv4Addr, mtu: u32, peer: &PeerStatus) -> io::Result<Reachability> {
     let mut socket = EchoSocket::open(own)?;
     let to = peer.subnet.network();
     let small = u32::try_from(SMALL + HEADERS).unwrap_or(MIDDLE);
     let mut sizes = vec![small, MIDDLE.min(mtu), mtu.max(small)];
     sizes.dedup();
-    let mut reach = Reach {
+    let mut reach = Reachability {
         subnet: peer.subnet,
         public_ip: peer.public_ip,
         sizes: Vec::new(),
@@ -67,11 +65,11 @@ fn ask(own: Ipv4Addr, mtu: u32, peer: &PeerStatus) -> io::Result<Reach> {
         heard: false,
     };
     for bytes in sizes {
-        // What carries no smaller packet need not be tried with larger ones.
-        if reach.answers_nothing() && !reach.sizes.is_empty() {
+        // If no small packet passes, larger ones need not be tried.
+        if reach.is_mute() && !reach.sizes.is_empty() {
             break;
         }
-        reach.sizes.push(Size {
+        reach.sizes.push(EchoSize {
             bytes,
             answered: passes(&mut socket, to, bytes)?,
         });
@@ -85,14 +83,14 @@ fn ask(own: Ipv4Addr, mtu: u32, peer: &PeerStatus) -> io::Result<Reach> {
 fn passes(socket: &mut EchoSocket, to: Ipv4Addr, bytes: u32) -> io::Result<bool> {
     let length = usize::try_from(bytes).unwrap_or(usize::MAX);
     for _ in 0..TRIES {
-        if let Answer::Reply(_) = socket.ask(to, length, PATIENCE)? {
+        if let Answer::Reply(_) = socket.ask(to, length, REPLY_TIMEOUT)? {
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-/// The largest size that passes, between one that does and one that does not.
+/// Finds the largest size that passes, between one that does and one that does not.
 fn largest(
     mut good: u32,
     mut bad: u32,
@@ -109,9 +107,9 @@ fn largest(
     Ok(good)
 }
 
-/// Whether anything comes in from those that answer nothing.
-async fn listen(socket: &Path, before: &Status, reached: &mut [Reach]) {
-    let received = |status: &Status, reach: &Reach| {
+/// Waits for packets from the peers that did not reply.
+async fn listen(socket: &Path, before: &Status, reached: &mut [Reachability]) {
+    let received = |status: &Status, reach: &Reachability| {
         let peer = status
             .peers
             .iter()
@@ -119,24 +117,22 @@ async fn listen(socket: &Path, before: &Status, reached: &mut [Reach]) {
         Some((peer.in_packets, peer.seen_seconds_ago))
     };
     let start = Instant::now();
-    let deadline = start + LISTEN;
+    let deadline = start + LISTEN_TIME;
     loop {
         let path = socket.to_owned();
         if let Ok(Ok(now)) = tokio::task::spawn_blocking(move || status(&path)).await {
-            for reach in reached.iter_mut().filter(|reach| reach.answers_nothing()) {
+            for reach in reached.iter_mut().filter(|reach| reach.is_mute()) {
                 let (Some((packets, seen)), Some((earlier, _))) =
                     (received(&now, reach), received(before, reach))
                 else {
                     continue;
                 };
-                // Probes of our own count as no packets, but they are seen.
+                // A peer's probe counts as seen, though not as a packet.
                 let lately = seen.is_some_and(|ago| ago < start.elapsed().as_secs());
                 reach.heard |= packets > earlier || lately;
             }
         }
-        let waiting = reached
-            .iter()
-            .any(|reach| reach.answers_nothing() && !reach.heard);
+        let waiting = reached.iter().any(|reach| reach.is_mute() && !reach.heard);
         if !waiting || Instant::now() >= deadline {
             return;
         }

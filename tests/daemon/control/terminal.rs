@@ -88,7 +88,7 @@ fn top_shows_traffic_and_obeys_its_keys() {
         lab.a.transfer(&lab.b, 2 << 20);
         let screen = tmux.screen();
         figure(&screen, "to peers:").is_some_and(|rate| rate > 0.0)
-            && figure(&screen, "packets a call: sent").is_some_and(|size| size > 0.0)
+            && figure(&screen, "packets per call: sent").is_some_and(|size| size > 0.0)
             && figure(&screen, "uvxlan-0").is_some_and(|share| share >= 0.0)
             && bars(&screen)
     });

@@ -85,7 +85,7 @@ async fn faults_of_tls_are_named() {
     let whole = examine(&url, &[&ca, &cert, &key]);
     assert_eq!(whole.get("datastore-tls")["status"], "ok", "{whole:#?}");
 
-    examine(&url, &[&ca]).expect("datastore-tls", "error", "wants a certificate");
+    examine(&url, &[&ca]).expect("datastore-tls", "error", "requires a client certificate");
     let folder = tempfile::tempdir().unwrap();
     let other = etcd::certificates(folder.path(), true);
     let other_ca = flag("cafile", &other.ca);
@@ -105,7 +105,7 @@ async fn faults_of_tls_are_named() {
     // A certificate of ours with the key of another.
     examine(&url, &[&ca, &cert, &its_key]).expect("datastore-tls", "error", "key");
     let without = url.replace("https", "http");
-    examine(&without, &[]).expect("datastore", "error", "speaks TLS");
+    examine(&without, &[]).expect("datastore", "error", "uses TLS");
 
     for (from, until, words) in [(2020, 2021, "expired"), (4000, 4001, "not valid yet")] {
         let folder = tempfile::tempdir().unwrap();
@@ -121,7 +121,7 @@ async fn faults_of_tls_are_named() {
         return;
     };
     let mistaken = plain.url().replace("http", "https");
-    examine(&mistaken, &[&ca]).expect("datastore-tls", "error", "without TLS");
+    examine(&mistaken, &[&ca]).expect("datastore-tls", "error", "does not use TLS");
 }
 
 #[test]

@@ -141,7 +141,7 @@ const BEHIND_THE_DAEMON: &[Fault] = &[
     fault(
         "device",
         "error",
-        "there is no device",
+        "does not exist",
         "ip link delete flannel.1",
         "true",
     ),
@@ -197,7 +197,7 @@ const BEHIND_THE_DAEMON: &[Fault] = &[
     fault(
         "subnet-file",
         "error",
-        "there is no",
+        "does not exist",
         "mv $FOLDER/subnet.env $FOLDER/kept",
         "mv $FOLDER/kept $FOLDER/subnet.env",
     ),
@@ -218,7 +218,7 @@ const BEHIND_THE_DAEMON: &[Fault] = &[
     fault(
         "own-lease",
         "error",
-        "there is no lease",
+        "there is no lease for",
         "mv $LEASE $FOLDER/lease",
         "mv $FOLDER/lease $LEASE",
     ),
@@ -279,8 +279,8 @@ fn rules_of_the_older_iptables_are_read_too() {
     let found = lab.examine();
     lab.shell(&lab.a, &rule.replace("-A", "-D"));
     found.expect("firewall-input", "error", "iptables-legacy's rule -A INPUT");
-    let remedy = found.get("firewall-input")["remedy"].as_str().unwrap();
-    assert!(remedy.starts_with("iptables-legacy -I INPUT"), "{remedy}");
+    let fix = found.get("firewall-input")["fix"].as_str().unwrap();
+    assert!(fix.starts_with("iptables-legacy -I INPUT"), "{fix}");
     until_healthy("after the rule is gone", || lab.examine());
 }
 
@@ -301,7 +301,7 @@ fn what_keeps_a_daemon_from_starting_is_named() {
     need!(possible(&["ip", "iptables", "unshare", "setpriv"]));
     let mut lab = Lab::new();
     drop(lab.a.daemon.take());
-    lab.examine().expect("daemon", "warning", "none runs");
+    lab.examine().expect("daemon", "warning", "not running");
     // The killed daemon left its state file; the doctor does not fail if it is damaged.
     let state = lab.a.folder.join("state/state.json");
     let kept = std::fs::read(&state).unwrap();
@@ -314,7 +314,7 @@ fn what_keeps_a_daemon_from_starting_is_named() {
         "ip link add flannel.1 type vxlan id 1 dstport 8472 dev eth0",
     );
     lab.examine()
-        .expect("kernel-vxlan", "warning", "kernel's vxlan");
+        .expect("kernel-vxlan", "warning", "kernel vxlan");
     lab.shell(
         &lab.a,
         "ip link delete flannel.1; ip link add flannel.1 type bridge",

@@ -132,7 +132,7 @@ impl Findings {
             seen.contains(word),
             "{check}: {word:?} is not in {finding:#}"
         );
-        for part in ["cause", "remedy"] {
+        for part in ["cause", "fix"] {
             let text = finding[part].as_str().unwrap();
             assert!(!text.is_empty(), "{check}: no {part}: {finding:#}");
         }

@@ -16,9 +16,9 @@ fn faults_on_the_path_to_a_peer_are_named() {
     lab.shell(&lab.b, large);
     let found = lab.examine();
     lab.shell(&lab.b, &large.replace("-I", "-D"));
-    found.expect("path-mtu", "error", "none larger than 1350 bytes");
-    let remedy = found.get("path-mtu")["remedy"].as_str().unwrap();
-    assert!(remedy.contains("\"MTU\": 1400"), "{remedy}");
+    found.expect("path-mtu", "error", "at most 1350 bytes");
+    let fix = found.get("path-mtu")["fix"].as_str().unwrap();
+    assert!(fix.contains("\"MTU\": 1400"), "{fix}");
     until_healthy("after large packets pass again", || lab.examine());
 
     // Our packets do not arrive there, theirs arrive here.

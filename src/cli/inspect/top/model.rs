@@ -1,4 +1,4 @@
-//! What `uvxlan top` shows, made from two looks at the daemon. Pure.
+//! What `uvxlan top` shows, computed from two samples of the daemon. Pure.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -7,26 +7,24 @@ use ipnet::Ipv4Net;
 
 use crate::control::{PeerStatus, Status};
 
-/// Looks that the sparklines remember.
-pub const HISTORY: usize = 120;
+/// Samples that a sparkline shows.
+const HISTORY: usize = 120;
 
 /// What the peers are sorted by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
-    /// Bits a second in both directions, most first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Bits a second in both directions, highest first.
+    #[default]
     Traffic,
-    /// Round trip, longest first.
+    /// Longest first.
     RoundTrip,
-    /// Loss, most first.
+    /// Highest first.
     Loss,
-    /// Subnet.
     Subnet,
 }
 
 impl Order {
-    /// The next one, for a key.
-    #[must_use]
-    pub const fn next(self) -> Self {
+    pub(super) const fn next(self) -> Self {
         match self {
             Self::Traffic => Self::RoundTrip,
             Self::RoundTrip => Self::Loss,
@@ -35,9 +33,7 @@ impl Order {
         }
     }
 
-    /// For the screen.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
+    pub(super) const fn label(self) -> &'static str {
         match self {
             Self::Traffic => "traffic",
             Self::RoundTrip => "round trip",
@@ -47,71 +43,63 @@ impl Order {
     }
 }
 
-/// Rates in one direction.
+/// Traffic in one direction, for each second.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Rate {
-    /// Packets a second.
-    pub packets: f64,
-    /// Bits a second.
-    pub bits: f64,
+pub(super) struct Rate {
+    pub(super) packets: f64,
+    pub(super) bits: f64,
 }
 
 /// A peer on the screen.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PeerRow {
-    /// What the daemon says.
-    pub peer: PeerStatus,
-    /// To it.
-    pub out: Rate,
-    /// From it.
-    pub inward: Rate,
+#[derive(Debug, Clone)]
+pub(super) struct PeerRow {
+    pub(super) peer: PeerStatus,
+    pub(super) out: Rate,
+    pub(super) inward: Rate,
 }
 
-/// CPU time of a packet thread: name, and ticks used so far.
-pub type ThreadTicks = Vec<(String, u64)>;
+/// CPU time of packet threads: name, and ticks used so far.
+pub(super) type ThreadTicks = Vec<(String, u64)>;
 
-/// One look.
+/// The daemon at one moment.
 #[derive(Debug, Clone)]
-pub struct Look {
-    /// The daemon's status.
-    pub status: Status,
-    /// CPU time of its packet threads.
-    pub threads: ThreadTicks,
+pub(super) struct Sample {
+    pub(super) status: Status,
+    pub(super) threads: ThreadTicks,
     /// Time since some fixed start.
-    pub at: Duration,
+    pub(super) at: Duration,
 }
 
 /// Everything on the screen.
-#[derive(Debug, Clone, Default)]
-pub struct Model {
-    /// The latest status.
-    pub status: Status,
+#[derive(Debug, Default)]
+pub(super) struct Model {
+    pub(super) status: Status,
     /// All peers together, to them and from them.
-    pub total: [Rate; 2],
-    /// Bits a second of the latest looks, to and from the peers.
-    pub history: [VecDeque<u64>; 2],
-    /// Peers with their rates, by subnet.
-    pub peers: Vec<PeerRow>,
-    /// Drops a second, by name; those that happen now first.
-    pub drops: Vec<(String, f64, u64)>,
+    pub(super) total: [Rate; 2],
+    /// Bits a second in the latest samples, to the peers and from them.
+    pub(super) history: [VecDeque<u64>; 2],
+    /// By subnet.
+    pub(super) peers: Vec<PeerRow>,
+    /// Name, rate and total of each drop, highest rate first.
+    pub(super) drops: Vec<(String, f64, u64)>,
     /// Mean packets of a system call: sending, receiving, writing.
-    pub batches: [f64; 3],
-    /// Share of a core that each packet thread uses, in percent.
-    pub cpu: Vec<(String, f64)>,
-    before: Option<Before>,
+    pub(super) batches: [f64; 3],
+    /// Percentage of a core that each packet thread uses.
+    pub(super) cpu: Vec<(String, f64)>,
+    previous: Option<Previous>,
 }
 
-/// The look before.
-#[derive(Debug, Clone)]
-struct Before {
+/// What the rates are differences to.
+#[derive(Debug)]
+struct Previous {
     at: Duration,
     peers: BTreeMap<Ipv4Net, PeerStatus>,
     counters: BTreeMap<String, u64>,
     threads: ThreadTicks,
 }
 
-/// Difference of a counter that may have begun anew.
-fn since(now: u64, before: u64) -> f64 {
+/// Increase of a counter, which may have restarted at 0.
+fn increase(now: u64, before: u64) -> f64 {
     if now >= before {
         (now - before) as f64
     } else {
@@ -120,46 +108,50 @@ fn since(now: u64, before: u64) -> f64 {
 }
 
 impl Model {
-    /// Takes in a look; `ticks_per_second` is the unit of thread times.
-    pub fn take(&mut self, look: Look, ticks_per_second: f64) {
-        let counters: BTreeMap<String, u64> = look
+    /// `ticks_per_second` is the unit of thread times.
+    pub(super) fn update(&mut self, sample: Sample, ticks_per_second: f64) {
+        let counters: BTreeMap<String, u64> = sample
             .status
             .counters
             .iter()
             .map(|counter| (counter.name.clone(), counter.value))
             .collect();
-        let by_subnet: BTreeMap<Ipv4Net, PeerStatus> = look
+        let by_subnet: BTreeMap<Ipv4Net, PeerStatus> = sample
             .status
             .peers
             .iter()
             .map(|peer| (peer.subnet, peer.clone()))
             .collect();
-        self.peers = look.status.peers.iter().cloned().map(still).collect();
-        if let Some(before) = self.before.take() {
-            let seconds = look.at.saturating_sub(before.at).as_secs_f64().max(0.001);
+        self.peers = sample.status.peers.iter().cloned().map(idle_row).collect();
+        if let Some(previous) = self.previous.take() {
+            let seconds = sample
+                .at
+                .saturating_sub(previous.at)
+                .as_secs_f64()
+                .max(0.001);
             for row in &mut self.peers {
-                if let Some(before) = before.peers.get(&row.peer.subnet) {
-                    *row = moving(&row.peer, before, seconds);
+                if let Some(before) = previous.peers.get(&row.peer.subnet) {
+                    *row = row_with_rates(&row.peer, before, seconds);
                 }
             }
-            self.rates(&look.status, &counters, &before.counters, seconds);
-            self.cpu = look
+            self.rates(&sample.status, &counters, &previous.counters, seconds);
+            self.cpu = sample
                 .threads
                 .iter()
                 .map(|(name, ticks)| {
-                    let known = before.threads.iter().find(|(known, _)| known == name);
-                    let used = known.map_or(0.0, |(_, then)| since(*ticks, *then));
+                    let known = previous.threads.iter().find(|(known, _)| known == name);
+                    let used = known.map_or(0.0, |(_, then)| increase(*ticks, *then));
                     (name.clone(), used / ticks_per_second / seconds * 100.0)
                 })
                 .collect();
         }
-        self.before = Some(Before {
-            at: look.at,
+        self.previous = Some(Previous {
+            at: sample.at,
             peers: by_subnet,
             counters,
-            threads: look.threads,
+            threads: sample.threads,
         });
-        self.status = look.status;
+        self.status = sample.status;
     }
 
     fn rates(
@@ -187,7 +179,7 @@ impl Model {
         }
         let delta = |name: &str| {
             let get = |counters: &BTreeMap<String, u64>| counters.get(name).copied().unwrap_or(0);
-            since(get(now), get(old))
+            increase(get(now), get(old))
         };
         let per_call = |packets: &str, calls: &str| delta(packets) / delta(calls).max(1.0);
         self.batches = [
@@ -210,9 +202,7 @@ impl Model {
         self.drops.sort_by(|a, b| b.1.total_cmp(&a.1));
     }
 
-    /// The peers in this order.
-    #[must_use]
-    pub fn sorted(&self, order: Order) -> Vec<&PeerRow> {
+    pub(super) fn sorted(&self, order: Order) -> Vec<&PeerRow> {
         let mut rows: Vec<_> = self.peers.iter().collect();
         match order {
             Order::Traffic => {
@@ -228,7 +218,7 @@ impl Model {
     }
 }
 
-fn still(peer: PeerStatus) -> PeerRow {
+fn idle_row(peer: PeerStatus) -> PeerRow {
     PeerRow {
         peer,
         out: Rate::default(),
@@ -236,10 +226,10 @@ fn still(peer: PeerStatus) -> PeerRow {
     }
 }
 
-fn moving(now: &PeerStatus, before: &PeerStatus, seconds: f64) -> PeerRow {
+fn row_with_rates(now: &PeerStatus, before: &PeerStatus, seconds: f64) -> PeerRow {
     let rate = |packets: (u64, u64), bytes: (u64, u64)| Rate {
-        packets: since(packets.0, packets.1) / seconds,
-        bits: since(bytes.0, bytes.1) * 8.0 / seconds,
+        packets: increase(packets.0, packets.1) / seconds,
+        bits: increase(bytes.0, bytes.1) * 8.0 / seconds,
     };
     PeerRow {
         out: rate(
@@ -255,11 +245,11 @@ fn moving(now: &PeerStatus, before: &PeerStatus, seconds: f64) -> PeerRow {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::control::{CounterKind, CounterStatus, PeerRoute, PeerState, ProbeMethod};
 
-    pub fn peer(number: u8, packets: u64) -> PeerStatus {
+    pub(crate) fn peer(number: u8, packets: u64) -> PeerStatus {
         PeerStatus {
             subnet: Ipv4Net::new_assert([10, 5, number, 0].into(), 24),
             public_ip: [192, 0, 2, number].into(),
@@ -280,13 +270,13 @@ pub(crate) mod tests {
         }
     }
 
-    pub fn look(at: u64, packets: u64, drops: u64) -> Look {
+    pub(crate) fn sample(at: u64, packets: u64, drops: u64) -> Sample {
         let counter = |name: &str, kind, value| CounterStatus {
             name: name.into(),
             kind,
             value,
         };
-        Look {
+        Sample {
             status: Status {
                 peers: vec![peer(1, packets), peer(2, packets * 3)],
                 counters: vec![
@@ -304,9 +294,9 @@ pub(crate) mod tests {
     #[test]
     fn rates_are_differences_over_time() {
         let mut model = Model::default();
-        model.take(look(1, 1000, 4), 100.0);
-        assert_eq!(model.total[0], Rate::default(), "one look has no rates");
-        model.take(look(3, 3000, 8), 100.0);
+        model.update(sample(1, 1000, 4), 100.0);
+        assert_eq!(model.total[0], Rate::default(), "one sample has no rates");
+        model.update(sample(3, 3000, 8), 100.0);
         assert_eq!(model.peers[0].out.packets, 1000.0);
         assert_eq!(model.peers[1].out.bits, 24_000_000.0);
         assert_eq!(model.total[0].packets, 4000.0);
@@ -314,16 +304,16 @@ pub(crate) mod tests {
         assert_eq!(model.drops, [("out_no_route".to_owned(), 2.0, 8)]);
         assert_eq!(model.batches[0], 40.0);
         assert_eq!(model.cpu, [("uvxlan-0".to_owned(), 50.0)]);
-        // The device was made anew: counters began at nothing.
-        model.take(look(4, 10, 0), 100.0);
+        // The daemon was restarted: counters began at 0.
+        model.update(sample(4, 10, 0), 100.0);
         assert_eq!(model.peers[0].out.packets, 10.0);
     }
 
     #[test]
-    fn orders_follow_each_other_and_sort() {
+    fn each_order_sorts_and_leads_to_the_next() {
         let mut model = Model::default();
-        model.take(look(1, 0, 0), 100.0);
-        model.take(look(2, 10, 0), 100.0);
+        model.update(sample(1, 0, 0), 100.0);
+        model.update(sample(2, 10, 0), 100.0);
         let first = |order| model.sorted(order)[0].peer.subnet.to_string();
         assert_eq!(first(Order::Traffic), "10.5.2.0/24");
         assert_eq!(first(Order::RoundTrip), "10.5.2.0/24");

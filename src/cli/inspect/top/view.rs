@@ -9,21 +9,17 @@ use ratatui::widgets::{Block, Cell, Paragraph, Row, Sparkline, Table};
 use super::model::{Model, Order, PeerRow, Rate};
 use crate::control::PeerState;
 
-/// What the person has chosen.
-#[derive(Debug, Clone)]
-pub struct Choice {
-    /// Order of the peers.
-    pub order: Order,
-    /// Whether the picture stands still.
-    pub paused: bool,
-    /// First peer that is shown.
-    pub scroll: usize,
-    /// What went wrong with the last look.
-    pub trouble: Option<String>,
+/// What the keys control, and the last error.
+#[derive(Debug, Default)]
+pub(super) struct ViewState {
+    pub(super) order: Order,
+    pub(super) paused: bool,
+    /// First peer to show.
+    pub(super) scroll: usize,
+    pub(super) error: Option<String>,
 }
 
-/// Draws all of it.
-pub fn draw(frame: &mut Frame<'_>, model: &Model, choice: &Choice) {
+pub(super) fn draw(frame: &mut Frame<'_>, model: &Model, view: &ViewState) {
     let drops = u16::try_from(model.drops.len().clamp(1, 6)).unwrap_or(6) + 2;
     let [head, traffic, peers, drop_area, foot] = Layout::vertical([
         Constraint::Length(3),
@@ -33,9 +29,9 @@ pub fn draw(frame: &mut Frame<'_>, model: &Model, choice: &Choice) {
         Constraint::Length(1),
     ])
     .areas(frame.area());
-    frame.render_widget(header(model, choice), head);
+    frame.render_widget(header(model, view), head);
     sparklines(frame, traffic, model);
-    frame.render_widget(peer_table(model, choice, peers.height), peers);
+    frame.render_widget(peer_table(model, view, peers.height), peers);
     frame.render_widget(drop_table(model), drop_area);
     let keys = "q quit   p pause   s sort   ↑↓ scroll";
     frame.render_widget(
@@ -44,7 +40,7 @@ pub fn draw(frame: &mut Frame<'_>, model: &Model, choice: &Choice) {
     );
 }
 
-fn header<'a>(model: &Model, choice: &Choice) -> Paragraph<'a> {
+fn header<'a>(model: &Model, view: &ViewState) -> Paragraph<'a> {
     let status = &model.status;
     let node = match &status.node {
         Some(node) => format!(
@@ -64,10 +60,10 @@ fn header<'a>(model: &Model, choice: &Choice) -> Paragraph<'a> {
         ),
         Span::raw(node),
     ];
-    if choice.paused {
+    if view.paused {
         first.push(Span::styled("  PAUSED", Style::new().fg(Color::Yellow)));
     }
-    let second = match &choice.trouble {
+    let second = match &view.error {
         Some(text) => Line::styled(text.clone(), Style::new().fg(Color::Red)),
         None => Line::raw(format!("datastore: lease {}", status.datastore.lease)),
     };
@@ -78,7 +74,7 @@ fn header<'a>(model: &Model, choice: &Choice) -> Paragraph<'a> {
         .map(|(name, share)| format!("{name} {share:.0} %"))
         .collect();
     let third = Line::raw(format!(
-        "packets a call: sent {send:.1}, received {receive:.1}, written {write:.1}   CPU: {}",
+        "packets per call: sent {send:.1}, received {receive:.1}, written {write:.1}   CPU: {}",
         cpu.join(", ")
     ));
     Paragraph::new(vec![Line::from(first), second, third])
@@ -104,12 +100,12 @@ fn sparklines(frame: &mut Frame<'_>, area: Rect, model: &Model) {
     }
 }
 
-fn peer_table<'a>(model: &Model, choice: &Choice, height: u16) -> Table<'a> {
-    let rows = model.sorted(choice.order);
+fn peer_table<'a>(model: &Model, view: &ViewState, height: u16) -> Table<'a> {
+    let rows = model.sorted(view.order);
     let total = rows.len();
     // Two lines of border, one of headings.
     let shown = usize::from(height.saturating_sub(3));
-    let first = choice.scroll.min(total.saturating_sub(1));
+    let first = view.scroll.min(total.saturating_sub(1));
     let lines = rows.into_iter().skip(first).take(shown).map(peer_row);
     let widths = [
         Constraint::Length(18),
@@ -125,7 +121,7 @@ fn peer_table<'a>(model: &Model, choice: &Choice, height: u16) -> Table<'a> {
         " peers {}..{} of {total}, by {} ",
         (first + 1).min(total),
         (first + shown).min(total),
-        choice.order.label()
+        view.order.label()
     );
     Table::new(lines, widths)
         .header(Row::new(heading).style(Style::new().add_modifier(Modifier::BOLD)))
@@ -167,7 +163,7 @@ fn drop_table<'a>(model: &Model) -> Paragraph<'a> {
                 true => Style::new().fg(Color::Red),
                 false => Style::new(),
             };
-            Line::styled(format!("{name:<24} {rate:>10.1}/s   {total} in all"), style)
+            Line::styled(format!("{name:<24} {rate:>10.1}/s   {total} total"), style)
         })
         .collect();
     if lines.is_empty() {
@@ -176,7 +172,7 @@ fn drop_table<'a>(model: &Model) -> Paragraph<'a> {
     Paragraph::new(lines).block(Block::bordered().title(" dropped packets "))
 }
 
-/// Bits a second with a decimal unit.
+/// A rate with a decimal unit.
 fn bits(value: f64) -> String {
     match value {
         v if v >= 1e9 => format!("{:.2} Gb/s", v / 1e9),
@@ -196,17 +192,17 @@ fn packets(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::model::tests::look;
+    use super::super::model::tests::sample;
     use super::*;
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
 
-    fn screen(width: u16, height: u16, choice: &Choice) -> String {
+    fn screen(width: u16, height: u16, view: &ViewState) -> String {
         let mut model = Model::default();
-        model.take(look(1, 1000, 4), 100.0);
-        model.take(look(3, 3000, 8), 100.0);
+        model.update(sample(1, 1000, 4), 100.0);
+        model.update(sample(3, 3000, 8), 100.0);
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
-        terminal.draw(|frame| draw(frame, &model, choice)).unwrap();
+        terminal.draw(|frame| draw(frame, &model, view)).unwrap();
         let buffer = terminal.backend().buffer();
         let lines = buffer.content().chunks(usize::from(width));
         lines
@@ -214,25 +210,16 @@ mod tests {
             .collect()
     }
 
-    fn choice() -> Choice {
-        Choice {
-            order: Order::Traffic,
-            paused: false,
-            scroll: 0,
-            trouble: None,
-        }
-    }
-
     #[test]
     fn the_screen_has_peers_rates_and_drops() {
-        let shown = screen(110, 30, &choice());
+        let shown = screen(110, 30, &ViewState::default());
         for words in [
             "to peers: 32.0 Mb/s, 4000 p/s",
             "peers 1..2 of 2, by traffic",
             "10.5.1.0/24",
             "24.0 Mb/s 3000 p/s",
             "out_no_route",
-            "2.0/s   8 in all",
+            "2.0/s   8 total",
             "sent 40.0",
             "uvxlan-0 50 %",
             "q quit",
@@ -247,15 +234,15 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_and_a_trouble_are_seen() {
+    fn a_pause_and_an_error_are_shown() {
         let shown = screen(
             110,
             30,
-            &Choice {
+            &ViewState {
                 paused: true,
-                trouble: Some("no daemon answers".into()),
+                error: Some("no daemon answers".into()),
                 scroll: 1,
-                ..choice()
+                ..ViewState::default()
             },
         );
         assert!(
@@ -268,7 +255,7 @@ mod tests {
     #[test]
     fn no_screen_is_too_small() {
         for (width, height) in [(1, 1), (20, 5), (40, 12), (300, 100)] {
-            screen(width, height, &choice());
+            screen(width, height, &ViewState::default());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The figures as a picture: bars for each NIC class, one panel for each workload.
+//! The figures as a chart: one panel for each workload, bars for each NIC class.
 
 use std::fmt::Write;
 
@@ -12,13 +12,13 @@ const TITLE: f64 = 30.0;
 const AXIS: f64 = 26.0;
 const LEGEND: f64 = 34.0;
 const COLUMNS: usize = 2;
-/// Distinct for most kinds of colour blindness.
+/// Distinguishable with most kinds of colour blindness.
 const COLOURS: [&str; 6] = [
     "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00",
 ];
 
-/// An SVG document. It names its colours and has a background, so that it can be read in
-/// light and dark pages.
+/// An SVG document. It sets its colours and a background, so that it is readable on light and
+/// dark pages.
 pub(crate) fn svg(figures: &Figures) -> String {
     let workloads = figures.workloads();
     let columns = workloads.len().clamp(1, COLUMNS);
@@ -55,8 +55,8 @@ pub(crate) fn svg(figures: &Figures) -> String {
 fn panel(out: &mut String, figures: &Figures, workload: Workload) {
     let (unit, scale) = workload.unit();
     let better = match workload {
-        Workload::PingPong => "less is better",
-        _ => "more is better",
+        Workload::PingPong => "lower is better",
+        _ => "higher is better",
     };
     let _ = writeln!(
         out,
@@ -79,7 +79,7 @@ fn panel(out: &mut String, figures: &Figures, workload: Workload) {
             let Some(value) = value(who, *class) else {
                 continue;
             };
-            // Room above the highest bar for its figure.
+            // Leaves room for the figure above the highest bar.
             let high = (floor - TITLE - 14.0) * value / largest.max(f64::MIN_POSITIVE);
             let x = left + group * 0.1 + who as f64 * bar;
             let _ = writeln!(

@@ -1,22 +1,22 @@
-//! Who takes part.
+//! The contenders of the bench.
 
 use std::path::{Path, PathBuf};
 
 use crate::testbed::{Pair, TestbedError};
 
-/// This program with flags of its own.
+/// This program with other flags, or another build of it.
 #[derive(Debug, Clone)]
 pub(crate) struct Variant {
     name: String,
-    /// Another build of it.
+    /// None for this program.
     program: Option<PathBuf>,
     flags: Vec<String>,
 }
 
-/// Reads `NAME=[PROGRAM] [FLAGS]`, split at blanks.
+/// Parses `NAME=[PROGRAM] [FLAGS]`, split at blanks.
 pub(crate) fn parse_variant(text: &str) -> Result<Variant, String> {
-    let usage = "write it as NAME=FLAGS, like 'one worker=--workers=1', or with the path of \
-                 another build before the flags";
+    let usage = "expected NAME=FLAGS, like 'one worker=--workers=1', or NAME=PROGRAM FLAGS with \
+                 the path of another build";
     let (name, words) = text.split_once('=').ok_or(usage)?;
     let mut flags: Vec<_> = words.split_whitespace().map(str::to_owned).collect();
     let program = match flags.first() {
@@ -34,17 +34,15 @@ pub(crate) fn parse_variant(text: &str) -> Result<Variant, String> {
     })
 }
 
-/// A way between two containers.
+/// What carries the packets between two containers.
 #[derive(Debug, Clone)]
 pub(crate) enum Contender {
-    /// This program as it is.
     Uvxlan,
-    /// This program with other flags.
     Variant(Variant),
     /// The kernel's vxlan, set up as flannel does.
     Kernel,
     /// The same after `ethtool -K flannel.1 tx-checksum-ip-generic off`, which flannel's
-    /// troubleshooting page advises where addresses are translated.
+    /// troubleshooting page recommends behind NAT.
     Workaround,
 }
 

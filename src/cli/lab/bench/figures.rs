@@ -1,4 +1,4 @@
-//! Samples, their medians, and the table and JSON of them.
+//! The bench's samples and medians, as a table and as JSON.
 
 use std::fmt::Write;
 
@@ -8,7 +8,6 @@ use super::contender::Contender;
 use super::workload::{Sample, Workload};
 use crate::testbed::NicClass;
 
-/// All that was measured.
 pub(crate) struct Figures {
     contenders: Vec<String>,
     baseline: Option<usize>,
@@ -70,7 +69,7 @@ impl Figures {
             .map(|(.., sample)| *sample)
     }
 
-    /// The median in basic units.
+    /// In basic units.
     pub(crate) fn median(&self, who: usize, class: NicClass, what: Workload) -> Option<f64> {
         median(self.samples(who, class, what).map(|sample| sample.value))
     }
@@ -82,7 +81,7 @@ impl Figures {
         )
     }
 
-    /// One block a class, one line a workload, one column a contender.
+    /// A block for each class, a line for each workload, a column for each contender.
     pub(crate) fn table(&self) -> String {
         let mut text = String::new();
         for class in &self.classes {
@@ -100,7 +99,7 @@ impl Figures {
                 self.line(&mut text, &workload.title(), unit, value);
                 if matches!(workload, Workload::Tcp { .. }) {
                     let cpu = |who| self.cpu(who, *class, *workload);
-                    self.line(&mut text, "  CPU for a gigabit", "s", cpu);
+                    self.line(&mut text, "  CPU per gigabit", "s", cpu);
                 }
             }
         }
@@ -165,7 +164,7 @@ impl Figures {
     }
 }
 
-/// Three digits, as many as a noisy measurement has.
+/// Three digits: a measurement is no more precise than that.
 fn digits(value: f64) -> String {
     match value {
         v if v >= 100.0 => format!("{v:.0}"),
@@ -210,7 +209,7 @@ mod tests {
         let expected = "\
 NIC class uso                             uvxlan          kernel vxlan
 1 TCP stream                    5.00 Gb/s   1.25      4.00 Gb/s
-  CPU for a gigabit               0.250 s   1.00        0.250 s
+  CPU per gigabit                 0.250 s   1.00        0.250 s
 UDP round trip, median                  -                     -
 ";
         assert_eq!(figures().table(), expected);
@@ -227,7 +226,7 @@ UDP round trip, median                  -                     -
     }
 
     #[test]
-    fn medians_of_even_counts_lie_between() {
+    fn the_median_of_an_even_count_is_the_mean_of_two() {
         assert_eq!(median([4.0, 1.0, 2.0, 3.0].into_iter()), Some(2.5));
         assert_eq!(median(std::iter::empty()), None);
     }

@@ -1,4 +1,4 @@
-//! What is measured, and in what unit.
+//! What the bench measures, and in which units.
 
 use std::time::Duration;
 
@@ -7,14 +7,17 @@ use crate::testbed::traffic::{
 };
 use crate::testbed::{Pair, TestbedError};
 
-/// Something to measure between the containers of a pair.
+/// A measurement between the containers of a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Workload {
-    /// This many TCP streams.
-    Tcp { streams: usize },
-    /// UDP datagrams of one flow with so many payload bytes, as many as the sender can make.
-    Udp { payload_len: usize },
-    /// One small datagram at a time, to and fro.
+    Tcp {
+        streams: usize,
+    },
+    /// Datagrams of one flow, as many as the sender can make.
+    Udp {
+        payload_len: usize,
+    },
+    /// One small datagram at a time, there and back.
     PingPong,
 }
 
@@ -30,32 +33,29 @@ const ALL: [(&str, Workload); 5] = [
     ("pingpong", Workload::PingPong),
 ];
 
-/// What came out of one run.
+/// The result of one run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Sample {
     /// In the workload's unit.
     pub(crate) value: f64,
-    /// Processor seconds of the whole machine for a gigabit, where that is of interest.
+    /// CPU seconds of the whole machine for each gigabit.
     pub(crate) cpu_per_gigabit: Option<f64>,
 }
 
-/// Reads a name.
 pub(crate) fn parse(text: &str) -> Result<Workload, String> {
     let known = ALL.iter().find(|(name, _)| *name == text);
     known
         .map(|(_, workload)| *workload)
-        .ok_or_else(|| "the workloads are tcp1, tcp4, udp64, udp1400 and pingpong".into())
+        .ok_or_else(|| "expected tcp1, tcp4, udp64, udp1400 or pingpong".into())
 }
 
 impl Workload {
-    /// The name on the command line.
     pub(crate) fn name(self) -> &'static str {
         ALL.iter()
             .find(|(_, workload)| *workload == self)
             .map_or("", |(name, _)| name)
     }
 
-    /// What a row of the table says.
     pub(crate) fn title(self) -> String {
         match self {
             Self::Tcp { streams: 1 } => "1 TCP stream".into(),
@@ -65,7 +65,7 @@ impl Workload {
         }
     }
 
-    /// Unit, and what a sample in basic units (bit/s, datagrams/s, seconds) is divided by.
+    /// The unit, and the divisor to it from the basic unit (bit/s, datagrams/s, seconds).
     pub(crate) const fn unit(self) -> (&'static str, f64) {
         match self {
             Self::Tcp { .. } => ("Gb/s", 1e9),
@@ -74,7 +74,7 @@ impl Workload {
         }
     }
 
-    /// Measures it once, from the first container to the second.
+    /// Measures once, from the first container to the second.
     pub(crate) fn run(self, pair: &Pair, duration: Duration) -> Result<Sample, TestbedError> {
         let [a, b] = &pair.containers;
         let (from, to, address) = (a.namespace(), b.namespace(), b.address());
@@ -117,7 +117,7 @@ impl Workload {
                 };
                 let report = udp_ping_pong(from, request)?;
                 let median = report.percentile(0.5).ok_or_else(|| {
-                    TestbedError::Request(format!("no answer to {} datagrams", report.sent))
+                    TestbedError::Request(format!("none of {} datagrams was answered", report.sent))
                 })?;
                 Ok(Sample {
                     value: median.as_secs_f64(),
@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_is_read_back() {
+    fn every_name_can_be_parsed() {
         for (name, workload) in ALL {
             assert_eq!(parse(name), Ok(workload));
             assert_eq!(workload.name(), name);

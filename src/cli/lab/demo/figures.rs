@@ -1,4 +1,4 @@
-//! What the demo measured, as a table and as JSON.
+//! The demo's results as a table and as JSON.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ pub(crate) struct Row {
     pub(crate) note: Option<String>,
 }
 
-/// What was measured between two containers, both ways together.
+/// Measurements between two containers, both directions together.
 #[derive(Debug, Default)]
 pub(crate) struct Figures {
     sent: u32,
@@ -24,14 +24,14 @@ pub(crate) struct Figures {
 }
 
 impl Figures {
-    pub(crate) fn pinged(&mut self, report: &PingReport) {
+    pub(crate) fn add_pings(&mut self, report: &PingReport) {
         self.sent += u32::from(report.sent);
         self.received += u32::from(report.received);
         self.rtts.extend(&report.rtts);
         self.ttls.extend(&report.ttls);
     }
 
-    /// Nothing lost, nothing changed, and each host was one router on the way.
+    /// Nothing was lost or changed, and each host counted as one router.
     pub(crate) fn is_good(&self) -> bool {
         self.received == self.sent && self.intact && self.ttls.iter().all(|ttl| *ttl == 62)
     }
@@ -50,7 +50,6 @@ impl Figures {
     }
 }
 
-/// The closing table.
 pub(crate) fn table(rows: &[Row]) -> String {
     let mut text = format!(
         "{:<14}{:>12}{:>9}{:>6}{:>14}  {}\n",
@@ -82,7 +81,6 @@ pub(crate) fn table(rows: &[Row]) -> String {
     text
 }
 
-/// The figures for machines.
 pub(crate) fn json(rows: &[Row]) -> String {
     let contenders: Vec<serde_json::Value> = rows
         .iter()

@@ -1,15 +1,17 @@
-//! The table: names, defaults, texts, and what each flag sets; a file a group.
+//! The table: name, default, texts and effect of each flag, one file for each group.
 //!
-//! flannel's part is the union of flannel v0.11.0 and the newest (their `main.go`), so that
+//! flannel's flags are the union of v0.11.0 and the newest release (their `main.go`), so that
 //! no command line of theirs is refused.
 
 mod daemon;
 mod datastore;
 mod files;
+mod firewall;
+mod interface;
 mod kubernetes;
+mod lease;
 mod logging;
-mod rules;
-mod subnet;
+mod peer_check;
 
 pub(crate) use self::datastore::STORE as STORE_FLAGS;
 use super::Flag;
@@ -18,15 +20,17 @@ use crate::daemon::options::parse::Invalid;
 
 const FILE: &str = "the path of a file";
 
-/// The flag that ends the program with the version; only on the command line, as flannel's.
+/// Prints the version. Works on the command line only, as flannel's does.
 pub(crate) const VERSION: &str = "version";
 
 const GROUPS: &[&[Flag]] = &[
     datastore::STORE,
     datastore::START,
-    subnet::FLAGS,
+    interface::FLAGS,
+    lease::FLAGS,
+    peer_check::FLAGS,
     files::FLAGS,
-    rules::FLAGS,
+    firewall::FLAGS,
     kubernetes::FLAGS,
     daemon::FLAGS,
     logging::FLAGS,
@@ -44,7 +48,7 @@ const fn count() -> usize {
     flags
 }
 
-/// One table of all groups, put together when the program is built.
+/// Joins the groups into one table at compile time.
 const fn all<const N: usize>() -> [Flag; N] {
     let mut flags = [GROUPS[0][0]; N];
     let (mut at, mut group) = (0, 0);
@@ -58,6 +62,12 @@ const fn all<const N: usize>() -> [Flag; N] {
         group += 1;
     }
     flags
+}
+
+/// Stores a value that was read, or passes on why it could not be.
+fn put<T>(slot: &mut T, value: Result<T, Invalid>) -> Result<(), Invalid> {
+    *slot = value?;
+    Ok(())
 }
 
 fn ignored(_: &mut RunOptions, _: &str) -> Result<(), Invalid> {

@@ -1,14 +1,16 @@
-//! From flags and variables to typed options, and what is to be said about them.
+//! Turns flags and variables into typed options, with remarks on them for the log.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 
-use super::super::flags::{self, Effect, FLAGS, Flag, Kind, Known};
+use super::super::flags::{self, FLAGS, Flag, Kind, Source};
+use super::ArgsError;
 use super::scan::Given;
-use super::{ArgsError, Notice, NoticeLevel, Origin, RunOptions, Setting};
+use crate::cli::nearest;
 use crate::daemon::options::parse::{Invalid, boolean};
+use crate::daemon::options::{Notice, NoticeLevel, Origin, RunOptions, Setting};
 
-/// The variables that concern us, by name.
+/// The variables with flannel's prefix or ours, by name.
 pub(crate) struct Environment {
     variables: BTreeMap<String, OsString>,
 }
@@ -24,24 +26,22 @@ impl Environment {
         Self { variables }
     }
 
-    /// Name and value of the variable for a flag, its own spelling before its aliases.
+    /// Name and value of the variable for a flag; its name comes before its aliases.
     fn get(&self, flag: &Flag) -> Option<(String, &OsString)> {
-        std::iter::once(&flag.name)
-            .chain(flag.aliases)
-            .find_map(|spelling| {
-                let name = flag.variable(spelling);
-                let value = self.variables.get(&name)?;
-                Some((name, value))
-            })
+        flag.spellings().find_map(|spelling| {
+            let name = flag.variable(spelling);
+            let value = self.variables.get(&name)?;
+            Some((name, value))
+        })
     }
 }
 
-/// Values on their way into [`RunOptions`].
+/// Fills [`RunOptions`].
 pub(crate) struct Assignment {
     pub(crate) options: RunOptions,
-    /// By flag name: value as text, origin, and the flag or variable it came by.
+    /// By flag name: the value as text, its origin, and the flag or variable that gave it.
     set: BTreeMap<&'static str, (String, Origin, String)>,
-    /// Whether `--version` was given, and not taken back.
+    /// Whether `--version` was given, and not followed by `--version=false`.
     pub(crate) version: bool,
 }
 
@@ -99,7 +99,7 @@ impl Assignment {
             let Some(value) = value.to_str() else {
                 self.note(
                     NoticeLevel::Error,
-                    format!("{variable} is not valid UTF-8; ignored"),
+                    format!("ignored {variable}: its value is not valid UTF-8"),
                 );
                 continue;
             };
@@ -109,66 +109,46 @@ impl Assignment {
                     let shown = flag.shown(value);
                     self.note(
                         NoticeLevel::Error,
-                        format!(
-                            "{shown:?} is not a value for {variable}: expected {expected}; ignored"
-                        ),
+                        format!("ignored {variable}={shown:?}: expected {expected}"),
                     );
                 }
                 Err(invalid) => return Err(refusal(flag, &variable, value, invalid)),
             }
         }
-        self.note_strange_variables(environment);
+        self.note_unknown_variables(environment);
         Ok(())
     }
 
-    /// Remarks on variables that look like one of ours and are not. Others are left alone:
-    /// Kubernetes, for one, makes variables from the names of services.
-    fn note_strange_variables(&mut self, environment: &Environment) {
-        const NEAR: f64 = 0.85;
+    /// Warns of variables that are similar to one of a flag. Others are left alone: Kubernetes,
+    /// for one, makes variables from the names of services.
+    fn note_unknown_variables(&mut self, environment: &Environment) {
+        const SIMILAR: f64 = 0.85;
         let known: Vec<String> = FLAGS
             .iter()
-            .flat_map(|flag| {
-                std::iter::once(&flag.name)
-                    .chain(flag.aliases)
-                    .map(|name| flag.variable(name))
-            })
+            .flat_map(|flag| flag.spellings().map(|name| flag.variable(name)))
             .collect();
-        let suffix = |name: &str| name.split_once('_').map(|(_, rest)| rest.to_owned());
-        for name in environment
-            .variables
-            .keys()
-            .filter(|name| !known.contains(name))
-        {
-            let nearest = known
-                .iter()
-                .map(|known| {
-                    (
-                        strsim::normalized_damerau_levenshtein(
-                            &suffix(name).unwrap_or_default(),
-                            &suffix(known).unwrap_or_default(),
-                        ),
-                        known,
-                    )
-                })
-                .filter(|(similarity, _)| *similarity >= NEAR)
-                .max_by(|left, right| left.0.total_cmp(&right.0));
-            if let Some((_, known)) = nearest {
-                self.note(
-                    NoticeLevel::Warn,
-                    format!("the environment variable {name} names no flag; did you mean {known}?"),
-                );
+        let suffix = |name: &str| name.split_once('_').map_or("", |(_, rest)| rest).to_owned();
+        for name in environment.variables.keys() {
+            if known.contains(name) {
+                continue;
+            }
+            let candidates = known.iter().map(|known| (suffix(known), known));
+            if let Some(meant) = nearest(&suffix(name), candidates, SIMILAR) {
+                let text =
+                    format!("the environment variable {name} sets no flag; did you mean {meant}?");
+                self.note(NoticeLevel::Warn, text);
             }
         }
     }
 
-    /// Adds the settings as text, and what is to be said about them.
+    /// Adds all settings as text, and remarks on those that need one.
     pub(crate) fn remark(&mut self) {
         for flag in FLAGS.iter().filter(|flag| flag.name != flags::VERSION) {
             let (value, origin, source_name) = match self.set.remove(flag.name) {
                 Some((value, origin, source_name)) => (value, origin, Some(source_name)),
                 None => (default_text(flag), Origin::Default, None),
             };
-            if let Some(source_name) = source_name.filter(|_| flag.asks_something(&value)) {
+            if let Some(source_name) = source_name.filter(|_| flag.is_enabled_by(&value)) {
                 self.remark_on(flag, origin, &source_name);
             }
             self.options.settings.push(Setting {
@@ -180,26 +160,23 @@ impl Assignment {
     }
 
     fn remark_on(&mut self, flag: &Flag, origin: Origin, source_name: &str) {
-        match flag.effect {
-            Effect::Acted => {}
-            Effect::NotYet => {
-                self.note(
-                    NoticeLevel::Warn,
-                    format!("{source_name} is accepted, has no effect yet"),
-                );
-            }
+        if flag.without_effect {
+            self.note(
+                NoticeLevel::Warn,
+                format!("{source_name} is accepted but has no effect yet"),
+            );
         }
         if flag.secret && origin == Origin::CommandLine {
             let text = format!(
-                "{source_name} on the command line can be read by every user of this host; \
-                 {} in the environment cannot",
+                "every user of this host can read {source_name} on the command line; set {} in the \
+                 environment instead",
                 flag.variable(flag.name)
             );
             self.note(NoticeLevel::Warn, text);
         }
-        let etcd_only = flag.known != Known::Ours && flag.name.starts_with("etcd-");
+        let etcd_only = flag.source != Source::Uvxlan && flag.name.starts_with("etcd-");
         if etcd_only && self.options.store.directory.is_some() {
-            let text = format!("{source_name} has no effect with --store dir:PATH");
+            let text = format!("{source_name} has no effect with --store=dir:PATH");
             self.note(NoticeLevel::Info, text);
         }
     }

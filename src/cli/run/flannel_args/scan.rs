@@ -1,26 +1,28 @@
-//! From words to flags with their values, by the rules of Go's `flag` package.
+//! Turns words into flags with values, by the rules of Go's `flag` package.
 
 use std::collections::VecDeque;
 
 use super::super::flags::{self, Flag, Kind};
 use super::super::words::{self, Argument};
-use super::{ArgsError, Invocation, Notice, NoticeLevel};
+use super::{ArgsError, Invocation};
+use crate::cli::excerpt;
 use crate::daemon::options::parse::boolean;
+use crate::daemon::options::{Notice, NoticeLevel};
 
-/// A word still to be read.
+/// A word that has not been read yet.
 struct Word {
     text: String,
-    /// An argument of its own, not a part of a split one.
+    /// Whether it is a whole argument, not a part of a split one.
     whole: bool,
 }
 
-/// A flag with its value, as `--flag=value`.
+/// A flag that was given, with its value.
 pub(crate) struct Given {
     pub(crate) flag: &'static Flag,
     pub(crate) value: String,
 }
 
-/// Words on their way to flags.
+/// Reads words one after the other.
 #[derive(Default)]
 pub(crate) struct Scan {
     queue: VecDeque<Word>,
@@ -29,7 +31,6 @@ pub(crate) struct Scan {
 }
 
 impl Scan {
-    /// Adds an argument behind those added before.
     pub(crate) fn push(&mut self, text: String) {
         self.queue.push_back(Word { text, whole: true });
     }
@@ -38,7 +39,7 @@ impl Scan {
         self.notices.push(Notice { level, text });
     }
 
-    /// Reads all words. `Some` when help is asked for; what stands behind does not matter then.
+    /// Reads all words. Stops at a request for help and returns it.
     pub(crate) fn read_all(&mut self) -> Result<Option<Invocation>, ArgsError> {
         while let Some(word) = self.queue.pop_front() {
             let text = match words::unpack(&word.text) {
@@ -70,8 +71,8 @@ impl Scan {
             self.note(
                 NoticeLevel::Info,
                 format!(
-                    "honoured {name} although its argument begins with a blank (flannel ignores \
-                     such an argument)"
+                    "accepted {name} although its argument begins with a blank; flannel ignores \
+                     such an argument"
                 ),
             );
         }
@@ -86,9 +87,9 @@ impl Scan {
         self.note(
             NoticeLevel::Info,
             format!(
-                "one argument held several options with blanks between them (flannel ignores \
-                 such an argument); split at the blanks and honoured: {}",
-                names.join(" ")
+                "split one argument that held several options, and accepted {}; flannel ignores \
+                 such an argument",
+                names.join(", ")
             ),
         );
         for text in words.into_iter().rev() {
@@ -101,7 +102,7 @@ impl Scan {
             let count = self.queue.len();
             self.note(
                 NoticeLevel::Warn,
-                format!("ignored {count} argument(s) behind --"),
+                format!("ignored {count} argument(s) after --"),
             );
             self.queue.clear();
         }
@@ -111,14 +112,17 @@ impl Scan {
         let last = self.given.last().map(|given| given.flag);
         let hint = match last {
             Some(flag) if flag.kind == Kind::Switch && boolean(text).is_ok() => {
-                format!("; a boolean takes its value as {}={text}", flag.dashed())
+                format!(
+                    "; to give a switch its value, write {}={text}",
+                    flag.dashed()
+                )
             }
             _ => String::new(),
         };
-        // What stands behind a password may be the rest of one with blanks in it.
+        // What follows a password may be the rest of one that contains blanks.
         let shown = match last {
-            Some(flag) if flag.secret => "a word that is no option".to_owned(),
-            _ => format!("the word {:?}", text.chars().take(60).collect::<String>()),
+            Some(flag) if flag.secret => "a word that is not an option".to_owned(),
+            _ => format!("the word \"{}\"", excerpt(text)),
         };
         self.note(NoticeLevel::Warn, format!("ignored {shown}{hint}"));
     }
@@ -134,7 +138,7 @@ impl Scan {
         };
         if name.is_empty() || name.starts_with('-') {
             return Err(ArgsError::BadSyntax {
-                argument: printable(text),
+                argument: excerpt(text),
             });
         }
         match name {
@@ -144,8 +148,8 @@ impl Scan {
         }
         let Some(flag) = flags::find(name) else {
             return Err(ArgsError::UnknownFlag {
-                flag: flags::dashed(&printable(name)),
-                nearest: flags::nearest(name),
+                flag: flags::dashed(&excerpt(name)),
+                nearest: flags::nearest_to(name),
             });
         };
         self.note_alias(flag, name);
@@ -162,15 +166,12 @@ impl Scan {
         if name != flag.name {
             self.note(
                 NoticeLevel::Info,
-                format!(
-                    "took --{name} as {}, which is flannel's spelling",
-                    flag.dashed()
-                ),
+                format!("read --{name} as {}, flannel's spelling", flag.dashed()),
             );
         }
     }
 
-    /// The next word, whatever it looks like: so does Go.
+    /// Takes the next word as the value, whatever it looks like, as Go does.
     fn following_value(&mut self, flag: &Flag) -> Result<String, ArgsError> {
         let Some(word) = self.queue.pop_front() else {
             return Err(ArgsError::MissingValue {
@@ -181,8 +182,8 @@ impl Scan {
             self.note(
                 NoticeLevel::Warn,
                 format!(
-                    "took {:?} as the value of {}, as flannel does; write --flag=value if a value \
-                     is missing",
+                    "took {:?} as the value of {}, as flannel does; if that value is missing, \
+                     write --flag=value",
                     flag.shown(&word.text),
                     flag.dashed()
                 ),
@@ -190,9 +191,4 @@ impl Scan {
         }
         Ok(word.text)
     }
-}
-
-/// A part of the command line fit for a message: short, and without control characters.
-fn printable(text: &str) -> String {
-    text.chars().take(60).flat_map(char::escape_debug).collect()
 }

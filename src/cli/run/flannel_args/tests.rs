@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::cli::run::flags::FLAGS;
+use crate::daemon::options::{LogFormat, NoticeLevel, Origin, ReceiveOn};
 use crate::subnet::store::Secret;
 
 mod environment;
@@ -277,7 +278,7 @@ const SYSTEMD_ARGUMENT: &str = " --etcd-endpoints=https://10.211.55.100:2379,\
     --etcd-cert-file=/opt/etcd/ssl/server.pem --etcd-key-file=/opt/etcd/ssl/server-key.pem ";
 
 #[test]
-fn options_in_one_argument_with_a_leading_blank_are_honoured() {
+fn options_in_one_argument_with_a_leading_blank_are_accepted() {
     for arguments in [
         &["--ip-masq", SYSTEMD_ARGUMENT][..],
         &[SYSTEMD_ARGUMENT, "--ip-masq"],
@@ -308,15 +309,15 @@ fn options_in_one_argument_with_a_leading_blank_are_honoured() {
         let about_splitting = seed
             .notices
             .iter()
-            .filter(|notice| notice.text.contains("split at"));
+            .filter(|notice| notice.text.starts_with("split one argument"));
         assert_eq!(about_splitting.count(), 1);
         for alias in ["--etcd-ca-file", "--etcd-cert-file", "--etcd-key-file"] {
-            let took = format!("took {alias} as ");
-            let noted = seed
+            let noted = format!("read {alias} as ");
+            let matching = seed
                 .notices
                 .iter()
-                .filter(|notice| notice.text.starts_with(&took));
-            assert_eq!(noted.count(), 1, "{alias}");
+                .filter(|notice| notice.text.starts_with(&noted));
+            assert_eq!(matching.count(), 1, "{alias}");
         }
         assert!(warnings(&seed).is_empty(), "{:?}", seed.notices);
     }
@@ -339,7 +340,7 @@ fn blanks_at_the_edges_do_no_harm() {
 }
 
 #[test]
-fn a_value_behind_a_flag_is_never_split() {
+fn a_value_after_a_flag_is_never_split() {
     let options = options(&["--etcd-password", " --etcd-prefix=/a --ip-masq "]);
     assert_eq!(
         options.store.etcd.password,
@@ -350,13 +351,13 @@ fn a_value_behind_a_flag_is_never_split() {
 }
 
 #[test]
-fn words_that_are_no_options_are_ignored_and_noted() {
+fn words_that_are_not_options_are_ignored_and_noted() {
     let options = options(&["word", "-", "--etcd-prefix=/a", "--", "--unknown", "more"]);
     assert_eq!(options.store.etcd.prefix, "/a");
     let warnings = warnings(&options);
     assert_eq!(warnings.len(), 3, "{warnings:?}");
     assert!(warnings[0].contains("\"word\""));
-    assert!(warnings[2].contains("2 argument(s) behind --"));
+    assert!(warnings[2].contains("2 argument(s) after --"));
 }
 
 #[test]

@@ -1,13 +1,13 @@
-//! The filter table as `iptables-save` prints it, walked for one packet.
+//! Evaluates the filter table, as printed by `iptables-save`, for one packet.
 
 use std::collections::BTreeMap;
 
 use ipnet::Ipv4Net;
 
-use super::{Culprit, DEPTH, End, Hook, Match, Packet, Verdict};
+use super::{ChainVerdict, DroppingRule, Hook, MAX_DEPTH, Match, Packet, RulesetVerdict};
 
-/// Targets after which the next rule is looked at.
-const GOES_ON: [&str; 8] = [
+/// Targets after which evaluation continues with the next rule.
+const NON_TERMINATING: [&str; 8] = [
     "LOG", "NFLOG", "MARK", "CONNMARK", "TRACE", "AUDIT", "SET", "TCPMSS",
 ];
 
@@ -19,31 +19,30 @@ struct Chain<'a> {
 
 type Chains<'a> = BTreeMap<&'a str, Chain<'a>>;
 
-/// What becomes of a packet by the output of `iptables-save`, or of its older self; `program`
-/// changes the rules that it prints.
-#[must_use]
-pub fn judge(program: &'static str, saved: &str, packet: &Packet) -> Verdict {
+/// Evaluates the output of `iptables-save` or `iptables-legacy-save`. `program` changes the rules
+/// that were printed.
+pub(super) fn evaluate(program: &'static str, saved: &str, packet: &Packet) -> RulesetVerdict {
     let chains = filter_table(saved);
     let name = packet.hook.chain();
     let Some(base) = chains.get(name) else {
-        return Verdict::Passes;
+        return RulesetVerdict::Pass;
     };
     let mut certain = true;
     let by = match walk(&chains, name, packet, &mut certain, 0) {
-        Some(End::Accepted) => return Verdict::Passes,
-        Some(End::Dropped(rule)) => format!("{program}'s rule -A {rule}"),
+        Some(ChainVerdict::Accept) => return RulesetVerdict::Pass,
+        Some(ChainVerdict::Drop(rule)) => format!("{program}'s rule -A {rule}"),
         None if base.policy == "DROP" => format!("{program}'s policy DROP of {name}"),
-        None => return Verdict::Passes,
+        None => return RulesetVerdict::Pass,
     };
     if !certain {
-        return Verdict::Passes;
+        return RulesetVerdict::Pass;
     }
     let accept = match chains.keys().any(|chain| chain.starts_with("ufw-")) {
         true if packet.hook == Hook::Output => "ufw allow out PORT/udp".to_owned(),
         true => "ufw allow PORT/udp".to_owned(),
         false => format!("{program} -I {name} -p udp --dport PORT -j ACCEPT"),
     };
-    Verdict::Dropped(Culprit {
+    RulesetVerdict::Drop(DroppingRule {
         program,
         by,
         accept,
@@ -69,45 +68,45 @@ fn filter_table(saved: &str) -> Chains<'_> {
     chains
 }
 
-/// Walks a chain; `None` at its end. Clears `certain` when something that cannot be judged
-/// could have ended it otherwise.
+/// Evaluates a chain; `None` at its end. Clears `certain` if something that cannot be evaluated
+/// could have decided otherwise.
 fn walk(
     chains: &Chains<'_>,
     name: &str,
     packet: &Packet,
     certain: &mut bool,
     depth: usize,
-) -> Option<End> {
-    if depth > DEPTH {
+) -> Option<ChainVerdict> {
+    if depth > MAX_DEPTH {
         *certain = false;
         return None;
     }
     for rule in &chains.get(name)?.rules {
         let words = words(rule);
-        let (matches, target) = read(&words, packet);
+        let (matches, target) = match_rule(&words, packet);
         let (Some((target, returns)), true) = (target, matches != Match::No) else {
             continue;
         };
         let sure = matches == Match::Yes;
         match target {
-            "ACCEPT" if sure => return Some(End::Accepted),
-            "DROP" | "REJECT" if sure => return Some(End::Dropped((*rule).to_owned())),
+            "ACCEPT" if sure => return Some(ChainVerdict::Accept),
+            "DROP" | "REJECT" if sure => return Some(ChainVerdict::Drop((*rule).to_owned())),
             "DROP" | "REJECT" => {}
             "RETURN" if sure => return None,
-            _ if GOES_ON.contains(&target) => {}
+            _ if NON_TERMINATING.contains(&target) => {}
             _ if chains.contains_key(target) => {
                 let mut inner = true;
                 let end = walk(chains, target, packet, &mut inner, depth + 1);
                 *certain &= inner;
                 match end {
                     Some(_) if sure => return end,
-                    Some(End::Accepted) => *certain = false,
+                    Some(ChainVerdict::Accept) => *certain = false,
                     None if sure && !returns => return None,
                     None if !returns => *certain = false,
                     _ => {}
                 }
             }
-            // ACCEPT or RETURN that may match, and targets that are not known.
+            // ACCEPT or RETURN that may match, and unknown targets.
             _ => *certain = false,
         }
     }
@@ -142,8 +141,8 @@ fn words(rule: &str) -> Vec<String> {
     words
 }
 
-/// Whether a rule matches, and its target with whether the walk comes back from it.
-fn read<'a>(words: &'a [String], packet: &Packet) -> (Match, Option<(&'a str, bool)>) {
+/// Whether a rule matches; its target, and whether evaluation returns from it (-j, not -g).
+fn match_rule<'a>(words: &'a [String], packet: &Packet) -> (Match, Option<(&'a str, bool)>) {
     let mut matches = Match::Yes;
     let mut negated = false;
     let mut rest = words.iter().map(String::as_str).skip(1);
@@ -187,7 +186,7 @@ fn read<'a>(words: &'a [String], packet: &Packet) -> (Match, Option<(&'a str, bo
                 (Hook::Input, "LOCAL") => Match::Yes,
                 _ => Match::Maybe,
             },
-            // What is not known, with its values, which do not begin with a dash.
+            // An unknown option. Its values do not begin with a dash.
             option if option.starts_with('-') => Match::Maybe,
             _ => continue,
         };
@@ -245,14 +244,17 @@ mod tests {
         }
     }
 
-    /// Whether a tunnel's packet is dropped for certain.
+    /// Whether a tunnel packet is certainly dropped.
     fn drops(rules: &str) -> bool {
         let saved = format!("*nat\n:INPUT DROP [0:0]\nCOMMIT\n*filter\n{rules}COMMIT\n");
-        matches!(judge("iptables", &saved, &tunnel()), Verdict::Dropped(_))
+        matches!(
+            evaluate("iptables", &saved, &tunnel()),
+            RulesetVerdict::Drop(_)
+        )
     }
 
     #[test]
-    fn the_policy_decides_what_no_rule_does() {
+    fn the_policy_decides_if_no_rule_does() {
         assert!(drops(":INPUT DROP [0:0]\n"));
         assert!(!drops(":INPUT ACCEPT [0:0]\n"));
         assert!(!drops(""), "no such table");
@@ -276,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_that_do_not() {
+    fn rules_that_do_not_accept_tunnels() {
         for rule in [
             "-p udp -m udp --dport 8473 -j ACCEPT",
             "-p tcp -m tcp --dport 8472 -j ACCEPT",
@@ -293,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_that_drops_is_found_in_another_chain() {
+    fn a_dropping_rule_is_found_in_another_chain() {
         let rules = ":INPUT ACCEPT [0:0]\n:MINE - [0:0]\n-A INPUT -p udp -j MINE\n\
                      -A MINE -i lo -j RETURN\n-A MINE -p udp -m udp --dport 8472 -j REJECT\n";
         assert!(drops(rules));
@@ -304,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_judged_makes_a_drop_uncertain() {
+    fn what_cannot_be_evaluated_makes_a_drop_uncertain() {
         for rule in [
             "-m set --match-set friends src -j ACCEPT",
             "-m mark --mark 0x1 -j MINE",
@@ -327,9 +329,9 @@ mod tests {
     }
 
     #[test]
-    fn ufw_is_told_in_its_own_words() {
+    fn the_fix_for_ufw_is_a_ufw_command() {
         let saved = "*filter\n:INPUT DROP [0:0]\n:ufw-user-input - [0:0]\nCOMMIT\n";
-        let Verdict::Dropped(drop) = judge("iptables", saved, &tunnel()) else {
+        let RulesetVerdict::Drop(drop) = evaluate("iptables", saved, &tunnel()) else {
             panic!()
         };
         assert_eq!(drop.accept, "ufw allow PORT/udp");

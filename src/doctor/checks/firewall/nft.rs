@@ -1,15 +1,14 @@
-//! The rules as `nft -j list ruleset` prints them (libnftables-json(5)), walked for one packet.
+//! Evaluates the ruleset, as printed by `nft -j list ruleset` (libnftables-json(5)), for one packet.
 //!
-//! Every base chain of a hook must let a packet pass: an accept in one table does not count
-//! in another. Expressions of iptables' own (`xt`) cannot be judged here; `iptables-save`
-//! prints those.
+//! Every base chain of a hook must let a packet pass: an accept in one table has no effect in
+//! another. iptables' own expressions (`xt`) cannot be evaluated here; `iptables-save` prints those.
 
 use std::collections::BTreeMap;
 
 use ipnet::Ipv4Net;
 use serde_json::Value;
 
-use super::{Culprit, DEPTH, End, Match, Packet, Verdict};
+use super::{ChainVerdict, DroppingRule, MAX_DEPTH, Match, Packet, RulesetVerdict};
 
 /// Family, table and chain.
 type Name<'a> = (&'a str, &'a str, &'a str);
@@ -23,9 +22,8 @@ struct Chain<'a> {
 
 type Chains<'a> = BTreeMap<Name<'a>, Chain<'a>>;
 
-/// What becomes of a packet; `None` where the text is not what nft prints.
-#[must_use]
-pub fn judge(text: &str, packet: &Packet) -> Option<Verdict> {
+/// Evaluates a ruleset; `None` if the text is not nft's output.
+pub(super) fn evaluate(text: &str, packet: &Packet) -> Option<RulesetVerdict> {
     let ruleset: Value = serde_json::from_str(text).ok()?;
     let chains = chains(ruleset.get("nftables")?.as_array()?);
     for (name, chain) in &chains {
@@ -38,7 +36,7 @@ pub fn judge(text: &str, packet: &Packet) -> Option<Verdict> {
         }
         let mut certain = true;
         let what = match walk(&chains, *name, packet, &mut certain, 0) {
-            Some(End::Dropped(rule)) => rule,
+            Some(ChainVerdict::Drop(rule)) => rule,
             None if policy == "drop" => "policy drop".to_owned(),
             _ => continue,
         };
@@ -50,14 +48,14 @@ pub fn judge(text: &str, packet: &Packet) -> Option<Verdict> {
                 }
                 _ => format!("nft insert rule {family} {table} {own} udp dport PORT accept"),
             };
-            return Some(Verdict::Dropped(Culprit {
+            return Some(RulesetVerdict::Drop(DroppingRule {
                 program: "nft",
                 by,
                 accept,
             }));
         }
     }
-    Some(Verdict::Passes)
+    Some(RulesetVerdict::Pass)
 }
 
 fn chains(items: &[Value]) -> Chains<'_> {
@@ -98,8 +96,8 @@ fn walk(
     packet: &Packet,
     certain: &mut bool,
     depth: usize,
-) -> Option<End> {
-    if depth > DEPTH {
+) -> Option<ChainVerdict> {
+    if depth > MAX_DEPTH {
         *certain = false;
         return None;
     }
@@ -135,9 +133,11 @@ fn walk(
             let handle = rule.get("handle").and_then(Value::as_u64).unwrap_or(0);
             let sure = matches == Match::Yes;
             match kind {
-                "accept" if sure => return Some(End::Accepted),
+                "accept" if sure => return Some(ChainVerdict::Accept),
                 "drop" | "reject" if sure => {
-                    return Some(End::Dropped(format!("rule with handle {handle} ({kind})")));
+                    return Some(ChainVerdict::Drop(format!(
+                        "rule with handle {handle} ({kind})"
+                    )));
                 }
                 "drop" | "reject" => {}
                 "return" if sure => return None,
@@ -154,7 +154,7 @@ fn walk(
                     *certain &= inner;
                     match end {
                         Some(_) if sure => return end,
-                        Some(End::Accepted) => *certain = false,
+                        Some(ChainVerdict::Accept) => *certain = false,
                         None if kind == "goto" && sure => return None,
                         None if kind == "goto" => *certain = false,
                         _ => {}
@@ -168,8 +168,8 @@ fn walk(
     None
 }
 
-/// A verdict map: what it says for this packet. One that cannot be judged makes the rule
-/// uncertain, as if it might accept.
+/// Looks the packet up in a verdict map. One that cannot be evaluated makes the rule uncertain, as
+/// if it might accept.
 fn lookup<'a>(
     body: &'a Value,
     packet: &Packet,
@@ -179,8 +179,8 @@ fn lookup<'a>(
     let entries = body
         .get("data")
         .and_then(|data| data.get("set")?.as_array());
-    let key = body.get("key").map(|key| known(key, packet));
-    let (Some(entries), Some(Known::Is(key))) = (entries, key) else {
+    let key = body.get("key").map(|key| operand(key, packet));
+    let (Some(entries), Some(Operand::Is(key))) = (entries, key) else {
         *matches = Match::Maybe.and(*matches);
         return Some(("accept", ACCEPT));
     };
@@ -199,16 +199,16 @@ fn lookup<'a>(
     None
 }
 
-/// What of a packet an expression reads.
-enum Known {
-    Is(Read),
-    /// It is there, and its value is not known.
+/// What an expression reads from the packet.
+enum Operand {
+    Is(Field),
+    /// The field exists, but its value is unknown.
     Unknown,
-    /// The packet has no such field: it is of another protocol.
+    /// The packet has no such field, because it is of another protocol.
     Absent,
 }
 
-enum Read {
+enum Field {
     Address(std::net::Ipv4Addr),
     Number(u64),
     Word(String),
@@ -216,37 +216,39 @@ enum Read {
     New,
 }
 
-fn known(left: &Value, packet: &Packet) -> Known {
-    let is = |value: Option<Read>| value.map_or(Known::Unknown, Known::Is);
-    let word = |text: &Option<String>| text.clone().map(Read::Word);
+fn operand(left: &Value, packet: &Packet) -> Operand {
+    let is = |value: Option<Field>| value.map_or(Operand::Unknown, Operand::Is);
+    let word = |text: &Option<String>| text.clone().map(Field::Word);
     if let Some(payload) = left.get("payload") {
         return match (field(payload, "protocol"), field(payload, "field")) {
-            (Some("ip"), Some("saddr")) => is(packet.source.map(Read::Address)),
-            (Some("ip"), Some("daddr")) => is(packet.destination.map(Read::Address)),
-            (Some("ip"), Some("protocol")) => is(packet.udp_port.map(|_| Read::Word("udp".into()))),
+            (Some("ip"), Some("saddr")) => is(packet.source.map(Field::Address)),
+            (Some("ip"), Some("daddr")) => is(packet.destination.map(Field::Address)),
+            (Some("ip"), Some("protocol")) => {
+                is(packet.udp_port.map(|_| Field::Word("udp".into())))
+            }
             (Some("udp" | "th"), Some("dport")) => {
-                is(packet.udp_port.map(|port| Read::Number(port.into())))
+                is(packet.udp_port.map(|port| Field::Number(port.into())))
             }
             (Some("tcp" | "icmp" | "sctp" | "icmpv6"), _) if packet.udp_port.is_some() => {
-                Known::Absent
+                Operand::Absent
             }
-            (Some("ip6"), _) => Known::Absent,
-            _ => Known::Unknown,
+            (Some("ip6"), _) => Operand::Absent,
+            _ => Operand::Unknown,
         };
     }
     if let Some(meta) = left.get("meta") {
         return match field(meta, "key") {
             Some("iifname" | "iif") => is(word(&packet.input)),
             Some("oifname" | "oif") => is(word(&packet.output)),
-            Some("l4proto") => is(packet.udp_port.map(|_| Read::Word("udp".into()))),
-            Some("nfproto") => Known::Is(Read::Word("ipv4".into())),
-            Some("protocol") => Known::Is(Read::Word("ip".into())),
-            _ => Known::Unknown,
+            Some("l4proto") => is(packet.udp_port.map(|_| Field::Word("udp".into()))),
+            Some("nfproto") => Operand::Is(Field::Word("ipv4".into())),
+            Some("protocol") => Operand::Is(Field::Word("ip".into())),
+            _ => Operand::Unknown,
         };
     }
     match left.get("ct").and_then(|ct| field(ct, "key")) {
-        Some("state") => Known::Is(Read::New),
-        _ => Known::Unknown,
+        Some("state") => Operand::Is(Field::New),
+        _ => Operand::Unknown,
     }
 }
 
@@ -259,15 +261,15 @@ fn condition(body: &Value, packet: &Packet) -> Match {
         Some("!=") => true,
         _ => return Match::Maybe,
     };
-    match known(left, packet) {
-        Known::Absent => Match::No,
-        Known::Unknown => Match::Maybe,
-        Known::Is(value) => compare(&value, right).negated_if(negated),
+    match operand(left, packet) {
+        Operand::Absent => Match::No,
+        Operand::Unknown => Match::Maybe,
+        Operand::Is(value) => compare(&value, right).negated_if(negated),
     }
 }
 
-/// Whether a value is what stands on the right: one, a range, a prefix, a set or a list.
-fn compare(value: &Read, right: &Value) -> Match {
+/// Whether a value matches the right side: a value, a range, a prefix, a set or a list.
+fn compare(value: &Field, right: &Value) -> Match {
     let sure = |yes: bool| if yes { Match::Yes } else { Match::No };
     if let Some(list) = right.get("set").unwrap_or(right).as_array() {
         let mut best = Match::No;
@@ -288,7 +290,7 @@ fn compare(value: &Read, right: &Value) -> Match {
     if let Some(prefix) = right.get("prefix") {
         let length = prefix.get("len").and_then(Value::as_u64);
         let address = field(prefix, "addr").and_then(|text| text.parse().ok());
-        let (Some(length), Some(address), Read::Address(value)) = (length, address, value) else {
+        let (Some(length), Some(address), Field::Address(value)) = (length, address, value) else {
             return Match::Maybe;
         };
         let length = u8::try_from(length).unwrap_or(u8::MAX);
@@ -300,11 +302,11 @@ fn compare(value: &Read, right: &Value) -> Match {
         .map(Vec::as_slice)
     {
         return match value {
-            Read::Number(number) => match (first.as_u64(), last.as_u64()) {
+            Field::Number(number) => match (first.as_u64(), last.as_u64()) {
                 (Some(first), Some(last)) => sure((first..=last).contains(number)),
                 _ => Match::Maybe,
             },
-            Read::Address(address) => {
+            Field::Address(address) => {
                 let bound = |end: &Value| end.as_str()?.parse::<std::net::Ipv4Addr>().ok();
                 match (bound(first), bound(last)) {
                     (Some(first), Some(last)) => sure((first..=last).contains(address)),
@@ -316,20 +318,20 @@ fn compare(value: &Read, right: &Value) -> Match {
     }
     match (value, right) {
         (_, Value::String(text)) if text.starts_with('@') => Match::Maybe,
-        (Read::Address(address), Value::String(text)) => text
+        (Field::Address(address), Value::String(text)) => text
             .parse()
             .map_or(Match::Maybe, |other: std::net::Ipv4Addr| {
                 sure(*address == other)
             }),
-        (Read::Number(number), Value::Number(other)) => sure(other.as_u64() == Some(*number)),
-        (Read::Word(word), Value::String(text)) => match text.strip_suffix('*') {
+        (Field::Number(number), Value::Number(other)) => sure(other.as_u64() == Some(*number)),
+        (Field::Word(word), Value::String(text)) => match text.strip_suffix('*') {
             Some(start) => sure(word.starts_with(start)),
             None => sure(word == text),
         },
-        (Read::Word(word), Value::Number(number)) if word == "udp" => {
+        (Field::Word(word), Value::Number(number)) if word == "udp" => {
             sure(number.as_u64() == Some(17))
         }
-        (Read::New, Value::String(text)) => sure(text == "new"),
+        (Field::New, Value::String(text)) => sure(text == "new"),
         _ => Match::Maybe,
     }
 }
@@ -352,8 +354,8 @@ mod tests {
 
     const BASE: &str = r#"{"chain":{"family":"inet","table":"filter","name":"input","handle":1,"type":"filter","hook":"input","prio":0,"policy":"POLICY"}}"#;
 
-    /// Whether a tunnel's packet is dropped for certain by this base chain with these rules,
-    /// each a list of expressions.
+    /// Whether this base chain with these rules, each a list of expressions, certainly drops a
+    /// tunnel packet.
     fn drops(policy: &str, rules: &[&str]) -> bool {
         let mut items = vec![BASE.replace("POLICY", policy)];
         for rule in rules {
@@ -363,7 +365,7 @@ mod tests {
             ));
         }
         let text = format!(r#"{{"nftables":[{}]}}"#, items.join(","));
-        matches!(judge(&text, &tunnel()).unwrap(), Verdict::Dropped(_))
+        matches!(evaluate(&text, &tunnel()).unwrap(), RulesetVerdict::Drop(_))
     }
 
     fn port(right: &str) -> String {
@@ -373,10 +375,10 @@ mod tests {
     }
 
     #[test]
-    fn the_policy_decides_what_no_rule_does() {
+    fn the_policy_decides_if_no_rule_does() {
         assert!(drops("drop", &[]));
         assert!(!drops("accept", &[]));
-        assert_eq!(judge("no json", &tunnel()), None);
+        assert_eq!(evaluate("no json", &tunnel()), None);
     }
 
     #[test]
@@ -394,12 +396,12 @@ mod tests {
         }
         assert!(
             !drops("drop", &[&port(r#""@open""#)]),
-            "a set by name is not known"
+            "the content of a named set is unknown"
         );
     }
 
     #[test]
-    fn states_interfaces_and_addresses_are_judged() {
+    fn states_interfaces_and_addresses_are_compared() {
         let state = r#"{"match":{"op":"in","left":{"ct":{"key":"state"}},"right":["established","related"]}},{"accept":null}"#;
         let lo = r#"{"match":{"op":"==","left":{"meta":{"key":"iifname"}},"right":"lo"}},{"accept":null}"#;
         assert!(drops("drop", &[state, lo]));

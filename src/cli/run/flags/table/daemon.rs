@@ -1,9 +1,9 @@
-//! Flags about the process: health, metrics, packet threads.
+//! Flags about the process: health, metrics, probes, packet threads.
 
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use super::VERSION;
+use super::{VERSION, put};
 use crate::cli::run::flags::{Flag, Group};
 use crate::daemon::options::DEFAULT_METRICS;
 use crate::daemon::options::parse::{Invalid, boolean, count, offloads, optional};
@@ -13,17 +13,14 @@ pub(crate) const FLAGS: &[Flag] = &[
         Group::Daemon,
         "healthz-ip",
         "Address of the health endpoint",
-        |to, text| {
-            to.healthz_ip = text.trim_ascii().to_owned();
-            Ok(())
-        },
+        |to, text| put(&mut to.healthz_ip, Ok(text.trim_ascii().to_owned())),
     )
     .value("ADDRESS")
     .default("0.0.0.0"),
     Flag::new(
         Group::Daemon,
         "healthz-port",
-        "TCP port of the health endpoint, 0 is off",
+        "TCP port of the health endpoint; 0 is off",
         |to, text| {
             let range = || Invalid::Value("a port number".to_owned());
             to.healthz_port = u16::try_from(count(text, 0, 65_535)?).map_err(|_| range())?;
@@ -32,11 +29,14 @@ pub(crate) const FLAGS: &[Flag] = &[
     )
     .value("PORT")
     .default("0")
-    .details("GET /healthz says that the daemon runs, /readyz whether it serves a subnet."),
+    .details(
+        "GET /healthz answers while the daemon runs; /readyz while it serves a subnet, the device \
+         exists and the requested firewall rules are installed.",
+    ),
     Flag::new(
         Group::Daemon,
         "metrics-listen",
-        "Address of the page for Prometheus; empty is off",
+        "Address of the Prometheus endpoint; empty or off turns it off",
         |to, text| {
             let text = optional(text).unwrap_or_default();
             let off = text.is_empty() || text == "off";
@@ -50,11 +50,11 @@ pub(crate) const FLAGS: &[Flag] = &[
     .value("ADDRESS:PORT")
     .default(DEFAULT_METRICS)
     .ours()
-    .details("GET /metrics. Where the port is taken the daemon goes on without, and says so."),
+    .details("GET /metrics. If the port is taken, the daemon logs that and runs without it."),
     Flag::new(
         Group::Daemon,
         "probe-interval",
-        "Seconds between two probes of each peer, 0 is off",
+        "Seconds between two probes of each peer; 0 is off",
         |to, text| {
             to.probe_interval = Duration::from_secs(count(text, 0, 86_400)?.into());
             Ok(())
@@ -63,15 +63,20 @@ pub(crate) const FLAGS: &[Flag] = &[
     .value("SECONDS")
     .default("5")
     .ours()
-    .details("Round trip, loss by direction and path MTU for uvxlan status. Nodes of this program ask each other inside of the tunnel, and their leases say that they answer; others are asked by ICMP echo, from our subnet's network address to theirs. A peer is asked at most once a second, all together 500 times. With 0 nobody is asked, or answered."),
+    .details(
+        "Probes measure round trip, loss in each direction and path MTU. Nodes that run uvxlan \
+         announce in their lease that they answer probes inside of the tunnel; other nodes get \
+         ICMP echo requests, sent from our subnet's network address to theirs. A peer gets at \
+         most one probe a second, all peers together 500. With 0 the node neither sends probes \
+         nor answers them.",
+    ),
     Flag::new(
         Group::Daemon,
         "workers",
-        "Packet threads; without it, by the number of CPUs",
+        "Packet threads; default: one for each CPU, at most 4",
         |to, text| {
-            to.workers = usize::try_from(count(text, 1, 256)?)
-                .ok()
-                .and_then(NonZeroUsize::new);
+            let workers = count(text, 1, 256)?;
+            to.workers = usize::try_from(workers).ok().and_then(NonZeroUsize::new);
             Ok(())
         },
     )
@@ -80,24 +85,21 @@ pub(crate) const FLAGS: &[Flag] = &[
     Flag::new(
         Group::Daemon,
         "offload",
-        "What to hand to the kernel in large pieces: auto, off, or a list of parts",
-        |to, text| {
-            to.tuning.offloads = offloads(text)?;
-            Ok(())
-        },
+        "Kernel offloads to use: auto, off, or a list of parts",
+        |to, text| put(&mut to.tuning.offloads, offloads(text)),
     )
     .value("PARTS")
     .default("auto")
     .ours()
     .details(
         "Parts: read (TSO and USO of the device), send (UDP_SEGMENT), receive (UDP_GRO), write \
-         (merged packets into the device). -PART takes one away, as in auto,-send. What the \
-         kernel lacks or does wrong is left out by itself, and the log says so.",
+         (merged packets into the device). -PART removes one: auto,-send. Parts that the kernel \
+         does not have or gets wrong are left out without being asked for, and the log names them.",
     ),
     Flag::new(
         Group::Daemon,
         "spin",
-        "How long a worker looks for the next packet before it sleeps; 0 is not at all",
+        "How long a packet thread polls for the next packet before it sleeps; 0 is not at all",
         |to, text| {
             to.tuning.spin = Duration::from_micros(count(text, 0, 10_000)?.into());
             Ok(())
@@ -107,20 +109,17 @@ pub(crate) const FLAGS: &[Flag] = &[
     .default("100")
     .ours()
     .details(
-        "It does so only while packets follow each other that closely, and nobody else wants \
-         the processor: a shorter round trip for some processor time.",
+        "It polls only while packets follow each other that closely and nothing else needs the \
+         CPU. This shortens the round trip and costs some CPU time.",
     ),
     Flag::new(
         Group::Daemon,
         "keep-device",
-        "Leave flannel.N and its routes when stopping",
-        |to, text| {
-            to.keep_device = boolean(text)?;
-            Ok(())
-        },
+        "Leave flannel.N and its routes in place when stopping",
+        |to, text| put(&mut to.keep_device, boolean(text)),
     )
     .ours()
-    .details("uvxlan down removes what was left."),
+    .details("uvxlan down removes them."),
     Flag::new(Group::Daemon, VERSION, "Print the version", |_, text| {
         boolean(text).map(drop)
     }),

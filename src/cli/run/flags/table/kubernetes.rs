@@ -8,7 +8,7 @@ pub(crate) const FLAGS: &[Flag] = &[
     Flag::new(
         Group::Kubernetes,
         "kube-subnet-mgr",
-        "Leases from Kubernetes: refused, not supported yet",
+        "Keep leases in the Kubernetes API: refused, not supported yet",
         |_, text| {
             if boolean(text)? {
                 Err(Invalid::KubeSubnetManager)
@@ -24,7 +24,7 @@ pub(crate) const FLAGS: &[Flag] = &[
         ignored,
     )
     .value("URL")
-    .not_yet(),
+    .without_effect(),
     Flag::new(
         Group::Kubernetes,
         "kube-annotation-prefix",
@@ -33,15 +33,15 @@ pub(crate) const FLAGS: &[Flag] = &[
     )
     .value("PREFIX")
     .default("flannel.alpha.coreos.com")
-    .not_yet(),
+    .without_effect(),
     Flag::new(
         Group::Kubernetes,
         "kubeconfig-file",
-        "kubeconfig file",
+        "Path of the kubeconfig",
         ignored,
     )
     .value("FILE")
-    .not_yet(),
+    .without_effect(),
     Flag::new(
         Group::Kubernetes,
         "net-config-path",
@@ -50,8 +50,8 @@ pub(crate) const FLAGS: &[Flag] = &[
     )
     .value("FILE")
     .default("/etc/kube-flannel/net-conf.json")
-    .newest()
-    .not_yet(),
+    .newer()
+    .without_effect(),
     Flag::new(
         Group::Kubernetes,
         "set-node-network-unavailable",
@@ -59,6 +59,6 @@ pub(crate) const FLAGS: &[Flag] = &[
         |_, text| boolean(text).map(drop),
     )
     .default("true")
-    .newest()
-    .not_yet(),
+    .newer()
+    .without_effect(),
 ];

@@ -1,6 +1,6 @@
 //! Flags about the log.
 
-use super::ignored;
+use super::{ignored, put};
 use crate::cli::run::flags::{Flag, Group};
 use crate::daemon::options::LogFormat;
 use crate::daemon::options::parse::{choice, integer};
@@ -9,7 +9,7 @@ pub(crate) const FLAGS: &[Flag] = &[
     Flag::new(
         Group::Logging,
         "v",
-        "Verbosity: 0 info, 1 to 3 debug, 4 and more trace",
+        "Verbosity: 0 info, 1 to 3 debug, 4 and higher trace",
         |to, text| {
             let number = integer(text, i32::MIN.into(), i32::MAX.into())?;
             to.verbosity = i32::try_from(number).unwrap_or(0);
@@ -25,28 +25,26 @@ pub(crate) const FLAGS: &[Flag] = &[
         ignored,
     )
     .value("PATTERNS")
-    .not_yet(),
+    .without_effect(),
     Flag::new(
         Group::Logging,
         "log_backtrace_at",
-        "Stack trace at a line of the source",
+        "Print a stack trace when this source line logs",
         ignored,
     )
     .value("FILE:LINE")
-    .not_yet(),
+    .without_effect(),
     Flag::new(
         Group::Logging,
         "log-format",
-        "Shape of log lines: text, json",
+        "Format of log lines: text, json",
         |to, text| {
-            to.log_format = choice(
-                text,
-                &[("text", LogFormat::Text), ("json", LogFormat::Json)],
-            )?;
-            Ok(())
+            let words = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+            put(&mut to.log_format, choice(text, &words))
         },
     )
     .value("FORMAT")
     .default("text")
-    .ours(),
+    .ours()
+    .details("One line for each event, with a stable name (event=); docs/events.md lists them."),
 ];

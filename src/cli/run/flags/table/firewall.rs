@@ -1,35 +1,30 @@
-//! Flags about firewall rules.
+//! Flags about firewall rules and routes.
 
 use std::time::Duration;
 
+use super::put;
 use crate::cli::run::flags::{Flag, Group};
 use crate::daemon::options::FirewallChoice;
 use crate::daemon::options::parse::{boolean, choice, count};
 
 pub(crate) const FLAGS: &[Flag] = &[
     Flag::new(
-        Group::Rules,
+        Group::Firewall,
         "ip-masq",
         "Masquerade what containers send to addresses outside of the network",
-        |to, text| {
-            to.ip_masq = boolean(text)?;
-            Ok(())
-        },
+        |to, text| put(&mut to.ip_masq, boolean(text)),
     ),
     Flag::new(
-        Group::Rules,
+        Group::Firewall,
         "ip-masq-fully-random-disable",
-        "Masquerade without random ports",
-        |to, text| {
-            to.ip_masq_fully_random_disable = boolean(text)?;
-            Ok(())
-        },
+        "Masquerade without fully random source ports",
+        |to, text| put(&mut to.ip_masq_fully_random_disable, boolean(text)),
     )
-    .newest(),
+    .newer(),
     Flag::new(
-        Group::Rules,
+        Group::Firewall,
         "firewall",
-        "Who holds the rules: auto, iptables, nftables, none, print",
+        "What installs the rules: auto, iptables, nftables, none, print",
         |to, text| {
             let words = [
                 ("auto", FirewallChoice::Auto),
@@ -38,19 +33,19 @@ pub(crate) const FLAGS: &[Flag] = &[
                 ("none", FirewallChoice::None),
                 ("print", FirewallChoice::Print),
             ];
-            to.firewall = choice(text, &words)?;
-            Ok(())
+            put(&mut to.firewall, choice(text, &words))
         },
     )
     .value("TOOL")
     .default("auto")
     .ours()
     .details(
-        "auto takes nftables where the network config says EnableNFTables, else iptables, and the \
-         other where that is not installed. print writes the rules to stdout and installs none.",
+        "auto takes nftables if the network config says EnableNFTables, otherwise iptables; if \
+         that one does not work here, the other. print writes the rules to stdout and installs \
+         none.",
     ),
     Flag::new(
-        Group::Rules,
+        Group::Firewall,
         "iptables-resync",
         "Seconds between two checks of the rules; 0 is never",
         |to, text| {
@@ -61,23 +56,19 @@ pub(crate) const FLAGS: &[Flag] = &[
     .value("SECONDS")
     .default("5"),
     Flag::new(
-        Group::Rules,
+        Group::Firewall,
         "iptables-forward-rules",
         "Accept forwarded traffic of the network",
-        |to, text| {
-            to.iptables_forward_rules = boolean(text)?;
-            Ok(())
-        },
+        |to, text| put(&mut to.iptables_forward_rules, boolean(text)),
     )
-    .default("true"),
+    .default("true")
+    .details("Docker sets the policy of FORWARD to DROP; without these rules containers of two hosts do not reach each other there."),
     Flag::new(
-        Group::Rules,
+        Group::Firewall,
         "ip-blackhole-route",
-        "Discard packets to the own subnet that no other route takes",
-        |to, text| {
-            to.ip_blackhole_route = boolean(text)?;
-            Ok(())
-        },
+        "Discard packets to addresses of this node's subnet that no container has",
+        |to, text| put(&mut to.ip_blackhole_route, boolean(text)),
     )
-    .newest(),
+    .newer()
+    .details("Without it they leave by the default route."),
 ];
