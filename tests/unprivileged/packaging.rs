@@ -70,7 +70,7 @@ fn manual_pages_have_every_flag_and_are_well_formed() {
         assert!(plain.contains(&format!("--{flag}")), "--{flag}");
     }
     // The summary of a flag and its details are separate paragraphs.
-    let parts = "leases lie below KEY/subnets/.\n\n[environment: FLANNELD_ETCD_PREFIX]";
+    let parts = "the leases are below KEY/subnets/.\n\n[environment: FLANNELD_ETCD_PREFIX]";
     assert!(plain.contains(parts), "{parts:?} in {plain}");
     for words in ["FLANNELD_IFACE", "/run/flannel/subnet.env", "Exit status"] {
         assert!(plain.contains(words), "{words}");

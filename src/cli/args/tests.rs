@@ -103,7 +103,7 @@ fn a_flag_without_command_is_led_to_run_without_its_value() {
 #[test]
 fn version_is_one_line_everywhere() {
     let expected = format!("uvxlan {}\n", version());
-    let ways: [&[&str]; 6] = [
+    let spellings: [&[&str]; 6] = [
         &["uvxlan", "--version"],
         &["uvxlan", "-version"],
         &["uvxlan", "-V"],
@@ -111,23 +111,23 @@ fn version_is_one_line_everywhere() {
         &["flanneld", "-version"],
         &["flanneld", "--ip-masq", "--version"],
     ];
-    for way in ways {
-        assert_eq!(answer_to(way), expected, "{way:?}");
+    for spelling in spellings {
+        assert_eq!(answer_to(spelling), expected, "{spelling:?}");
     }
     assert!(expected.starts_with(concat!("uvxlan ", env!("CARGO_PKG_VERSION"), " (")));
 }
 
 #[test]
 fn help_names_every_flag_once_and_no_hidden_one() {
-    let ways: [&[&str]; 5] = [
+    let spellings: [&[&str]; 5] = [
         &["uvxlan", "run", "-h"],
         &["uvxlan", "run", "--help"],
         &["uvxlan", "run", "-help"],
         &["uvxlan", "help", "run"],
         &["flanneld", "--help"],
     ];
-    for way in ways {
-        let text = answer_to(way);
+    for spelling in spellings {
+        let text = answer_to(spelling);
         // A flag's own entry begins a line; other texts may name it too.
         let entry = |line: &str| {
             let line = line.trim_start();
@@ -150,9 +150,14 @@ fn help_names_every_flag_once_and_no_hidden_one() {
                 .iter()
                 .filter(|name| **name == flag.dashed())
                 .count();
-            assert_eq!(count, usize::from(!flag.hidden), "{} in {way:?}", flag.name);
+            assert_eq!(
+                count,
+                usize::from(!flag.hidden),
+                "{} in {spelling:?}",
+                flag.name
+            );
         }
-        assert!(!text.contains("lease-ttl"), "{way:?}");
+        assert!(!text.contains("lease-ttl"), "{spelling:?}");
     }
 }
 

@@ -278,7 +278,11 @@ fn rules_of_the_older_iptables_are_read_too() {
     lab.shell(&lab.a, rule);
     let found = lab.examine();
     lab.shell(&lab.a, &rule.replace("-A", "-D"));
-    found.expect("firewall-input", "error", "iptables-legacy's rule -A INPUT");
+    found.expect(
+        "firewall-input",
+        "error",
+        "the iptables-legacy rule -A INPUT",
+    );
     let fix = found.get("firewall-input")["fix"].as_str().unwrap();
     assert!(fix.starts_with("iptables-legacy -I INPUT"), "{fix}");
     until_healthy("after the rule is gone", || lab.examine());

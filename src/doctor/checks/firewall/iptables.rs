@@ -30,8 +30,8 @@ pub(super) fn evaluate(program: &'static str, saved: &str, packet: &Packet) -> R
     let mut certain = true;
     let by = match walk(&chains, name, packet, &mut certain, 0) {
         Some(ChainVerdict::Accept) => return RulesetVerdict::Pass,
-        Some(ChainVerdict::Drop(rule)) => format!("{program}'s rule -A {rule}"),
-        None if base.policy == "DROP" => format!("{program}'s policy DROP of {name}"),
+        Some(ChainVerdict::Drop(rule)) => format!("the {program} rule -A {rule}"),
+        None if base.policy == "DROP" => format!("the {program} policy DROP of {name}"),
         None => return RulesetVerdict::Pass,
     };
     if !certain {

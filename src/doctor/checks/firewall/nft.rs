@@ -41,7 +41,7 @@ pub(super) fn evaluate(text: &str, packet: &Packet) -> Option<RulesetVerdict> {
             _ => continue,
         };
         if certain {
-            let by = format!("nftables' table {family} {table}, chain {own}: {what}");
+            let by = format!("nftables table {family} {table}, chain {own}: {what}");
             let accept = match table {
                 "firewalld" => {
                     "firewall-cmd --permanent --add-port=PORT/udp; firewall-cmd --reload".to_owned()
