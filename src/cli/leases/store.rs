@@ -199,7 +199,7 @@ mod tests {
         let error = parse(&["--etcd-endpoints=ftp://u:geheim@h"]).unwrap_err();
         let text = error.to_string();
         assert!(
-            text.contains("for --etcd-endpoints") && !text.contains("geheim"),
+            text.contains("--etcd-endpoints=") && !text.contains("geheim"),
             "{text}"
         );
     }
