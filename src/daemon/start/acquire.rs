@@ -1,4 +1,4 @@
-//! Second phase of a start: who this node is, and its lease.
+//! Third phase of a start: who this node is, and its lease.
 
 use super::datastore::Leased;
 use super::discover::Discovered;

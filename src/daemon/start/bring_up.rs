@@ -1,4 +1,4 @@
-//! Third phase of a start: device, packet loop, peers and their routes.
+//! Fourth phase of a start: device, packet loop, peers and their routes.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use ipnet::Ipv4Net;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::datastore::Leased;
+use super::datastore::{Leased, context};
 use super::discover::{Discovered, receive_address};
 use super::inputs::Inputs;
 use crate::daemon::failure::Failure;
@@ -25,7 +25,6 @@ use crate::route::publish::Routes;
 use crate::route::table::RouteTable;
 use crate::subnet::lease::Lease;
 use crate::subnet::manager::{self, PeerSet};
-use crate::subnet::validate::Context;
 
 /// The overlay with the peers of this moment, and the manager that keeps it up to date.
 pub(super) struct RunningOverlay {
@@ -146,12 +145,8 @@ fn packet_loop(
 
 fn peer_set(options: &RunOptions, host: &Discovered, vtep: LocalVtep, subnet: Ipv4Net) -> PeerSet {
     let config = &host.network.config;
-    let context = Context {
-        network: config.network,
-        vni: config.backend.vni,
-    };
     let public_ip = host.underlay.current().public_ip;
-    let peers = PeerSet::new(subnet, public_ip, context)
+    let peers = PeerSet::new(subnet, public_ip, context(config))
         .with_own_mac(vtep.mac)
         .with_subnet_len(config.subnet_len);
     match options.mixed_lengths {

@@ -15,7 +15,7 @@ use crate::dataplane::inbound::header_checks::LocalVtep;
 use crate::subnet::config::{ConfigError, NetworkConfig};
 use crate::subnet::manager::{self, AcquireError, Acquired};
 use crate::subnet::store::{Store, StoreError, StoreErrorKind};
-use crate::subnet::validate;
+use crate::subnet::validate::{self, Context};
 
 /// The network config, as text and parsed.
 #[derive(Debug, Clone)]
@@ -30,6 +30,14 @@ impl Network {
             config: NetworkConfig::parse(text, options.backend_default.as_deref())?,
             text: String::from_utf8_lossy(text).into_owned(),
         })
+    }
+}
+
+/// What the network's records are validated against.
+pub(super) const fn context(config: &NetworkConfig) -> Context {
+    Context {
+        network: config.network,
+        vni: config.backend.vni,
     }
 }
 
@@ -128,7 +136,7 @@ impl Datastore<'_> {
             tracing::warn!(event = "subnet_file", %error, "cannot read the subnet file {path}");
             Default::default()
         });
-        let context = node.context();
+        let context = context(node.config);
         let mut backoff = Backoff::default();
         loop {
             let own_lease = match self.store.list().await {

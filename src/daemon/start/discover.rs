@@ -4,7 +4,6 @@ use std::net::Ipv4Addr;
 
 use super::datastore::Network;
 use super::inputs::Inputs;
-use super::preflight::{self, Intent};
 use super::source::Source;
 use crate::daemon::failure::Failure;
 use crate::daemon::instance::{self, InstanceLock};
@@ -42,7 +41,7 @@ impl Discovered {
     }
 }
 
-/// Waits for the network config, chooses the interface, and checks that the start can succeed.
+/// Waits for the network config, and chooses the interface.
 pub(super) async fn discover(
     inputs: &Inputs<'_>,
     source: &mut Source<'_>,
@@ -60,14 +59,6 @@ pub(super) async fn discover(
     let files = Files::new(options);
     let rules = FirewallSetup::detect(options, config, state.as_ref()).await;
     let links = netlink.links().await?;
-    preflight::check(&Intent {
-        address: receive_address(options, external),
-        port: config.backend.port,
-        device: &device,
-        links: &links,
-        files: &files,
-        rules: &rules,
-    })?;
     Ok(Discovered {
         state,
         network,

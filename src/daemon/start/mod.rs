@@ -1,12 +1,12 @@
 //! The life of `uvxlan run`, from the first question to the datastore to the last packet.
 //!
-//! A start has four phases, in flannel's order where that can be seen from outside:
+//! A start has five phases, in flannel's order where that can be seen from outside:
 //!
-//! 1. [`discover`](discover()): network config, interface, and a check ([`preflight`]) that the
-//!    start can succeed. Nothing on the host or in the datastore is changed.
-//! 2. [`acquire`](acquire()): identity and lease. Nothing on the host is changed.
-//! 3. [`bring_up`](bring_up()): device, packet loop, peers and their routes.
-//! 4. [`announce`](announce()): rules, state file, subnet file, READY=1.
+//! 1. [`discover`](discover()): network config and interface.
+//! 2. [`preflight`]: a check that the start can succeed. Nothing has been changed yet.
+//! 3. [`acquire`](acquire()): identity and lease. The host is still unchanged.
+//! 4. [`bring_up`](bring_up()): device, packet loop, peers and their routes.
+//! 5. [`announce`](announce()): rules, state file, subnet file, READY=1.
 //!
 //! Config, lease and peers are the datastore's, or the offline cache's if the datastore does not
 //! answer ([`source`]).
@@ -107,6 +107,7 @@ async fn start(inputs: Inputs<'_>) -> Result<Serving, Failure> {
     });
     let mut source = Source::new(&inputs, state.as_ref());
     let host = discover(&inputs, &mut source, state).await?;
+    preflight::check(&inputs, &host)?;
     let leased = acquire(&inputs, &host, source).await?;
     let running = bring_up(&inputs, &host, leased).await?;
     announce(inputs, host, running).await

@@ -9,7 +9,6 @@ use crate::host::interface::ExternalInterface;
 use crate::subnet::config::NetworkConfig;
 use crate::subnet::lease::{LeaseAttrs, NodeId, VxlanData};
 use crate::subnet::manager::{AcquireError, AcquireRequest};
-use crate::subnet::validate::Context;
 use crate::wire::MacAddr;
 
 /// A node before it has a lease.
@@ -24,13 +23,6 @@ pub(super) struct Node<'a> {
 }
 
 impl Node<'_> {
-    pub(super) const fn context(&self) -> Context {
-        Context {
-            network: self.config.network,
-            vni: self.config.backend.vni,
-        }
-    }
-
     pub(super) const fn vtep(&self, mac: MacAddr) -> LocalVtep {
         let vni = self.config.backend.vni;
         LocalVtep { vni, mac }

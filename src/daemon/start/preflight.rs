@@ -1,47 +1,32 @@
-//! Checks what a start needs before anything is changed on the host or in the datastore: a
-//! start that cannot succeed leaves nothing behind, and reports everything missing at once.
+//! Second phase of a start: checks what it needs before anything is changed on the host or in the
+//! datastore. A start that cannot succeed leaves nothing behind, and reports everything missing at
+//! once.
 
 use std::fs::OpenOptions;
 use std::io;
 use std::net::Ipv4Addr;
 
+use super::discover::{Discovered, receive_address};
+use super::inputs::Inputs;
 use crate::daemon::failure::Failure;
 use crate::daemon::serve::rules::FirewallSetup;
-use crate::daemon::state::files::Files;
 use crate::host::forwarding::{self, BridgeNetfilter};
-use crate::host::netlink::LinkInfo;
 use crate::host::port;
 use crate::sys::privileges::{self, Capability};
 use crate::sys::tun::TunError;
 
 const CLONE_DEVICE: &str = "/dev/net/tun";
 
-/// What the start is about to do.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Intent<'a> {
-    /// Receive datagrams on this address,
-    pub(super) address: Ipv4Addr,
-    /// and this UDP port.
-    pub(super) port: u16,
-    /// Make this device, or take it over from the kernel's vxlan.
-    pub(super) device: &'a str,
-    /// The links of this host.
-    pub(super) links: &'a [LinkInfo],
-    /// Write these files.
-    pub(super) files: &'a Files,
-    /// Install these rules.
-    pub(super) rules: &'a FirewallSetup,
-}
-
 /// Fails if something is missing; several things are logged one by one, each with its remedy.
 /// What the overlay works without is only logged.
-pub(super) fn check(intent: &Intent<'_>) -> Result<(), Failure> {
-    warn_of_limitations(intent.rules);
+pub(super) fn check(inputs: &Inputs<'_>, host: &Discovered) -> Result<(), Failure> {
+    warn_of_limitations(&host.rules);
     let mut missing = Vec::new();
     missing.extend(capability());
     missing.extend(tun());
-    missing.extend(tunnel_port(intent));
-    missing.extend(intent.files.unwritable());
+    let address = receive_address(inputs.options, host.underlay.current());
+    missing.extend(tunnel_port(address, host));
+    missing.extend(host.files.unwritable());
     if missing.len() < 2 {
         return missing.pop().map_or(Ok(()), Err);
     }
@@ -75,23 +60,23 @@ fn tun() -> Option<Failure> {
 
 /// Whether the port is in use, unless by the kernel device that is taken over: its socket goes
 /// with it.
-fn tunnel_port(intent: &Intent<'_>) -> Option<Failure> {
-    let port = intent.port;
-    match port::is_taken(intent.address, port) {
+fn tunnel_port(address: Ipv4Addr, host: &Discovered) -> Option<Failure> {
+    let port = host.network.config.backend.port;
+    match port::is_taken(address, port) {
         Ok(false) => return None,
         Ok(true) => {}
         Err(source) => return Some(Failure::Port { port, source }),
     }
-    let holders = port::udp_holders(intent.address, port);
+    let holders = port::udp_holders(address, port);
     let program = holders.iter().find(|holder| holder.pid.is_some());
     // A device that is down has no socket. Devices with the same port share one.
-    let mut kernel = intent
+    let mut kernel = host
         .links
         .iter()
         .filter(|link| link.vxlan_port == Some(port) && link.up);
     let (first, other) = (
         kernel.clone().next(),
-        kernel.find(|link| link.name != intent.device),
+        kernel.find(|link| link.name != host.device),
     );
     let holder = match (program, other, first) {
         (Some(program), ..) => program.to_string(),
