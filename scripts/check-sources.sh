@@ -60,4 +60,7 @@ found=$(grep -rnE 'TODO|FIXME|XXX|unimplemented!|todo!\(' --include='*.rs' --inc
 [ -z "$found" ] || complain "left over:
 $found"
 
+# Links between the guides resolve.
+./scripts/check-links.sh || status=1
+
 exit $status
