@@ -1,30 +1,29 @@
-//! Every packet under one name: a closed list of counters for each worker.
+//! Counters: every packet ends in exactly one of them.
 //!
-//! Both invariants hold at any time when the worker is between two drains:
-//! `tun_read = sent + Σ drops out` and `udp_read = delivered + probes_in + Σ drops in`.
-//! A packet is what fits the tunnel: a super-packet counts as its segments. Only what a
-//! kernel peer on this machine hands over uncut counts as one, in and out.
+//! Between two drains of a worker, `tun_read = sent + Σ drops out` and
+//! `udp_read = delivered + probes_in + Σ drops in`. A super-packet counts as its segments.
+//! Only one that a kernel peer on this machine sends unsegmented counts as one, in and out.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! counters {
     ($($(#[doc = $doc:literal])* $name:ident => $label:literal, $kind:ident;)*) => {
-        /// A counter's name.
+        /// A counter.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Counter { $($(#[doc = $doc])* $name,)* }
 
         impl Counter {
-            /// All counters, in the order in which they are shown.
+            /// All counters, in the order of display.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
 
-            /// The stable name, for people and machines.
+            /// The stable name in metrics and JSON.
             #[must_use]
             pub const fn label(self) -> &'static str {
                 match self { $(Self::$name => $label,)* }
             }
 
-            /// What it means, in words.
+            /// A description for people.
             #[must_use]
             pub const fn meaning(self) -> &'static str {
                 match self { $(Self::$name => concat!($($doc,)*).trim_ascii(),)* }
@@ -42,13 +41,13 @@ macro_rules! counters {
 /// What a counter counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Packets that came in or went out.
+    /// Packets received or sent.
     Packets,
-    /// Packets from the TUN device that went nowhere.
+    /// Dropped packets from the TUN device.
     DropOut,
-    /// Packets from the tunnel that went nowhere.
+    /// Dropped packets from the tunnel.
     DropIn,
-    /// Bytes of packets that came in or went out.
+    /// Bytes received or sent.
     Bytes,
     /// Events that are not packets.
     Event,
@@ -63,39 +62,39 @@ counters! {
     UdpRead => "udp_read", Packets;
     /// Packets written to the TUN device.
     Delivered => "delivered", Packets;
-    /// Probe messages of peers, handed to the control side: no tunnel traffic.
+    /// Probe messages of peers, passed to the control side: no tunnel traffic.
     ProbesIn => "probes_in", Packets;
     /// Bytes of the inner packets handed to a UDP socket.
     SentBytes => "sent_bytes", Bytes;
     /// Bytes of the packets written to the TUN device.
     DeliveredBytes => "delivered_bytes", Bytes;
 
-    /// Not a whole IPv4 packet, or an impossible virtio-net header.
+    /// Not a complete IPv4 packet, or an invalid virtio-net header.
     OutMalformed => "out_malformed", DropOut;
     /// Not IPv4: the overlay carries nothing else yet.
     OutNotIpv4 => "out_not_ipv4", DropOut;
-    /// Multicast or broadcast: the overlay has no such delivery.
+    /// Multicast or broadcast, which the overlay does not deliver.
     OutNotUnicast => "out_not_unicast", DropOut;
     /// No lease covers the destination.
     OutNoRoute => "out_no_route", DropOut;
-    /// Larger than the path to the peer takes (EMSGSIZE).
+    /// Larger than the MTU of the path to the peer (EMSGSIZE).
     OutTooBig => "out_too_big", DropOut;
     /// The socket's buffer or the device's queue stayed full (EAGAIN, ENOBUFS).
     OutQueueFull => "out_queue_full", DropOut;
-    /// No way to the peer's address (ENETUNREACH, EHOSTUNREACH, ENETDOWN).
+    /// No route to the peer's address (ENETUNREACH, EHOSTUNREACH, ENETDOWN).
     OutUnreachable => "out_unreachable", DropOut;
     /// A firewall rule refused it (EPERM).
     OutForbidden => "out_forbidden", DropOut;
     /// Any other error of the socket.
     OutSendError => "out_send_error", DropOut;
 
-    /// Longer than any datagram that this tunnel carries; cut by the kernel.
+    /// Longer than any datagram of this tunnel; truncated by the kernel.
     InTruncated => "in_truncated", DropIn;
     /// Shorter than VXLAN, Ethernet and IP headers.
     InShort => "in_short", DropIn;
-    /// VXLAN flag for a valid VNI missing.
+    /// The VXLAN flag for a valid VNI is not set.
     InNoVni => "in_no_vni", DropIn;
-    /// Reserved VXLAN bits set.
+    /// Reserved VXLAN bits are set.
     InReservedBits => "in_reserved_bits", DropIn;
     /// VNI of another network.
     InOtherVni => "in_other_vni", DropIn;
@@ -105,88 +104,88 @@ counters! {
     InOwnMac => "in_own_mac", DropIn;
     /// Inner frame is not IPv4 (ARP, VLAN tag, IPv6).
     InNotIpv4 => "in_not_ipv4", DropIn;
-    /// A probe's ethertype from a peer, and no whole probe behind it.
+    /// The ethertype of a probe, but no complete probe behind it.
     InProbeMalformed => "in_probe_malformed", DropIn;
-    /// More probe messages in a second than a peer of ours sends, or than may wait here.
+    /// More probe messages in a second than a peer sends, or than the queue holds.
     InProbeFlood => "in_probe_flood", DropIn;
-    /// Inner IPv4 header impossible or truncated.
+    /// Inner IPv4 header invalid or truncated.
     InMalformed => "in_malformed", DropIn;
     /// Checksum of the inner IPv4 header wrong.
     InHeaderChecksum => "in_header_checksum", DropIn;
-    /// From an address that no lease names, and that is not allowed either.
+    /// From an address that has no lease and is not in `--allow-peer`.
     InUnknownPeer => "in_unknown_peer", DropIn;
-    /// Over another interface than the chosen one, with `--receive-on=interface`.
+    /// On another interface than the chosen one, with `--receive-on=interface`.
     InOtherInterface => "in_other_interface", DropIn;
-    /// From an inner address that is not of the sending peer's subnet.
+    /// From an inner address outside of the sending peer's subnet.
     InForeignSource => "in_foreign_source", DropIn;
-    /// To an inner address that is not of our subnet.
+    /// To an inner address outside of our subnet.
     InForeignDestination => "in_foreign_destination", DropIn;
-    /// From or to loopback, link-local, group, reserved or broadcast addresses.
+    /// From or to a loopback, link-local, multicast, reserved or broadcast address.
     InMartian => "in_martian", DropIn;
-    /// With a source route, which would lead it on past the rules for destinations.
+    /// With a source route, which would bypass the rules for destinations.
     InSourceRoute => "in_source_route", DropIn;
-    /// Congestion marked outside on a flow that is not capable of ECN inside.
+    /// Congestion marked in the outer header, but the flow is not capable of ECN.
     InEcn => "in_ecn", DropIn;
     /// The TUN device is down or gone (EIO, EBADFD).
     InDeviceDown => "in_device_down", DropIn;
-    /// The kernel had no memory or refused the packet.
+    /// The kernel had no memory, or refused the packet.
     InWriteError => "in_write_error", DropIn;
 
-    /// Calls that sent packets.
+    /// System calls that sent packets.
     SendCalls => "send_calls", Event;
-    /// Calls that received packets.
+    /// System calls that received packets.
     ReceiveCalls => "receive_calls", Event;
-    /// Datagrams that the kernel dropped at the tunnel port before we saw them: of senders
-    /// that the socket filter refuses, and when the buffer was full.
+    /// Datagrams that the kernel dropped at the tunnel port: refused by the socket filter, or
+    /// the receive buffer was full.
     SocketDrops => "socket_drops", Event;
-    /// Datagrams that found no room in the receive buffer of a UDP socket: of all such sockets
-    /// of this host, so that ours are at most so many of the dropped.
+    /// Datagrams that the kernel dropped because the receive buffer of a UDP socket was full.
+    /// It counts all UDP sockets of this host, so it is an upper bound for the tunnel port.
     SocketNoRoom => "socket_no_room", Event;
-    /// Packets of containers that found no room in the device's queue, before we read them.
+    /// Packets of containers that the kernel dropped because the device's queue was full.
     TunOverflow => "tun_overflow", Event;
-    /// Times that a batch was sent again without segmentation by the kernel.
+    /// Messages that were sent again without segmentation by the kernel.
     SegmentFallbacks => "segment_fallbacks", Event;
-    /// Packets that a kernel peer on this machine sent with an unfinished checksum.
+    /// Packets that a kernel peer on this machine sent with a partial checksum.
     PartialChecksums => "partial_checksums", Event;
-    /// Packets that do not belong, and passed because of `--peer-check=log`.
+    /// Packets that violate the peer check, but passed because of `--peer-check=log`.
     PassedUnchecked => "passed_unchecked", Event;
-    /// Senders that were told that their packets are too long for the path.
+    /// ICMP messages that told a sender the MTU of the path.
     IcmpSent => "icmp_sent", Event;
-    /// Calls that wrote packets to the device.
+    /// System calls that wrote packets to the device.
     WriteCalls => "write_calls", Event;
-    /// Times that the kernel refused a merged packet, and it was written in parts.
+    /// Merged packets that the kernel refused, so that they were written one by one.
     MergeFallbacks => "merge_fallbacks", Event;
     /// Probes sent through the tunnel.
     ProbesSent => "probes_sent", Event;
-    /// Probes of peers answered.
+    /// Probes of peers that were answered.
     ProbesAnswered => "probes_answered", Event;
-    /// Probes that came before, not answered again.
+    /// Repeated probes, which are not answered again.
     ProbeReplays => "probe_replays", Event;
-    /// Probes beyond what one peer may ask in a second, not answered.
+    /// Probes beyond the rate limit of a peer, which are not answered.
     ProbeExcess => "probe_excess", Event;
-    /// Probe messages that fit nothing: answers to nobody's question, with another nonce, or
-    /// too late; from another MAC than the lease's, or of a lease that promises no answers.
+    /// Probe messages that match nothing: replies without a request, with another nonce or too
+    /// late; from another MAC than the lease's, or from a lease that does not announce probes.
     ProbeStrays => "probe_strays", Event;
 }
 
 const COUNT: usize = Counter::ALL.len();
 
-/// A system call that moves packets, many at once where it can.
+/// A kind of system call that moves packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
     /// Sends to peers.
     Send,
-    /// Receives from them.
+    /// Receives from peers.
     Receive,
     /// Writes to the device.
     Write,
 }
 
 impl Call {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 3] = [Self::Send, Self::Receive, Self::Write];
 
-    /// The stable name.
+    /// The stable name in metrics.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -197,11 +196,10 @@ impl Call {
     }
 }
 
-/// Sizes of batches are told apart by powers of two: 1, 2, up to 4, up to 8, and so on up to
-/// 2048, and what is above.
+/// Buckets of the batch sizes: 1, 2, up to 4, up to 8, and so on up to 2048, and larger.
 pub const SIZES: usize = 13;
 
-/// Largest batch that a size counts; none for the last one, which has no end.
+/// Largest batch in a bucket. The last bucket has no limit.
 #[must_use]
 pub const fn largest_of_size(size: usize) -> Option<u64> {
     if size + 1 < SIZES {
@@ -211,15 +209,15 @@ pub const fn largest_of_size(size: usize) -> Option<u64> {
     }
 }
 
-/// The size that counts a batch of so many packets.
+/// The bucket of a batch.
 #[inline]
 fn size_of(packets: u64) -> usize {
     let bits = u64::BITS - packets.saturating_sub(1).leading_zeros();
     (bits as usize).min(SIZES - 1)
 }
 
-/// One worker's counters. Only the worker writes; anybody reads. A write is a plain
-/// load and store: no locked instruction, and no cache line shared with another worker.
+/// One worker's counters. Only the worker writes, any thread may read. A write is a plain load
+/// and store: no locked instruction, and no cache line shared with another worker.
 #[derive(Debug)]
 #[repr(align(128))]
 pub struct Counters {
@@ -245,21 +243,19 @@ fn add(cell: &AtomicU64, amount: u64) {
 }
 
 impl Counters {
-    /// Adds to a counter; for the owning worker only.
+    /// Adds to a counter. Only the owning worker may call it.
     #[inline]
-    pub fn add(&self, counter: Counter, amount: u64) {
+    pub(super) fn add(&self, counter: Counter, amount: u64) {
         add(&self.named[counter as usize], amount);
     }
 
-    /// Counts a call that moved so many packets, at least one; for the owning worker only.
+    /// Counts a call that moved at least one packet. Only the owning worker may call it.
     #[inline]
-    pub fn batch(&self, call: Call, packets: u64) {
+    pub(super) fn batch(&self, call: Call, packets: u64) {
         add(&self.batches[call as usize][size_of(packets)], 1);
     }
 
-    /// The current value.
-    #[must_use]
-    pub fn get(&self, counter: Counter) -> u64 {
+    pub(super) fn get(&self, counter: Counter) -> u64 {
         self.named[counter as usize].load(Ordering::Relaxed)
     }
 }
@@ -272,7 +268,7 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Adds up.
+    /// Adds up the counters of workers.
     #[must_use]
     pub fn of<'a>(workers: impl IntoIterator<Item = &'a Counters>) -> Self {
         let mut totals = Self {
@@ -289,7 +285,7 @@ impl Totals {
         totals
     }
 
-    /// Adds what no worker counts.
+    /// Adds a number that no worker counts.
     #[must_use]
     pub(super) fn with(mut self, counter: Counter, amount: u64) -> Self {
         let total = &mut self.named[counter as usize];
@@ -297,19 +293,19 @@ impl Totals {
         self
     }
 
-    /// One counter.
+    /// The value of a counter.
     #[must_use]
     pub fn get(&self, counter: Counter) -> u64 {
         self.named[counter as usize]
     }
 
-    /// Calls that moved packets, by the size of their batches.
+    /// Number of calls for each bucket of batch sizes.
     #[must_use]
     pub const fn batches(&self, call: Call) -> &[u64; SIZES] {
         &self.batches[call as usize]
     }
 
-    /// Sum of all counters of a kind.
+    /// The sum of all counters of a kind.
     #[must_use]
     pub fn sum(&self, kind: Kind) -> u64 {
         let of_kind = Counter::ALL.iter().filter(|counter| counter.kind() == kind);
@@ -318,7 +314,7 @@ impl Totals {
 }
 
 impl fmt::Display for Totals {
-    /// All counters that are not zero: `tun_read=3 sent=3`.
+    /// Counters that are not zero: `tun_read=3 sent=3`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut separator = "";
         for counter in Counter::ALL

@@ -1,100 +1,64 @@
 //! The packet loop: plain threads, each with its own TUN queue and sockets.
 //!
-//! [`outbound`]: reads packets from the device, finds the peer, encapsulates, and sends in
-//! batches. [`inbound`]: receives, checks headers and the [`ingress_policy`], merges segments
-//! and writes to the device.
-//! No packet changes threads, none waits for another, and a steady state allocates nothing.
+//! [`outbound`] reads packets from the device, looks up the peer, encapsulates and sends in
+//! batches. [`inbound`] receives, checks headers and the [`ingress_policy`], merges segments
+//! and writes to the device. A packet stays on one thread, no thread waits for another, and
+//! the loop allocates nothing in steady state.
 #![forbid(unsafe_code)]
 
 pub mod checksum;
 pub mod counters;
-pub mod generation;
+mod generation;
 pub mod inbound;
 pub mod ingress_policy;
 pub mod offloads;
 pub mod outbound;
 pub mod peer_counters;
-pub mod spin;
-pub mod stop;
+mod spin;
+mod start;
+mod stop;
 mod sync;
 pub mod tap;
-pub mod worker;
+mod worker;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use counters::{Counter, Counters, Totals};
-use inbound::decap::Decap;
-use inbound::deliver::Deliverer;
+use counters::{Counter, Totals};
 use inbound::header_checks::LocalVtep;
-use inbound::probes::{ProbeQueue, ProbeReceiver};
+use inbound::probes::ProbeQueue;
 use ingress_policy::IngressPolicy;
 use ingress_policy::socket_filter::SocketFilter;
 use offloads::{MissingOffload, Offloads};
-use outbound::encap::Encap;
-use outbound::transmit::{Segmentation, Transmitter};
-use peer_counters::{PeerCounters, PeerTotals};
-use spin::Spin;
+use peer_counters::PeerTotals;
 use stop::{Stop, Wake};
 use tap::Taps;
-use worker::Worker;
+use worker::WorkerHandle;
 
 use crate::route::peer::PeerId;
 use crate::route::publish::Routes;
 use crate::route::table::RouteTable;
 use crate::sys::poll::StopFlag;
-use crate::sys::privileges::{self, PacketSyscalls, PrivilegeError};
-use crate::sys::signals;
-use crate::sys::statistics::{KernelDropCounters, Missed};
-use crate::sys::tun::{Tun, TunOffload};
-use crate::sys::udp::{PathMtuSocket, UdpSocket};
+use crate::sys::statistics::{KernelDropCounters, KernelDrops};
+use crate::sys::tun::Tun;
 use crate::wire::flow;
-use crate::wire::vxlan::EncapTemplate;
 
-/// Source ports for each worker: enough for receivers and routers to spread flows.
-const SOURCE_PORTS: usize = 8;
-/// Source ports of all workers together at most.
-const MAX_SOURCE_PORTS: usize = 64;
+pub use start::StartError;
 
-/// The TUN device cannot be used any more (deleted, or its descriptor is broken).
+/// The TUN device is unusable for good: deleted, or its descriptor is broken.
 #[derive(Debug, thiserror::Error)]
 #[error("the TUN device is gone: {0}")]
 pub struct DeviceGone(pub io::Error);
 
-/// Why the packet loop did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The tunnel port is taken.
-    #[error(
-        "UDP port {port} on {address} is in use: another tunnel daemon, or a vxlan device of the \
-         kernel, holds it; see `ss -lunp 'sport = :{port}'` and `ip -d link show type vxlan`"
-    )]
-    PortInUse {
-        /// Address of the attempt.
-        address: Ipv4Addr,
-        /// The port.
-        port: u16,
-    },
-    /// A socket or thread could not be made.
-    #[error("cannot {tried}: {source}")]
-    Io {
-        /// What was tried.
-        tried: String,
-        /// What came back.
-        source: io::Error,
-    },
-}
-
-/// How the packet loop does its work; each has a flag of `uvxlan run`.
+/// Performance settings; each has a flag of `uvxlan run`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tuning {
-    /// What to hand to the kernel in large pieces, if it takes them (`--offload`).
+    /// Offloads to use where the kernel supports them (`--offload`).
     pub offloads: Offloads,
-    /// How long a worker polls for the next packet before it sleeps (`--spin`); see [`spin`].
+    /// How long a worker polls for the next packet before it sleeps (`--spin`).
     pub spin: Duration,
 }
 
@@ -107,26 +71,26 @@ impl Default for Tuning {
     }
 }
 
-/// What the packet loop is to do.
+/// The settings of a packet loop.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Our network and MAC.
+    /// The network and MAC address of this node.
     pub vtep: LocalVtep,
-    /// MTU of the TUN device in bytes: what is longer must be cut before it fits.
+    /// MTU of the TUN device in bytes. Longer packets are segmented before they are written.
     pub mtu: u16,
-    /// Address from which datagrams are sent: the published one, or the interface's.
+    /// Source address of outer packets: the published one, or the interface's.
     pub source: Ipv4Addr,
     /// Where datagrams are received: wildcard or one address, and the tunnel port.
     pub receive: SocketAddrV4,
-    /// Where packets go.
+    /// The peers and their subnets.
     pub routes: Routes,
-    /// Who may send what.
+    /// Which senders and which inner addresses are accepted.
     pub ingress_policy: IngressPolicy,
-    /// How the work is done.
+    /// Performance settings.
     pub tuning: Tuning,
-    /// Who captures.
+    /// Packet captures.
     pub taps: Taps,
-    /// Where probes of peers go; without, they are frames like others that are not IPv4.
+    /// Receives the probes of peers. Without it they are dropped as frames that are not IPv4.
     pub probes: Option<Arc<ProbeQueue>>,
 }
 
@@ -140,198 +104,108 @@ impl Wake for StopFlag {
 #[derive(Debug)]
 pub struct Dataplane {
     stop: Arc<Stop<StopFlag>>,
-    threads: Vec<JoinHandle<()>>,
-    gate: SocketFilter,
-    kernel: KernelDropCounters,
-    /// What it had counted when the packet loop started.
-    missed_before: Missed,
-    counters: Vec<Arc<Counters>>,
-    peers: Vec<Arc<PeerCounters>>,
-    progress: Vec<Arc<AtomicU64>>,
+    workers: Vec<WorkerHandle>,
+    socket_filter: SocketFilter,
+    kernel_drops: KernelDropCounters,
+    /// What the kernel had counted when the packet loop started.
+    kernel_drops_at_start: KernelDrops,
     offloads: Offloads,
-    lacking: Vec<MissingOffload>,
+    missing_offloads: Vec<MissingOffload>,
     mtu: Arc<AtomicU16>,
     source_ports: Vec<u16>,
     probes: Option<Arc<ProbeQueue>>,
 }
 
 impl Dataplane {
-    /// Starts one worker for each queue of the device. `ended` is called by a worker that
-    /// ends before it was told to.
+    /// Starts one worker for each queue of the device. A worker that has to give up because
+    /// the device is gone calls `device_gone`.
     ///
     /// # Errors
-    /// [`StartError`] names what is missing; nothing keeps running then.
+    /// [`StartError`] names what failed; no thread is left running then.
     pub fn start(
         tun: Tun,
         options: &Options,
-        ended: impl Fn(DeviceGone) + Send + Sync + 'static,
+        device_gone: impl Fn(DeviceGone) + Send + Sync + 'static,
     ) -> Result<Self, StartError> {
-        let stop = Arc::new(Stop::new(
-            StopFlag::new().map_err(io_error("make an event descriptor"))?,
-        ));
-        let ended = Arc::new(ended);
-        // All receivers are bound before any worker reads: the kernel's spread over them
-        // changes with each.
-        let receivers: Vec<_> = tun
-            .queues
-            .iter()
-            .map(|_| receiver(options.receive).map(Arc::new))
-            .collect::<Result<_, _>>()?;
-        if options.ingress_policy.interface.is_some() {
-            let told = receivers.iter().try_for_each(|it| it.report_interface());
-            told.map_err(io_error("ask over which interface datagrams come"))?;
-        }
-        let mut gate = SocketFilter::new(receivers.clone(), &options.ingress_policy);
-        gate.lift(options.taps.is_outer_observed(), &options.routes.current());
-        let senders = senders(options, receivers.len())?;
-        let (mut offloads, mut lacking) = match senders.first() {
-            Some(sender) => offloads::probe_sockets(options.tuning.offloads, sender),
-            None => (options.tuning.offloads, Vec::new()),
-        };
-        if offloads.receive {
-            let joined = receivers.iter().all(|socket| socket.enable_gro());
-            offloads.receive = joined;
-        }
-        offloads.read = tun.offload > TunOffload::None;
-        if options.tuning.offloads.write && tun.known == TunOffload::None {
-            offloads.write = false;
-            let reason = "this kernel's TUN devices have no virtio-net header".into();
-            lacking.push(MissingOffload {
-                part: "write",
-                reason,
-            });
-        }
-        let calls = packet_calls();
-        let kernel = KernelDropCounters::open(&tun.name);
+        let (receivers, senders) = start::open_sockets(options, tun.queues.len())?;
+        let (offloads, missing_offloads) =
+            start::choose_offloads(options.tuning.offloads, &tun, &senders, &receivers);
+        let mut socket_filter = SocketFilter::new(receivers.clone(), &options.ingress_policy);
+        socket_filter.set_bypass(options.taps.is_outer_observed(), &options.routes.current());
+        let kernel_drops = KernelDropCounters::open(&tun.name);
         let mut this = Self {
-            stop,
-            threads: Vec::new(),
-            gate,
-            missed_before: kernel.now(),
-            kernel,
-            counters: Vec::new(),
-            peers: Vec::new(),
-            progress: Vec::new(),
+            stop: Arc::new(start::new_stop()?),
+            workers: Vec::new(),
+            socket_filter,
+            kernel_drops_at_start: kernel_drops.now(),
+            kernel_drops,
             offloads,
-            lacking,
+            missing_offloads,
             mtu: Arc::new(AtomicU16::new(options.mtu)),
-            source_ports: source_ports(&senders),
+            source_ports: start::source_ports(&senders),
             probes: options.probes.clone(),
         };
-        for (number, (queue, socket)) in tun.queues.into_iter().zip(receivers).enumerate() {
-            let counters = Arc::new(Counters::default());
-            let peers = Arc::new(PeerCounters::default());
-            let progress = Arc::new(AtomicU64::new(0));
-            let queue = Arc::new(queue);
-            let transmitter = Transmitter::new(
-                Arc::clone(&senders),
-                PathMtuSocket::new(options.source).map_err(cannot_send(options))?,
-                Arc::clone(&counters),
-                if offloads.send {
-                    Segmentation::Kernel
-                } else {
-                    Segmentation::Off
-                },
-                options.taps.observer(),
-            );
-            let template = EncapTemplate::ipv4(options.vtep.vni, options.vtep.mac);
-            let worker = Worker {
-                encap: Encap::new(
-                    Arc::clone(&queue),
-                    tun.vnet_hdr,
-                    options.routes.reader(),
-                    template,
-                    transmitter,
-                    Arc::clone(&counters),
-                    Arc::clone(&peers),
-                ),
-                decap: Decap::new(
-                    (socket, options.receive.port()),
-                    options.vtep,
-                    options.ingress_policy.clone(),
-                    options.routes.reader(),
-                    Deliverer::new(
-                        Arc::clone(&queue),
-                        tun.vnet_hdr,
-                        if offloads.write {
-                            tun.known
-                        } else {
-                            TunOffload::None
-                        },
-                        Arc::clone(&this.mtu),
-                        checksum::checksummer(),
-                        Arc::clone(&counters),
-                    ),
-                    Arc::clone(&counters),
-                    Arc::clone(&peers),
-                    options.taps.observer(),
-                    options.probes.clone().map(ProbeReceiver::new),
-                ),
-                tun: queue,
-                stop: Arc::clone(&this.stop),
-                progress: Arc::clone(&progress),
-                spin: Spin::new(options.tuning.spin),
-            };
-            let ended = Arc::clone(&ended);
-            let calls = calls.clone();
-            let thread = std::thread::Builder::new()
-                .name(format!("uvxlan-{number}"))
-                .spawn(move || {
-                    confine(number, calls.as_ref());
-                    if let Err(gone) = worker.run() {
-                        ended(gone);
-                    }
-                })
-                .map_err(io_error("start a worker thread"))?;
-            this.threads.push(thread);
-            this.counters.push(counters);
-            this.peers.push(peers);
-            this.progress.push(progress);
+        let shared = start::Shared {
+            options,
+            senders,
+            offloads,
+            vnet_hdr: tun.vnet_hdr,
+            tun_supports: tun.supported,
+            mtu: Arc::clone(&this.mtu),
+            stop: Arc::clone(&this.stop),
+            syscalls: start::packet_syscalls(),
+            device_gone: Arc::new(device_gone),
+        };
+        for (number, (queue, receiver)) in tun.queues.into_iter().zip(receivers).enumerate() {
+            // On an error, dropping `this` stops the workers that run already.
+            this.workers.push(shared.spawn(number, queue, receiver)?);
         }
         Ok(this)
     }
 
-    /// Lets datagrams of this table's peers in, and, where the peer check is enforced, has
-    /// the kernel drop all others. To be called before the table is published.
-    pub fn admit(&mut self, table: &RouteTable) {
-        self.gate.admit(table);
+    /// Has the sockets accept datagrams from the peers of this table and, where the peer check
+    /// is enforced, has the kernel drop all others. Call it before the table is published.
+    pub fn admit_peers(&mut self, table: &RouteTable) {
+        self.socket_filter.admit_peers(table);
     }
 
-    /// While somebody captures, lets strangers come as far as the workers, which drop them.
-    pub fn set_filter_bypass(&mut self, shown: bool, table: &RouteTable) {
-        self.gate.lift(shown, table);
+    /// Lets datagrams of unknown senders reach the workers, which drop them: a capture wants
+    /// to see them.
+    pub fn set_filter_bypass(&mut self, bypass: bool, table: &RouteTable) {
+        self.socket_filter.set_bypass(bypass, table);
     }
 
-    /// Counters of all workers and sockets, added up, and what the kernel counted meanwhile.
+    /// The counters of all workers and sockets added up, and the kernel's drops since the start.
     #[must_use]
     pub fn totals(&self) -> Totals {
-        let (missed, before) = (self.kernel.now(), self.missed_before);
-        let totals = Totals::of(self.counters.iter().map(AsRef::as_ref))
-            .with(Counter::SocketDrops, self.gate.drops())
+        let (now, start) = (self.kernel_drops.now(), self.kernel_drops_at_start);
+        let totals = Totals::of(self.workers.iter().map(WorkerHandle::counters))
+            .with(Counter::SocketDrops, self.socket_filter.drops())
             .with(
                 Counter::SocketNoRoom,
-                missed.sockets.saturating_sub(before.sockets),
+                now.sockets.saturating_sub(start.sockets),
             )
             .with(
                 Counter::TunOverflow,
-                missed.device.saturating_sub(before.device),
+                now.device.saturating_sub(start.device),
             );
-        let probes = self.probes.iter().flat_map(|inbox| inbox.events());
+        let probes = self.probes.iter().flat_map(|queue| queue.events());
         probes.fold(totals, |totals, (counter, amount)| {
             totals.with(counter, amount)
         })
     }
 
-    /// Takes over what the sockets counted, which wraps: to be called now and then.
+    /// Reads the sockets' drop counters, which wrap: call it at least once an hour.
     pub fn count_kernel_drops(&self) {
-        self.gate.drops();
+        self.socket_filter.drops();
     }
 
-    /// What passed between this host and a peer, of all workers, since the packet loop
-    /// started; its number may have been another peer's before.
+    /// Traffic with a peer since the packet loop started. A peer's number may have belonged to
+    /// another peer before.
     #[must_use]
     pub fn peer_totals(&self, peer: PeerId) -> PeerTotals {
-        self.peers.iter().map(|worker| worker.get(peer)).sum()
+        let workers = self.workers.iter();
+        workers.map(|worker| worker.peer_totals(peer)).sum()
     }
 
     /// The outer source port of packets whose inner flow has this hash.
@@ -347,7 +221,7 @@ impl Dataplane {
         self.source_ports.len()
     }
 
-    /// Tells the workers that the device has another MTU now.
+    /// Tells the workers the new MTU of the device.
     pub fn set_mtu(&self, mtu: u16) {
         self.mtu.store(mtu, Ordering::Relaxed);
     }
@@ -355,32 +229,28 @@ impl Dataplane {
     /// Number of workers.
     #[must_use]
     pub fn workers(&self) -> usize {
-        self.threads.len()
+        self.workers.len()
     }
 
-    /// What is handed to the kernel in large pieces, and why the rest is not.
+    /// The offloads in use, and why others are not.
     #[must_use]
     pub fn offloads(&self) -> (Offloads, &[MissingOffload]) {
-        (self.offloads, &self.lacking)
+        (self.offloads, &self.missing_offloads)
     }
 
-    /// Turns of each worker so far. An idle worker makes one a second.
+    /// How often each worker has gone round its loop. An idle worker does so once a second.
     #[must_use]
     pub fn progress(&self) -> Vec<u64> {
-        self.progress
-            .iter()
-            .map(|turns| turns.load(Ordering::Relaxed))
-            .collect()
+        self.workers.iter().map(WorkerHandle::turns).collect()
     }
 
     /// Stops all workers and waits for them.
     pub fn stop(&mut self) {
         self.stop.set();
-        for thread in self.threads.drain(..) {
-            // A worker that panicked has said so on stderr already.
-            let _ = thread.join();
+        for worker in &mut self.workers {
+            worker.join();
         }
-        self.gate.close();
+        self.socket_filter.close();
     }
 }
 
@@ -388,74 +258,4 @@ impl Drop for Dataplane {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-/// The filter for the workers' system calls, where this processor has one.
-fn packet_calls() -> Option<PacketSyscalls> {
-    PacketSyscalls::compile().inspect_err(not_confined).ok()
-}
-
-/// Takes from the calling worker what moving packets does not need. A kernel without such
-/// filters moves packets nonetheless.
-fn confine(number: usize, calls: Option<&PacketSyscalls>) {
-    if let Err(error) = signals::block_process_signals() {
-        tracing::warn!(event = "not_confined", %error, "packet threads may be given signals");
-    }
-    let confined = match calls {
-        Some(calls) => calls.confine_thread(),
-        None => privileges::drop_capabilities_except(&[]),
-    };
-    match confined {
-        // All of them fail alike: one line is enough.
-        Err(error) if number == 0 => not_confined(&error),
-        _ => {}
-    }
-}
-
-fn not_confined(error: &PrivilegeError) {
-    tracing::warn!(
-        event = "not_confined", %error,
-        "packet threads keep more privileges than they need"
-    );
-}
-
-fn receiver(address: SocketAddrV4) -> Result<UdpSocket, StartError> {
-    UdpSocket::receiver(address).map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => StartError::PortInUse {
-            address: *address.ip(),
-            port: address.port(),
-        },
-        _ => StartError::Io {
-            tried: format!("receive on UDP {address}"),
-            source,
-        },
-    })
-}
-
-/// All workers send through the same sockets, so that the source port of a flow does not
-/// depend on the worker it is on. If it did, the receiving host could answer through another
-/// worker of its own, the kernel would move the flow to the TUN queue that the answer was
-/// written to, its port would change, and so on for ever: reordered each time.
-fn senders(options: &Options, workers: usize) -> Result<Arc<[UdpSocket]>, StartError> {
-    let count = (SOURCE_PORTS * workers).clamp(1, MAX_SOURCE_PORTS);
-    (0..count)
-        .map(|_| UdpSocket::sender(options.source))
-        .collect::<Result<_, _>>()
-        .map_err(cannot_send(options))
-}
-
-fn source_ports(senders: &[UdpSocket]) -> Vec<u16> {
-    let addresses = senders
-        .iter()
-        .filter_map(|sender| sender.local_address().ok());
-    addresses.map(|address| address.port()).collect()
-}
-
-fn cannot_send(options: &Options) -> impl FnOnce(io::Error) -> StartError {
-    io_error(format!("send from {}", options.source))
-}
-
-fn io_error(tried: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {
-    let tried = tried.into();
-    move |source| StartError::Io { tried, source }
 }

@@ -1,4 +1,4 @@
-//! Which work is handed to the kernel in large pieces, and whether it does it right.
+//! Which offloads are used, and whether the kernel implements them correctly.
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -10,33 +10,35 @@ use crate::sys::kernel::{self, Version};
 use crate::sys::poll;
 use crate::sys::udp::{MessageHead, ReceiveBatch, SendBatch, UdpSocket};
 
-/// `UDP_GRO` is there since Linux 5.0, and right since this one.
-const JOINS_ON_RECEIVE: Version = Version(5, 12, 0);
-/// Kernels that mangle the headers of equally long datagrams sent by `UDP_SEGMENT`.
-const MANGLES_SEGMENTS: std::ops::Range<Version> = Version(7, 0, 0)..Version(7, 1, 5);
+/// `UDP_GRO` exists since Linux 5.0, but is correct only from this version on.
+const CORRECT_GRO: Version = Version(5, 12, 0);
+/// Kernels that corrupt the headers of datagrams sent by `UDP_SEGMENT`.
+const BROKEN_SEGMENTATION: std::ops::Range<Version> = Version(7, 0, 0)..Version(7, 1, 5);
+/// Loopback delivers at once; this is for a loaded machine.
+const LOOPBACK_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// The four places where packets can pass the kernel in one piece instead of many.
+/// The four places where several packets can pass through the kernel as one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Offloads {
     /// Super-packets are read from the TUN device (TSO, USO).
     pub read: bool,
-    /// Datagrams of one length leave in one message (`UDP_SEGMENT`).
+    /// Datagrams of equal length are sent in one message (`UDP_SEGMENT`).
     pub send: bool,
-    /// The kernel joins datagrams that arrive (`UDP_GRO`).
+    /// The kernel joins received datagrams (`UDP_GRO`).
     pub receive: bool,
     /// Inner segments are merged and written to the TUN device as super-packets.
     pub write: bool,
 }
 
 impl Offloads {
-    /// Everything that the kernel takes.
+    /// All that the kernel supports.
     pub const AUTO: Self = Self {
         read: true,
         send: true,
         receive: true,
         write: true,
     };
-    /// One packet at a time, everywhere.
+    /// None: one packet at a time.
     pub const OFF: Self = Self {
         read: false,
         send: false,
@@ -61,15 +63,15 @@ impl Default for Offloads {
     }
 }
 
-/// A word that is no part.
+/// The text is not a valid list of offloads.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("auto, off, or a list of read, send, receive and write, such as read,send or auto,-write")]
-pub struct UnknownPart;
+pub struct UnknownOffload;
 
 impl FromStr for Offloads {
-    type Err = UnknownPart;
+    type Err = UnknownOffload;
 
-    fn from_str(text: &str) -> Result<Self, UnknownPart> {
+    fn from_str(text: &str) -> Result<Self, UnknownOffload> {
         let mut offloads = Self::OFF;
         for word in text.split(',').map(str::trim) {
             match word {
@@ -80,7 +82,7 @@ impl FromStr for Offloads {
                         Some(name) => (name, false),
                         None => (word, true),
                     };
-                    *offloads.part(name).ok_or(UnknownPart)? = on;
+                    *offloads.part(name).ok_or(UnknownOffload)? = on;
                 }
             }
         }
@@ -108,47 +110,47 @@ impl fmt::Display for Offloads {
     }
 }
 
-/// Why a part is not used although it was asked for.
+/// Why a requested offload is not used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MissingOffload {
-    /// Name of the part.
+    /// Name of the offload.
     pub part: &'static str,
-    /// One sentence for a person.
+    /// The reason, for people.
     pub reason: String,
 }
 
-/// Asks the kernel for what `wanted` has of sockets, and tries whether it works.
+/// Checks the wanted offloads of sockets: whether the kernel has them, and whether they work.
 pub(super) fn probe_sockets(
     wanted: Offloads,
     sender: &UdpSocket,
 ) -> (Offloads, Vec<MissingOffload>) {
     let mut usable = wanted;
-    let mut lacking = Vec::new();
+    let mut missing = Vec::new();
     if wanted.send
         && let Err(reason) = can_send_segments(sender)
     {
         usable.send = false;
-        lacking.push(MissingOffload {
+        missing.push(MissingOffload {
             part: "send",
             reason,
         });
     }
     let version = kernel::version();
-    if wanted.receive && version < JOINS_ON_RECEIVE {
+    if wanted.receive && version < CORRECT_GRO {
         usable.receive = false;
-        lacking.push(MissingOffload {
+        missing.push(MissingOffload {
             part: "receive",
-            reason: format!("kernel {version} joins datagrams wrongly (UDP_GRO before 5.12)"),
+            reason: format!("kernel {version} joins datagrams incorrectly (UDP_GRO before 5.12)"),
         });
     }
-    (usable, lacking)
+    (usable, missing)
 }
 
-/// What the kernel takes of sockets' offloads, tried over loopback without a daemon. Those of
-/// the TUN device show only when one is open.
+/// Checks the offloads of sockets over loopback, without a packet loop. Those of the TUN device
+/// cannot be checked without a device.
 ///
 /// # Errors
-/// When there is no socket to try with.
+/// If no socket can be opened.
 pub fn probe() -> std::io::Result<(Offloads, Vec<MissingOffload>)> {
     let sender = UdpSocket::sender(Ipv4Addr::LOCALHOST)?;
     Ok(probe_sockets(Offloads::AUTO, &sender))
@@ -156,24 +158,24 @@ pub fn probe() -> std::io::Result<(Offloads, Vec<MissingOffload>)> {
 
 fn can_send_segments(sender: &UdpSocket) -> Result<(), String> {
     let version = kernel::version();
-    if MANGLES_SEGMENTS.contains(&version) {
+    if BROKEN_SEGMENTATION.contains(&version) {
         return Err(format!(
-            "kernel {version} mangles datagrams cut by UDP_SEGMENT (fixed in 7.1.5)"
+            "kernel {version} corrupts datagrams sent with UDP_SEGMENT (fixed in 7.1.5)"
         ));
     }
     if !sender.can_segment() {
         return Err(format!("kernel {version} has no UDP_SEGMENT (since 4.18)"));
     }
-    match segments_arrive_whole() {
+    match segments_arrive_intact() {
         Ok(true) => Ok(()),
-        Ok(false) => Err("datagrams cut by UDP_SEGMENT came back changed over loopback".into()),
-        // A loopback that is down tells nothing; a refusal at run time will.
+        Ok(false) => Err("datagrams sent with UDP_SEGMENT over loopback arrived corrupted".into()),
+        // If loopback is down, nothing is known; a refusal at run time will be noticed.
         Err(_) => Ok(()),
     }
 }
 
-/// Sends one message of three datagrams over loopback and looks at what arrives.
-fn segments_arrive_whole() -> std::io::Result<bool> {
+/// Sends one message of three datagrams over loopback and compares what arrives.
+fn segments_arrive_intact() -> std::io::Result<bool> {
     const SEGMENT: usize = 64;
     let any_port = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
     let receiver = UdpSocket::receiver(any_port)?;
@@ -191,7 +193,7 @@ fn segments_arrive_whole() -> std::io::Result<bool> {
     let mut received = ReceiveBatch::new(8, 2048);
     let mut arrived = Vec::new();
     while arrived.len() < content.len() {
-        let [ready] = poll::wait_readable([receiver.as_fd()], Some(Duration::from_millis(200)))?;
+        let [ready] = poll::wait_readable([receiver.as_fd()], Some(LOOPBACK_TIMEOUT))?;
         if !ready {
             return Err(std::io::ErrorKind::TimedOut.into());
         }
@@ -211,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_add_and_take_away() {
+    fn words_add_and_remove_offloads() {
         let only = |name: &str| {
             let mut one = Offloads::OFF;
             *one.part(name).unwrap() = true;
@@ -229,12 +231,12 @@ mod tests {
             assert_eq!(expected.to_string().parse(), Ok(expected), "{text}");
         }
         for text in ["", "gso", "auto,", "--read"] {
-            assert_eq!(text.parse::<Offloads>(), Err(UnknownPart), "{text}");
+            assert_eq!(text.parse::<Offloads>(), Err(UnknownOffload), "{text}");
         }
     }
 
     #[test]
-    fn this_kernel_sends_segments_whole() {
-        assert!(segments_arrive_whole().unwrap());
+    fn this_kernel_sends_segments_intact() {
+        assert!(segments_arrive_intact().unwrap());
     }
 }

@@ -1,8 +1,7 @@
-//! Packets and bytes for each peer, counted by each worker for itself.
+//! Packets and bytes per peer. Each worker has its own counters.
 //!
-//! A worker's counters are pages of cells, made when the first of their peers is counted: an
-//! overlay of ten hosts costs one page, and only hosts with more than a page of peers ever
-//! ask for memory again.
+//! The counters lie in pages, which are allocated when the first of their peers is counted: an
+//! overlay with up to 256 hosts needs one page, and never allocates again.
 
 use std::iter::Sum;
 use std::ops::Sub;
@@ -12,19 +11,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::route::peer::PeerId;
 
 const PAGE_LEN: usize = 256;
-/// Peers with numbers up to 65,535 are counted: as many as a network may have leases.
+/// Enough for peer numbers up to 65,535, the maximum number of leases.
 const PAGES: usize = 256;
 
-/// What passed between this host and a peer: inner IP packets, without encapsulation.
+/// Traffic between this host and a peer: inner IP packets, without encapsulation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PeerTotals {
-    /// Packets encapsulated for it, handed to a socket or dropped there.
+    /// Packets encapsulated for it, whether sent or dropped at the socket.
     pub out_packets: u64,
-    /// Their bytes.
+    /// Bytes of these packets.
     pub out_bytes: u64,
     /// Packets from its public address that passed all checks.
     pub in_packets: u64,
-    /// Their bytes.
+    /// Bytes of these packets.
     pub in_bytes: u64,
 }
 
@@ -50,13 +49,13 @@ impl Sum for PeerTotals {
 impl Sub for PeerTotals {
     type Output = Self;
 
-    /// What came since `earlier`; 0 where that is more.
+    /// The traffic since `earlier`; 0 if that is larger.
     fn sub(self, earlier: Self) -> Self {
         self.with(earlier, u64::saturating_sub)
     }
 }
 
-/// One peer's: half of a cache line, written by one worker alone.
+/// The counters of one peer: half a cache line, written by one worker only.
 #[derive(Debug, Default)]
 #[repr(align(32))]
 struct Cell {
@@ -66,11 +65,12 @@ struct Cell {
     in_bytes: AtomicU64,
 }
 
-type Page = Box<[Cell; PAGE_LEN]>;
+type CounterPage = Box<[Cell; PAGE_LEN]>;
 
-/// One worker's counters. Only the worker writes, with plain loads and stores; anybody reads.
+/// One worker's counters. Only the worker writes, with plain loads and stores; any thread may
+/// read.
 #[derive(Debug)]
-pub struct PeerCounters(Box<[OnceLock<Page>; PAGES]>);
+pub struct PeerCounters(Box<[OnceLock<CounterPage>; PAGES]>);
 
 impl Default for PeerCounters {
     fn default() -> Self {
@@ -79,18 +79,18 @@ impl Default for PeerCounters {
 }
 
 impl PeerCounters {
-    /// Counts packets for a peer; for the owning worker only.
+    /// Counts packets to a peer. Only the owning worker may call it.
     #[inline]
-    pub fn sent(&self, peer: PeerId, packets: u64, bytes: u64) {
+    pub(super) fn sent(&self, peer: PeerId, packets: u64, bytes: u64) {
         if let Some(cell) = self.cell(peer) {
             add(&cell.out_packets, packets);
             add(&cell.out_bytes, bytes);
         }
     }
 
-    /// Counts a packet from a peer; for the owning worker only.
+    /// Counts a packet from a peer. Only the owning worker may call it.
     #[inline]
-    pub fn received(&self, peer: PeerId, bytes: u64) {
+    pub(super) fn received(&self, peer: PeerId, bytes: u64) {
         if let Some(cell) = self.cell(peer) {
             add(&cell.in_packets, 1);
             add(&cell.in_bytes, bytes);
@@ -105,9 +105,7 @@ impl PeerCounters {
         Some(&page[number % PAGE_LEN])
     }
 
-    /// A peer's counters now.
-    #[must_use]
-    pub fn get(&self, peer: PeerId) -> PeerTotals {
+    pub(super) fn get(&self, peer: PeerId) -> PeerTotals {
         let number = peer.0 as usize;
         let page = self.0.get(number / PAGE_LEN).and_then(OnceLock::get);
         let Some(cell) = page.map(|page| &page[number % PAGE_LEN]) else {
@@ -134,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_peer_has_its_own_and_strange_numbers_none() {
+    fn each_peer_is_counted_apart_and_numbers_out_of_range_not_at_all() {
         let counters = PeerCounters::default();
         for number in [0, 255, 256, 65_535] {
             counters.sent(PeerId(number), 2, 100 + u64::from(number));
@@ -159,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn totals_are_added_and_taken_away() {
+    fn totals_are_added_and_subtracted() {
         let part = |number| PeerTotals {
             out_packets: number,
             out_bytes: 10 * number,

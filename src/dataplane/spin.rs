@@ -1,76 +1,74 @@
-//! How long to look for the next packet before going to sleep.
+//! How long to poll for the next packet before going to sleep.
 //!
-//! A sleeping worker costs the next packet a wake-up: two to fifty microseconds, most where
-//! the processor went idle inside a virtual machine. A request and its answer pay that four
-//! times. Looking on for a moment saves it, and is worth it only while packets follow each
-//! other closely: the rule here is that of the kernel's own halt polling
-//! (`Documentation/virt/kvm/halt-polling.rst`): look on after waits that were short, stop after
-//! waits that were long.
+//! A sleeping worker costs the next packet a wake-up: 2 to 50 µs, most where a virtual machine's
+//! CPU went idle. A request and its answer pay that four times. Polling for a moment avoids it,
+//! but is worth the CPU time only while packets follow each other closely. The rule is that of
+//! the kernel's halt polling (`Documentation/virt/kvm/halt-polling.rst`): poll after short
+//! waits, stop after long ones.
 
 use std::time::Duration;
 
-/// Looking on in vain so often, a worker sleeps at once until a wait is short again.
-const PATIENCE: u32 = 4;
-/// Longer than this away at a yield, and somebody else needs the processor.
-const AWAY: Duration = Duration::from_micros(150);
-/// How long nobody looks on after that.
-const RESPITE: Duration = Duration::from_millis(20);
+/// After this many polls in a row without a packet, a worker sleeps at once until a wait is
+/// short again.
+const MAX_MISSES: u32 = 4;
+/// A yield that takes longer than this means that another process needs the CPU.
+const YIELD_LIMIT: Duration = Duration::from_micros(150);
+/// How long not to poll after such a yield.
+const BACKOFF_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Decides, without a clock of its own; times are since some common start.
+/// Adaptive polling. It has no clock of its own: times count from any common start.
 #[derive(Debug, Clone)]
-pub struct Spin {
+pub(super) struct Spin {
     limit: Duration,
-    /// Left before it is given up; 0 is asleep.
-    patience: u32,
+    /// Misses left before polling stops; 0 means that it has stopped.
+    misses_left: u32,
     not_before: Duration,
 }
 
 impl Spin {
-    /// Looks on for at most `limit` at a time; zero never does.
-    #[must_use]
-    pub const fn new(limit: Duration) -> Self {
+    /// Polls for at most `limit` at a time; zero never polls.
+    pub(super) const fn new(limit: Duration) -> Self {
         Self {
             limit,
-            patience: 0,
+            misses_left: 0,
             not_before: Duration::ZERO,
         }
     }
 
-    /// How long to look on now, before sleeping.
-    #[must_use]
-    pub fn budget(&self, now: Duration) -> Duration {
-        if self.patience == 0 || now < self.not_before {
+    /// How long to poll now, before sleeping.
+    pub(super) fn budget(&self, now: Duration) -> Duration {
+        if self.misses_left == 0 || now < self.not_before {
             Duration::ZERO
         } else {
             self.limit
         }
     }
 
-    /// A packet came while we looked on.
-    pub const fn found(&mut self) {
-        self.patience = PATIENCE;
+    /// A packet came while the worker polled.
+    pub(super) const fn hit(&mut self) {
+        self.misses_left = MAX_MISSES;
     }
 
-    /// We looked on in vain.
-    pub const fn missed(&mut self) {
-        self.patience = self.patience.saturating_sub(1);
+    /// No packet came while the worker polled.
+    pub(super) const fn missed(&mut self) {
+        self.misses_left = self.misses_left.saturating_sub(1);
     }
 
-    /// We slept this long until a packet came.
-    pub fn slept(&mut self, waited: Duration) {
+    /// The worker slept this long until a packet came.
+    pub(super) fn slept(&mut self, waited: Duration) {
         if waited <= self.limit {
-            self.patience = PATIENCE;
+            self.misses_left = MAX_MISSES;
         }
     }
 
-    /// A yield took this long, and ended at `now`. Returns whether to go on looking.
-    pub fn yielded(&mut self, took: Duration, now: Duration) -> bool {
-        let wanted_elsewhere = took > AWAY;
-        if wanted_elsewhere {
-            self.patience = 0;
-            self.not_before = now + RESPITE;
+    /// A yield took this long and ended at `now`. Returns whether to go on polling.
+    pub(super) fn yielded(&mut self, took: Duration, now: Duration) -> bool {
+        let contended = took > YIELD_LIMIT;
+        if contended {
+            self.misses_left = 0;
+            self.not_before = now + BACKOFF_INTERVAL;
         }
-        !wanted_elsewhere
+        !contended
     }
 }
 
@@ -82,7 +80,7 @@ mod tests {
     const NOW: Duration = Duration::from_secs(1);
 
     #[test]
-    fn only_short_waits_make_it_look_on() {
+    fn only_short_waits_start_polling() {
         let mut spin = Spin::new(LIMIT);
         assert_eq!(spin.budget(NOW), Duration::ZERO);
         spin.slept(LIMIT * 2);
@@ -92,36 +90,36 @@ mod tests {
     }
 
     #[test]
-    fn in_vain_too_often_and_it_sleeps() {
+    fn repeated_misses_stop_polling() {
         let mut spin = Spin::new(LIMIT);
         spin.slept(LIMIT);
-        for _ in 0..PATIENCE - 1 {
+        for _ in 0..MAX_MISSES - 1 {
             spin.missed();
             assert_eq!(spin.budget(NOW), LIMIT);
         }
-        spin.found();
-        for _ in 0..PATIENCE {
+        spin.hit();
+        for _ in 0..MAX_MISSES {
             spin.missed();
         }
         assert_eq!(spin.budget(NOW), Duration::ZERO);
     }
 
     #[test]
-    fn it_makes_way_for_others() {
+    fn a_long_yield_stops_polling_for_a_while() {
         let mut spin = Spin::new(LIMIT);
-        spin.found();
+        spin.hit();
         assert!(spin.yielded(Duration::from_micros(3), NOW));
-        assert!(!spin.yielded(AWAY * 2, NOW));
+        assert!(!spin.yielded(YIELD_LIMIT * 2, NOW));
         spin.slept(LIMIT);
-        assert_eq!(spin.budget(NOW + RESPITE / 2), Duration::ZERO);
-        assert_eq!(spin.budget(NOW + RESPITE), LIMIT);
+        assert_eq!(spin.budget(NOW + BACKOFF_INTERVAL / 2), Duration::ZERO);
+        assert_eq!(spin.budget(NOW + BACKOFF_INTERVAL), LIMIT);
     }
 
     #[test]
-    fn a_limit_of_zero_never_looks_on() {
+    fn a_limit_of_zero_never_polls() {
         let mut spin = Spin::new(Duration::ZERO);
         spin.slept(Duration::from_micros(1));
-        spin.found();
+        spin.hit();
         assert_eq!(spin.budget(NOW), Duration::ZERO);
     }
 }

@@ -2,45 +2,38 @@
 
 use super::sync::atomic::{AtomicBool, Ordering};
 
-/// Something that a sleeping worker waits for, and that stays awake once woken.
-pub trait Wake {
-    /// Wakes all who wait, and all who will.
+/// Wakes sleeping workers. Once woken it stays so: later waits return at once.
+pub(crate) trait Wake {
     fn wake(&self);
 }
 
-/// Set once, seen by workers between drains and while they wait.
+/// A flag that is set once. Workers check it between drains, and wait for `wake` when idle.
 #[derive(Debug)]
-pub struct Stop<W> {
+pub(crate) struct Stop<W> {
     set: AtomicBool,
     wake: W,
 }
 
 impl<W: Wake> Stop<W> {
-    /// Not set yet.
-    #[must_use]
-    pub fn new(wake: W) -> Self {
+    pub(crate) fn new(wake: W) -> Self {
         Self {
             set: AtomicBool::new(false),
             wake,
         }
     }
 
-    /// Tells all.
-    pub fn set(&self) {
-        // First the flag: who is woken must find it.
+    /// Tells all workers to end.
+    pub(crate) fn set(&self) {
+        // The flag first: a worker that is woken must find it set.
         self.set.store(true, Ordering::Release);
         self.wake.wake();
     }
 
-    /// Whether it was set.
-    #[must_use]
-    pub fn is_set(&self) -> bool {
+    pub(crate) fn is_set(&self) -> bool {
         self.set.load(Ordering::Acquire)
     }
 
-    /// What to wait for.
-    #[must_use]
-    pub const fn wake(&self) -> &W {
+    pub(crate) const fn wake(&self) -> &W {
         &self.wake
     }
 }

@@ -1,5 +1,5 @@
-//! What threads share, by one name: `tests/unprivileged/models.rs` puts loom's in its place, and tries
-//! every order in which threads can meet.
+//! Locks and atomics of what threads share. `tests/unprivileged/models.rs` puts loom's in their
+//! place and explores the interleavings of threads.
 
-pub use std::sync::Mutex;
-pub use std::sync::atomic;
+pub(super) use std::sync::Mutex;
+pub(super) use std::sync::atomic;

@@ -1,8 +1,8 @@
-//! Taps: what the packet loop shows to whoever captures.
+//! Packet captures.
 //!
-//! With no tap, a drain costs one relaxed load. With one, packets that its filter wants are
-//! copied into a bounded queue; when that is full, they are not captured, and counted as
-//! missed. Forwarding never waits for a reader.
+//! Without a tap, captures cost one relaxed load per drain. With one, packets that match its
+//! filter are copied into a bounded queue. When it is full they are not captured, and counted
+//! as missed: forwarding never waits for a reader.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
@@ -17,28 +17,28 @@ use crate::dataplane::generation::{Cached, GenerationCell};
 use crate::wire::ipv4::Packet;
 use crate::wire::vxlan::ENCAP_LEN;
 
-/// Packets that may wait for the reader.
+/// Packets in the queue of a tap.
 const QUEUE_PACKETS: usize = 8192;
-/// Their bytes.
+/// Bytes in the queue of a tap.
 const QUEUE_BYTES: usize = 16 << 20;
 
-/// Where a packet was seen.
+/// Where a packet was observed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ObservationPoint {
     /// At the device: an IPv4 packet.
     Inner,
-    /// At the UDP socket: a VXLAN frame, from the VXLAN header on.
+    /// At the UDP socket: a frame, from the VXLAN header on.
     Outer {
-        /// The other host.
+        /// Address and port of the other host.
         remote: SocketAddrV4,
-        /// Our port.
+        /// Local port.
         port: u16,
         /// Outer type of service.
         tos: u8,
     },
 }
 
-/// Which way it went.
+/// Direction of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// From the network to the containers.
@@ -47,16 +47,16 @@ pub enum Direction {
     Out,
 }
 
-/// A packet as a worker sees it, in up to two pieces.
+/// A packet that a worker has observed, in up to two pieces.
 #[derive(Debug, Clone, Copy)]
 pub struct Observation<'a> {
-    /// Where.
+    /// Where it was observed.
     pub point: ObservationPoint,
-    /// Which way.
+    /// Its direction.
     pub direction: Direction,
     /// Its bytes.
     pub pieces: [&'a [u8]; 2],
-    /// Why it went no further.
+    /// Why it was dropped.
     pub dropped: Option<Counter>,
 }
 
@@ -65,13 +65,13 @@ impl Observation<'_> {
         self.pieces[0].len() + self.pieces[1].len()
     }
 
-    /// Inner source and destination, where there is an inner packet.
+    /// Inner source and destination, if there is an inner packet.
     fn inner_addresses(&self) -> Option<(Ipv4Addr, Ipv4Addr)> {
         let skip = match self.point {
             ObservationPoint::Inner => 0,
             ObservationPoint::Outer { .. } => ENCAP_LEN,
         };
-        // The header of a datagram in two pieces lies in the first.
+        // If there are two pieces, the first holds the headers.
         let bytes = self.pieces.iter().find(|piece| !piece.is_empty())?;
         let addresses = bytes.get(skip + 12..skip + 20)?;
         let (source, destination) = addresses.split_first_chunk::<4>()?;
@@ -80,25 +80,25 @@ impl Observation<'_> {
     }
 }
 
-/// What a capture wants.
+/// Which packets a capture records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CaptureFilter {
     /// Packets at the device.
     pub inner: bool,
     /// Frames at the socket.
     pub outer: bool,
-    /// Only those of this peer: its address, and its subnet where it has one.
+    /// Only those of this peer: its address, and its subnet if known.
     pub peer: Option<(Ipv4Addr, Option<Ipv4Net>)>,
     /// Only those with this inner source or destination.
     pub host: Option<Ipv4Addr>,
-    /// Only those that went no further.
+    /// Only dropped packets.
     pub dropped: bool,
-    /// Bytes of a packet that are kept.
+    /// Bytes that are kept of each packet.
     pub snap_len: usize,
 }
 
 impl CaptureFilter {
-    fn wants(&self, observation: &Observation<'_>) -> bool {
+    fn matches(&self, observation: &Observation<'_>) -> bool {
         let view = match observation.point {
             ObservationPoint::Inner => self.inner,
             ObservationPoint::Outer { .. } => self.outer,
@@ -121,24 +121,24 @@ impl CaptureFilter {
     }
 }
 
-/// A packet on its way to the reader.
+/// A packet in the queue of a tap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CapturedPacket {
-    /// When, in nanoseconds since 1970.
+    /// Time of capture in nanoseconds since 1970.
     pub nanoseconds: u64,
-    /// Where.
+    /// Where it was observed.
     pub point: ObservationPoint,
-    /// Which way.
+    /// Its direction.
     pub direction: Direction,
-    /// The first bytes.
+    /// Its first bytes.
     pub bytes: Vec<u8>,
-    /// Its whole length in bytes.
+    /// Its full length in bytes.
     pub len: usize,
-    /// Why it went no further.
+    /// Why it was dropped.
     pub dropped: Option<Counter>,
 }
 
-/// One capture's queue.
+/// The queue of one capture.
 #[derive(Debug)]
 pub struct Tap {
     filter: CaptureFilter,
@@ -157,8 +157,8 @@ impl Tap {
         }
     }
 
-    fn take(&self, observation: &Observation<'_>) {
-        if !self.filter.wants(observation) {
+    fn capture(&self, observation: &Observation<'_>) {
+        if !self.filter.matches(observation) {
             return;
         }
         let kept = observation.len().min(self.filter.snap_len);
@@ -193,7 +193,7 @@ impl Tap {
         self.missed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The next packet, if one waits.
+    /// The oldest packet in the queue.
     #[must_use]
     pub fn next(&self) -> Option<CapturedPacket> {
         let captured = self.queue.pop()?;
@@ -202,20 +202,20 @@ impl Tap {
         Some(captured)
     }
 
-    /// Packets that wait for the reader now.
+    /// Packets in the queue.
     #[must_use]
     pub fn waiting(&self) -> u64 {
         self.queue.len() as u64
     }
 
-    /// Packets that were not captured, because the reader was too slow.
+    /// Packets that were not captured because the queue was full.
     #[must_use]
     pub fn missed(&self) -> u64 {
         self.missed.load(Ordering::Relaxed)
     }
 }
 
-/// All taps of a packet loop; clones are the same.
+/// All taps of a packet loop. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Taps(Arc<GenerationCell<Vec<Arc<Tap>>>>);
 
@@ -226,7 +226,7 @@ impl Default for Taps {
 }
 
 impl Taps {
-    /// Begins a capture; it ends when the guard is dropped.
+    /// Starts a capture. It ends when the returned value is dropped.
     #[must_use]
     pub fn open(&self, filter: CaptureFilter) -> OpenTap {
         let tap = Arc::new(Tap::new(filter));
@@ -237,13 +237,13 @@ impl Taps {
         }
     }
 
-    /// Whether somebody captures what comes to the socket.
+    /// Whether a capture records packets at the socket.
     #[must_use]
     pub fn is_outer_observed(&self) -> bool {
         self.0.with(|list| list.iter().any(|tap| tap.filter.outer))
     }
 
-    /// A worker's own view of them.
+    /// A worker's handle.
     #[must_use]
     pub fn observer(&self) -> Observer {
         Observer {
@@ -253,7 +253,7 @@ impl Taps {
     }
 }
 
-/// A capture that runs.
+/// A running capture.
 #[derive(Debug)]
 pub struct OpenTap {
     taps: Taps,
@@ -276,7 +276,7 @@ impl Drop for OpenTap {
     }
 }
 
-/// What a worker holds: the taps as of its last look.
+/// A worker's handle: the taps as of its last refresh.
 #[derive(Debug)]
 pub struct Observer {
     taps: Taps,
@@ -284,34 +284,39 @@ pub struct Observer {
 }
 
 impl Observer {
-    /// Looks whether there are others now. To be called once a drain.
+    /// Takes over new taps. Call it once per drain.
     #[inline]
     pub fn refresh(&mut self) {
         self.taps.0.refresh(&mut self.list);
     }
 
-    /// Whether anybody captures.
+    /// Whether there is a capture.
     #[must_use]
     #[inline]
-    pub const fn is_open(&self) -> bool {
+    pub const fn is_active(&self) -> bool {
         !self.list.value.is_empty()
     }
 
-    /// Shows a packet to all who capture.
+    /// Shows a packet to all captures.
     #[cold]
-    pub fn show(&self, observation: &Observation<'_>) {
+    pub fn report(&self, observation: &Observation<'_>) {
         for tap in &self.list.value {
-            tap.take(observation);
+            tap.capture(observation);
         }
     }
 
-    /// Shows a packet at the device.
+    /// Shows a packet at the device to all captures.
     #[inline]
-    pub fn show_inner(&self, direction: Direction, packet: &[u8], dropped: Option<Counter>) {
-        if self.is_open() {
-            // Behind the packet there may be padding.
+    pub(crate) fn report_inner(
+        &self,
+        direction: Direction,
+        packet: &[u8],
+        dropped: Option<Counter>,
+    ) {
+        if self.is_active() {
+            // Cut off padding.
             let packet = Packet::new_checked(packet).map_or(packet, |checked| checked.bytes());
-            self.show(&Observation {
+            self.report(&Observation {
                 point: ObservationPoint::Inner,
                 direction,
                 pieces: [packet, &[]],
@@ -363,64 +368,67 @@ mod tests {
     }
 
     #[test]
-    fn packets_are_shown_from_opening_to_dropping() {
+    fn a_capture_lasts_from_opening_to_dropping() {
         let taps = Taps::default();
         let mut observer = taps.observer();
         observer.refresh();
-        assert!(!observer.is_open());
+        assert!(!observer.is_active());
         let tap = taps.open(ALL);
         observer.refresh();
         let bytes = packet([10, 5, 1, 2], [10, 5, 2, 2]);
-        observer.show_inner(Direction::Out, &bytes, Some(Counter::OutNoRoute));
+        observer.report_inner(Direction::Out, &bytes, Some(Counter::OutNoRoute));
         let seen = tap.next().unwrap();
         assert_eq!((&seen.bytes, seen.len), (&bytes, 24));
         assert_eq!(seen.dropped, Some(Counter::OutNoRoute));
         assert!(tap.next().is_none());
         drop(tap);
         observer.refresh();
-        assert!(!observer.is_open());
+        assert!(!observer.is_active());
     }
 
     #[test]
-    fn a_filter_looks_at_both_headers() {
+    fn a_filter_matches_both_headers() {
         let ours = frame([10, 5, 2, 9], [10, 5, 1, 2]);
         let peer = CaptureFilter {
             peer: Some((*REMOTE.ip(), "10.5.2.0/24".parse().ok())),
             ..ALL
         };
-        assert!(peer.wants(&outer(&ours, REMOTE)));
-        let stranger = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 9), 1);
-        assert!(peer.wants(&outer(&ours, stranger)), "by the inner address");
+        assert!(peer.matches(&outer(&ours, REMOTE)));
+        let other_host = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 9), 1);
+        assert!(
+            peer.matches(&outer(&ours, other_host)),
+            "by the inner address"
+        );
         let other = frame([10, 5, 3, 9], [10, 5, 1, 2]);
-        assert!(!peer.wants(&outer(&other, stranger)));
-        assert!(peer.wants(&outer(&[1, 2], REMOTE)), "too short for more");
+        assert!(!peer.matches(&outer(&other, other_host)));
+        assert!(peer.matches(&outer(&[1, 2], REMOTE)), "too short for more");
         let host = CaptureFilter {
             host: Some(Ipv4Addr::new(10, 5, 1, 2)),
             ..ALL
         };
-        assert!(host.wants(&outer(&ours, REMOTE)));
-        assert!(!host.wants(&outer(&[1, 2], REMOTE)));
+        assert!(host.matches(&outer(&ours, REMOTE)));
+        assert!(!host.matches(&outer(&[1, 2], REMOTE)));
         let dropped = CaptureFilter {
             dropped: true,
             ..ALL
         };
-        assert!(!dropped.wants(&outer(&ours, REMOTE)));
+        assert!(!dropped.matches(&outer(&ours, REMOTE)));
         let inner = CaptureFilter {
             outer: false,
             ..ALL
         };
-        assert!(!inner.wants(&outer(&ours, REMOTE)));
+        assert!(!inner.matches(&outer(&ours, REMOTE)));
     }
 
     #[test]
-    fn a_slow_reader_misses_packets_and_nobody_waits() {
+    fn a_slow_reader_misses_packets() {
         let taps = Taps::default();
         let tap = taps.open(ALL);
         let mut observer = taps.observer();
         observer.refresh();
         let bytes = frame([10, 5, 1, 2], [10, 5, 2, 2]);
         for _ in 0..QUEUE_PACKETS + 10 {
-            observer.show(&outer(&bytes, REMOTE));
+            observer.report(&outer(&bytes, REMOTE));
         }
         assert_eq!(tap.missed(), 10);
         assert_eq!(std::iter::from_fn(|| tap.next()).count(), QUEUE_PACKETS);
@@ -432,19 +440,19 @@ mod tests {
         let tap = taps.open(whole);
         observer.refresh();
         for _ in 0..20 {
-            observer.show(&outer(&large, REMOTE));
+            observer.report(&outer(&large, REMOTE));
         }
         assert_eq!(tap.missed(), 4);
         assert_eq!(tap.bytes.load(Ordering::Relaxed), QUEUE_BYTES);
     }
 
     #[test]
-    fn what_is_kept_is_cut_and_pieces_are_joined() {
+    fn captured_bytes_are_cut_and_pieces_joined() {
         let taps = Taps::default();
         let tap = taps.open(CaptureFilter { snap_len: 5, ..ALL });
         let mut observer = taps.observer();
         observer.refresh();
-        observer.show(&Observation {
+        observer.report(&Observation {
             pieces: [&[1, 2, 3], &[4, 5, 6, 7]],
             ..outer(&[], REMOTE)
         });

@@ -22,7 +22,7 @@ use self::writes::{Entry, Member};
 use crate::wire::checksum::Checksummer;
 use crate::wire::vnet_hdr::VnetHdr;
 
-pub use self::single::{classify_flat_giant, classify_partial};
+pub use self::single::{classify_partial, classify_unsegmented_udp};
 pub use self::writes::{Packets, Pieces, Write, Writes};
 
 /// How many flows can be merged at a time; the one idle for longest makes room.
@@ -197,7 +197,7 @@ impl Coalescer {
     }
 
     /// Takes the next packet as one to be written as it is, behind `vnet`: a super-packet
-    /// which a peer's kernel handed over whole (see [`classify_flat_giant`]).
+    /// which a peer's kernel handed over whole (see [`classify_unsegmented_udp`]).
     ///
     /// # Errors
     /// If `packet` is not inside of `arena`. Nothing is changed then.

@@ -1,4 +1,4 @@
-//! Who is where: the lock-free route table, pure.
+//! The lock-free route table: which subnet lies behind which peer. No I/O.
 #![forbid(unsafe_code)]
 
 pub mod peer;

@@ -4,21 +4,21 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use crate::wire::MacAddr;
 
-/// Where packets for a subnet go: 16 bytes, so that four share a cache line and 65,536 of
-/// them lie in a mebibyte.
+/// The destination of packets for a subnet: 16 bytes, so that four share a cache line and
+/// 65,536 fit into 1 MiB.
 ///
-/// The 22 bytes before the inner packet are [`crate::wire::vxlan::EncapTemplate`] with
-/// this peer's MAC filled in; keeping them here would double the table and gain nothing.
+/// The 22 bytes before the inner packet are [`crate::wire::vxlan::EncapTemplate`] with this
+/// MAC filled in. Storing them here would more than double the table and gain nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RemoteVtep {
     address: Ipv4Addr,
-    /// 0 marks a vacant slot of the table; no peer has it.
+    /// 0 marks a vacant slot of the table.
     port: u16,
     vtep_mac: MacAddr,
     id: PeerId,
 }
 
-/// A small number for a peer, the index of its counters.
+/// A small number for a peer: the index of its counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PeerId(pub u32);
 
@@ -30,7 +30,7 @@ impl RemoteVtep {
         id: PeerId(0),
     };
 
-    /// A peer, or `None` where the port is 0: no datagram can go there.
+    /// `None` if the port is 0.
     #[must_use]
     pub fn new(endpoint: SocketAddrV4, vtep_mac: MacAddr, id: PeerId) -> Option<Self> {
         (endpoint.port() != 0).then_some(Self {
@@ -41,7 +41,7 @@ impl RemoteVtep {
         })
     }
 
-    /// Where its datagrams go.
+    /// Destination of the outer packets.
     #[must_use]
     #[inline]
     pub const fn endpoint(&self) -> SocketAddrV4 {

@@ -1,4 +1,4 @@
-//! The one atomic pointer to the current snapshot.
+//! The atomic pointer to the current snapshot.
 
 use std::sync::Arc;
 
@@ -6,13 +6,13 @@ use arc_swap::{ArcSwap, Cache};
 
 use super::table::{Change, RouteTable};
 
-/// Hands snapshots from the control side to the packet workers. Readers take no lock and
-/// never wait; the last reader of an old snapshot frees it.
+/// Passes snapshots from the control side to the packet workers. Readers take no lock and never
+/// wait. The last reader of an old snapshot frees it.
 #[derive(Debug, Clone)]
 pub struct Routes(Arc<ArcSwap<RouteTable>>);
 
-/// A worker's view: it keeps the snapshot of its last look, and looks at the pointer each time
-/// it is asked, which is one atomic load while nothing changes.
+/// A worker's handle. It caches the snapshot and checks the pointer on each access, which costs
+/// one atomic load while nothing changes.
 #[derive(Debug, Clone)]
 pub struct RouteReader(Cache<Arc<ArcSwap<RouteTable>>, Arc<RouteTable>>);
 
@@ -23,13 +23,14 @@ impl Routes {
         Self(Arc::new(ArcSwap::from_pointee(table)))
     }
 
-    /// Publishes the current snapshot with these changes. One writer at a time: the
-    /// control side owns this handle's writing end.
+    /// Publishes the current snapshot with these changes. There must be only one writer: the
+    /// control side.
     pub fn apply(&self, changes: impl IntoIterator<Item = Change>) {
         self.0.store(Arc::new(self.0.load().with(changes)));
     }
 
-    /// Publishes a snapshot made from the current one; same rule.
+    /// Publishes a snapshot that was derived from the current one. There must be only one
+    /// writer.
     pub fn publish(&self, table: RouteTable) {
         self.0.store(Arc::new(table));
     }
@@ -40,7 +41,7 @@ impl Routes {
         self.0.load_full()
     }
 
-    /// A view for a worker.
+    /// A handle for a worker.
     #[must_use]
     pub fn reader(&self) -> RouteReader {
         RouteReader(Cache::new(Arc::clone(&self.0)))
@@ -48,7 +49,7 @@ impl Routes {
 }
 
 impl RouteReader {
-    /// The current snapshot: one atomic load, and a reference count only when it changed.
+    /// The current snapshot. Reference counts are touched only after a change.
     #[inline]
     pub fn current(&mut self) -> &RouteTable {
         self.0.load()
@@ -71,9 +72,6 @@ mod tests {
             crate::route::peer::RemoteVtep::new(endpoint, Default::default(), Default::default());
         routes.apply([("10.0.1.0/24".parse().unwrap(), peer)]);
         assert_eq!(reader.current().len(), 1);
-        assert!(
-            old.upgrade().is_none(),
-            "nobody holds the first snapshot any more"
-        );
+        assert!(old.upgrade().is_none(), "the first snapshot is freed");
     }
 }

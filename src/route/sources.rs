@@ -1,11 +1,11 @@
-//! From where peers send: their public addresses, as a sorted list.
+//! The public addresses of peers, as a sorted list.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use super::peer::{PeerId, RemoteVtep};
 
-/// An address, the number of subnets behind it, and the peer that has the youngest of them.
+/// An address, the number of subnets behind it, and the peer of the newest of them.
 #[derive(Debug, Clone, Copy)]
 struct Source {
     address: u32,
@@ -13,7 +13,7 @@ struct Source {
     peer: PeerId,
 }
 
-/// Sorted by address. A clone shares the list; a change copies it, 12 bytes for each peer.
+/// Sorted by address. Clones share the list; a change copies it, 12 bytes per peer.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Sources(Arc<Vec<Source>>);
 
@@ -21,20 +21,20 @@ impl Sources {
     /// The peer that has this address.
     #[inline]
     pub(super) fn get(&self, address: Ipv4Addr) -> Option<PeerId> {
-        let at = self.place(address.to_bits()).ok()?;
+        let at = self.search(address.to_bits()).ok()?;
         Some(self.0[at].peer)
     }
 
-    /// All addresses, rising.
+    /// All addresses in ascending order.
     pub(super) fn iter(&self) -> impl Iterator<Item = Ipv4Addr> {
         self.0
             .iter()
             .map(|source| Ipv4Addr::from_bits(source.address))
     }
 
-    /// A subnet moved from behind one peer to behind another. Returns an address, and the peer
-    /// it is still known as, which may be gone, where there are others behind the address: it
-    /// wants [`Self::rename`].
+    /// A subnet moved from one peer to another. If the old peer's address has more subnets and
+    /// still refers to the old peer, which may be gone, returns both: the caller then has to
+    /// call [`Self::rename`].
     pub(super) fn replace(
         &mut self,
         before: &RemoteVtep,
@@ -56,23 +56,23 @@ impl Sources {
         is_stale.then_some((address, before.id()))
     }
 
-    /// The peer that an address is known as from now on.
+    /// Changes the peer of an address.
     pub(super) fn rename(&mut self, address: Ipv4Addr, peer: PeerId) {
-        if let Ok(at) = self.place(address.to_bits()) {
+        if let Ok(at) = self.search(address.to_bits()) {
             Arc::make_mut(&mut self.0)[at].peer = peer;
         }
     }
 
-    fn place(&self, address: u32) -> Result<usize, usize> {
+    fn search(&self, address: u32) -> Result<usize, usize> {
         self.0
             .binary_search_by_key(&address, |source| source.address)
     }
 
     fn add(&mut self, peer: &RemoteVtep) {
         let address = peer.endpoint().ip().to_bits();
-        let place = self.place(address);
+        let position = self.search(address);
         let list = Arc::make_mut(&mut self.0);
-        match place {
+        match position {
             Ok(at) => {
                 list[at].subnets += 1;
                 list[at].peer = peer.id();
@@ -88,9 +88,9 @@ impl Sources {
         }
     }
 
-    /// Returns whether there are others behind the address.
+    /// Returns whether the address has more subnets.
     fn remove(&mut self, address: u32) -> bool {
-        let Ok(at) = self.place(address) else {
+        let Ok(at) = self.search(address) else {
             return false;
         };
         let list = Arc::make_mut(&mut self.0);
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_known_as_long_as_one_subnet_is_behind_it() {
+    fn an_address_is_known_as_long_as_it_has_a_subnet() {
         let mut sources = Sources::default();
         let known = |sources: &Sources, last| sources.get(Ipv4Addr::new(192, 0, 2, last)).is_some();
         sources.replace(&RemoteVtep::VACANT, Some(&peer(1)));
@@ -128,12 +128,12 @@ mod tests {
         sources.replace(&RemoteVtep::VACANT, None);
         assert!(
             known(&snapshot, 1) && !known(&snapshot, 2),
-            "snapshots stay"
+            "snapshots do not change"
         );
     }
 
     #[test]
-    fn the_peer_behind_an_address_is_known() {
+    fn the_peer_of_an_address_is_found() {
         let mut sources = Sources::default();
         let numbered = |id| {
             let endpoint = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 8472);

@@ -1,10 +1,10 @@
 //! The immutable route snapshot and its lookup.
 //!
-//! Leases of one network share a length (`SubnetLen`), so the subnet's number inside the
-//! network is an index: a lookup is two loads, whatever the number of leases. Pages of
-//! the index are shared between snapshots, so that a change copies one page and the list
-//! of pages, not the table. Prefixes of another length, which other writers may leave
-//! behind, are kept aside and found by binary search.
+//! All leases of a network have the same prefix length (`SubnetLen`), so the number of a subnet
+//! in the network is an index: a lookup is two loads, whatever the number of leases. Snapshots
+//! share the pages of the index, so that a change copies one page and the list of pages. Leases
+//! of another length, which other writers may leave behind, are kept apart and found by binary
+//! search.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -16,32 +16,31 @@ use super::sources::Sources;
 
 const PAGE_BITS: u32 = 8;
 const PAGE_LEN: usize = 1 << PAGE_BITS;
-/// Larger networks (of more than 2^24 subnets, like a /2 in /30s) go without the index.
+/// Larger networks (more than 2^24 subnets, such as a /2 of /30s) have no index.
 const MAX_INDEX_BITS: u32 = 24;
 
-type Page = [RemoteVtep; PAGE_LEN];
+type PeerPage = [RemoteVtep; PAGE_LEN];
 
-/// A snapshot: which prefix lies behind which peer. It never changes; [`RouteTable::with`]
-/// makes the next one.
+/// A snapshot of the routes. It never changes; [`RouteTable::with`] creates the next one.
 #[derive(Debug, Clone)]
 pub struct RouteTable {
     network: Ipv4Net,
     subnet_len: u8,
     base: u32,
     shift: u32,
-    pages: Vec<Arc<Page>>,
-    /// Prefixes that are not of the network's subnet length or lie outside it, longest
-    /// first, each list sorted by address.
-    odd: Vec<(u8, Vec<(u32, RemoteVtep)>)>,
+    pages: Vec<Arc<PeerPage>>,
+    /// Prefixes of another length or outside of the network: lists by prefix length, longest
+    /// first, each sorted by address.
+    irregular: Vec<(u8, Vec<(u32, RemoteVtep)>)>,
     sources: Sources,
     len: usize,
 }
 
-/// One change of the table: a prefix gets this peer, or loses its own.
+/// A change of the table: the new peer of a prefix, or its removal.
 pub type Change = (Ipv4Net, Option<RemoteVtep>);
 
 impl RouteTable {
-    /// A table without routes for a network whose subnets have this length.
+    /// A table without routes for a network with subnets of this length.
     #[must_use]
     pub fn empty(network: Ipv4Net, subnet_len: u8) -> Self {
         let network = network.trunc();
@@ -58,13 +57,13 @@ impl RouteTable {
             base: network.network().to_bits(),
             shift: 32 - u32::from(subnet_len.clamp(1, 32)),
             pages: vec![vacant; subnets.div_ceil(PAGE_LEN)],
-            odd: Vec::new(),
+            irregular: Vec::new(),
             sources: Sources::default(),
             len: 0,
         }
     }
 
-    /// The peer behind an address: no lock, no allocation.
+    /// The peer whose subnet contains an address. Takes no lock and allocates nothing.
     #[must_use]
     #[inline]
     pub fn lookup(&self, destination: Ipv4Addr) -> Option<&RemoteVtep> {
@@ -75,16 +74,16 @@ impl RouteTable {
                 return Some(peer);
             }
         }
-        if self.odd.is_empty() {
+        if self.irregular.is_empty() {
             None
         } else {
-            self.lookup_odd(destination.to_bits())
+            self.lookup_irregular(destination.to_bits())
         }
     }
 
     #[cold]
-    fn lookup_odd(&self, destination: u32) -> Option<&RemoteVtep> {
-        self.odd.iter().find_map(|(prefix_len, routes)| {
+    fn lookup_irregular(&self, destination: u32) -> Option<&RemoteVtep> {
+        self.irregular.iter().find_map(|(prefix_len, routes)| {
             let prefix = destination & mask(*prefix_len);
             let at = routes
                 .binary_search_by_key(&prefix, |(network, _)| *network)
@@ -93,8 +92,8 @@ impl RouteTable {
         })
     }
 
-    /// The next snapshot: this one with the changes, in order. Removing what is absent
-    /// changes nothing.
+    /// The next snapshot: this one with the changes applied in order. Removing an absent prefix
+    /// has no effect.
     #[must_use]
     pub fn with(&self, changes: impl IntoIterator<Item = Change>) -> Self {
         let mut next = self.clone();
@@ -103,7 +102,7 @@ impl RouteTable {
             let prefix = prefix.trunc();
             let before = match next.slot(prefix) {
                 Some(slot) => std::mem::replace(slot, peer.unwrap_or(RemoteVtep::VACANT)),
-                None => next.change_odd(prefix, peer),
+                None => next.change_irregular(prefix, peer),
             };
             stale.extend(next.sources.replace(&before, peer.as_ref()));
             match (before.is_vacant(), peer.is_none()) {
@@ -112,7 +111,7 @@ impl RouteTable {
                 _ => {}
             }
         }
-        // Rare: two leases behind one address, and the younger one is gone.
+        // Rare: an address has two leases, and the newer one was removed.
         for (address, gone) in stale {
             if next.sources.get(address) != Some(gone) {
                 continue;
@@ -135,19 +134,19 @@ impl RouteTable {
         Some(&mut Arc::make_mut(page)[number & (PAGE_LEN - 1)])
     }
 
-    fn change_odd(&mut self, prefix: Ipv4Net, peer: Option<RemoteVtep>) -> RemoteVtep {
+    fn change_irregular(&mut self, prefix: Ipv4Net, peer: Option<RemoteVtep>) -> RemoteVtep {
         let (length, network) = (prefix.prefix_len(), prefix.network().to_bits());
-        let at = match self.odd.binary_search_by(|(len, _)| length.cmp(len)) {
+        let at = match self.irregular.binary_search_by(|(len, _)| length.cmp(len)) {
             Ok(at) => at,
             Err(_) if peer.is_none() => return RemoteVtep::VACANT,
             Err(at) => {
-                self.odd.insert(at, (length, Vec::new()));
+                self.irregular.insert(at, (length, Vec::new()));
                 at
             }
         };
-        let routes = &mut self.odd[at].1;
-        let place = routes.binary_search_by_key(&network, |(known, _)| *known);
-        let before = match (place, peer) {
+        let routes = &mut self.irregular[at].1;
+        let position = routes.binary_search_by_key(&network, |(known, _)| *known);
+        let before = match (position, peer) {
             (Ok(i), Some(peer)) => std::mem::replace(&mut routes[i].1, peer),
             (Ok(i), None) => routes.remove(i).1,
             (Err(i), Some(peer)) => {
@@ -157,20 +156,19 @@ impl RouteTable {
             (Err(_), None) => RemoteVtep::VACANT,
         };
         if routes.is_empty() {
-            self.odd.remove(at);
+            self.irregular.remove(at);
         }
         before
     }
 
-    /// The peer whose packets come from this address; where it has several subnets, as the
-    /// one that was published last.
+    /// The peer that sends from this address. If there are several, the one published last.
     #[must_use]
     #[inline]
     pub fn source(&self, address: Ipv4Addr) -> Option<PeerId> {
         self.sources.get(address)
     }
 
-    /// The addresses that peers' packets come from, each once.
+    /// The addresses that peers send from, each once.
     pub fn sources(&self) -> impl Iterator<Item = Ipv4Addr> {
         self.sources.iter()
     }
@@ -187,14 +185,15 @@ impl RouteTable {
         self.len == 0
     }
 
-    /// The first address of the subnet that an address is in: of a peer's subnet, its VTEP's.
+    /// The first address of the subnet that contains an address. In a peer's subnet it is that
+    /// of the VTEP.
     #[must_use]
     pub fn subnet_address(&self, address: Ipv4Addr) -> Ipv4Addr {
         let mask = u32::MAX.checked_shl(self.shift).unwrap_or(0);
         Ipv4Addr::from_bits(address.to_bits() & mask)
     }
 
-    /// All routes, for people and tests; costs a walk over the whole network.
+    /// All routes. It visits every slot of the index.
     pub fn iter(&self) -> impl Iterator<Item = (Ipv4Net, &RemoteVtep)> {
         let indexed = self.pages.iter().flat_map(|page| page.iter()).enumerate();
         let regular = indexed
@@ -206,7 +205,7 @@ impl RouteTable {
                     peer,
                 ))
             });
-        let odd = self.odd.iter().flat_map(|(length, routes)| {
+        let irregular = self.irregular.iter().flat_map(|(length, routes)| {
             routes.iter().filter_map(|(network, peer)| {
                 Some((
                     Ipv4Net::new(Ipv4Addr::from_bits(*network), *length).ok()?,
@@ -214,7 +213,7 @@ impl RouteTable {
                 ))
             })
         });
-        regular.chain(odd)
+        regular.chain(irregular)
     }
 }
 
@@ -269,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_known_as_a_peer_that_is_there() {
+    fn a_source_address_refers_to_a_peer_that_exists() {
         let peer = |id| {
             let endpoint = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 8472);
             RemoteVtep::new(endpoint, MacAddr([2; 6]), PeerId(id))
@@ -287,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn other_lengths_are_found_longest_first() {
+    fn irregular_prefixes_are_found_longest_first() {
         let table = RouteTable::empty(net("10.0.0.0/8"), 24).with([
             (net("10.1.0.0/16"), Some(peer(1))),
             (net("10.1.2.0/25"), Some(peer(2))),
@@ -347,7 +346,7 @@ mod tests {
             prop_assert_eq!(&listed, &model);
             for probe in probes {
                 let address = Ipv4Addr::from_bits(network.network().to_bits() + probe);
-                // The configured length wins over longer odd ones: leases never overlap, see `subnet`.
+                // The configured length wins over longer irregular ones: leases never overlap, see `subnet`.
                 let regular = model.get(&Ipv4Net::new(address, 24).unwrap().trunc());
                 let inside = network.contains(&address);
                 let longest = model.iter().filter(|(p, _)| p.contains(&address))

@@ -16,12 +16,12 @@ const FEATURES: u32 = 4;
 /// `ETH_GSTRING_LEN`.
 const NAME_LEN: usize = 32;
 
-/// Switches features of a device of the calling thread's network namespace. One that this
-/// kernel does not know is off already.
+/// Turns features of a device in the calling thread's network namespace on or off. A feature
+/// that this kernel does not know counts as off.
 ///
 /// # Errors
-/// `NotFound` for a feature that is to be on and unknown; what the kernel says otherwise
-/// (`ENODEV`, `EPERM`). That it leaves a fixed feature as it is, is no error.
+/// `NotFound` if an unknown feature is to be turned on; else the kernel's (`ENODEV`, `EPERM`).
+/// Fixed features are silently left as they are.
 pub fn set_features(device: &str, wanted: &[(&str, bool)]) -> io::Result<()> {
     let channel = Channel::open(device)?;
     let names = channel.feature_names()?;
@@ -35,7 +35,7 @@ pub fn set_features(device: &str, wanted: &[(&str, bool)]) -> io::Result<()> {
             if *on {
                 return Err(io::Error::new(
                     io::ErrorKind::NotFound,
-                    format!("this kernel knows no device feature {name}"),
+                    format!("this kernel has no device feature {name}"),
                 ));
             }
             continue;
@@ -55,7 +55,7 @@ struct Channel {
 }
 
 impl Channel {
-    /// Any socket is a way to the devices of its namespace.
+    /// Any socket gives access to the devices of its namespace.
     fn open(device: &str) -> io::Result<Self> {
         let mut name = [0; libc::IFNAMSIZ];
         if device.is_empty() || device.len() >= name.len() {
@@ -92,8 +92,8 @@ impl Channel {
         Ok(names.collect())
     }
 
-    /// One command. `words` must be a whole request with the room that its own counts
-    /// announce: every caller above sizes it so.
+    /// Runs one command. `words` must be a complete request, as long as the counts in it say.
+    /// Every caller above guarantees that.
     fn call(&self, words: &mut [u32]) -> io::Result<()> {
         let mut request = libc::ifreq {
             ifr_name: self.name,
@@ -101,8 +101,8 @@ impl Channel {
                 ifru_data: words.as_mut_ptr().cast(),
             },
         };
-        // SAFETY: `request` lives through the call; its pointer leads to `words`, which is
-        // borrowed exclusively and as long as the counts inside of it say.
+        // SAFETY: `request` lives through the call. Its pointer refers to `words`, which is
+        // borrowed exclusively and as long as the counts in it say.
         let result =
             unsafe { libc::ioctl(self.socket.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) };
         if result < 0 {
@@ -113,7 +113,7 @@ impl Channel {
     }
 }
 
-/// A 64-bit field as the words it lies in.
+/// A 64-bit field as two words in memory order.
 const fn words(value: u64) -> [u32; 2] {
     if cfg!(target_endian = "little") {
         [value as u32, (value >> 32) as u32]
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_an_error_only_when_wanted() {
+    fn an_unknown_feature_can_only_be_turned_off() {
         let unknown = set_features("lo", &[("no-such-feature", true)]);
         assert_eq!(unknown.unwrap_err().kind(), io::ErrorKind::NotFound);
         let device = set_features("no-such-device", &[]).unwrap_err();

@@ -1,4 +1,4 @@
-//! Which kernel runs, for the defects that only its version tells.
+//! The kernel's version, for defects that can only be recognized by it.
 
 use std::fmt;
 use std::fs;
@@ -9,9 +9,8 @@ use std::sync::OnceLock;
 pub struct Version(pub u32, pub u32, pub u32);
 
 impl Version {
-    /// Reads the numbers at the front of a release; missing ones are 0.
-    #[must_use]
-    pub fn parse(release: &str) -> Self {
+    /// Parses the numbers at the start of a release. Missing ones are 0.
+    fn parse(release: &str) -> Self {
         let numbers = release
             .split(|byte: char| !byte.is_ascii_digit() && byte != '.')
             .next()
@@ -28,7 +27,7 @@ impl fmt::Display for Version {
     }
 }
 
-/// The running kernel's version; 0.0.0 where `/proc` does not tell.
+/// The running kernel's version; 0.0.0 if `/proc` cannot be read.
 #[must_use]
 pub fn version() -> Version {
     static VERSION: OnceLock<Version> = OnceLock::new();
@@ -43,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn releases_of_distributions() {
+    fn releases_of_distributions_are_parsed() {
         for (release, version) in [
             ("6.1.0-18-amd64", Version(6, 1, 0)),
             ("5.4.0-1045-raspi", Version(5, 4, 0)),

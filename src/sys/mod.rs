@@ -1,4 +1,4 @@
-//! The kernel edge: the only place with `unsafe`.
+//! The kernel interface: the only place with `unsafe`. It imports nothing else of this crate.
 
 pub mod ethtool;
 pub mod kernel;
@@ -6,8 +6,8 @@ pub mod netns;
 pub mod poll;
 pub mod privileges;
 pub mod process;
-pub mod signals;
-pub mod simd;
-pub mod statistics;
+pub(crate) mod signals;
+pub(crate) mod simd;
+pub(crate) mod statistics;
 pub mod tun;
 pub mod udp;

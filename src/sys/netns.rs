@@ -1,8 +1,8 @@
-//! Network namespaces: make them, run code and programs in them.
+//! Creates network namespaces, and runs code and programs in them.
 //!
-//! Namespaces made here are anonymous: nothing under `/run/netns` refers to them. The
-//! kernel frees one, with every device in it, when the last descriptor, thread and socket
-//! that belongs to it is gone (`namespaces(7)`), so nothing is left after a crash.
+//! They are anonymous: nothing under `/run/netns` refers to them. The
+//! kernel frees a namespace and its devices when the last descriptor, thread and socket in it
+//! is gone (`namespaces(7)`), so a crash leaves nothing behind.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,37 +12,39 @@ use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 
-/// The namespace of the calling thread, which is not always that of the process.
+/// The namespace of the calling thread, which may differ from that of the process.
 const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
 
-/// A handle on a network namespace; clones refer to the same one.
+/// A handle to a network namespace. Clones refer to the same one.
 #[derive(Debug, Clone)]
 pub struct Namespace {
     fd: Arc<OwnedFd>,
 }
 
 impl Namespace {
-    /// Makes a namespace with nothing in it but a `lo` that is down.
+    /// Creates a namespace with nothing in it but a `lo` that is down.
     ///
     /// # Errors
     ///
     /// `EPERM` without `CAP_SYS_ADMIN` in the user namespace (see [`unshare_user`]),
-    /// `ENOSPC` at the limit `user.max_net_namespaces`.
+    /// `ENOSPC` at the limit of `user.max_net_namespaces`.
     pub fn new() -> io::Result<Self> {
         let worker = thread::Builder::new().name("netns-new".into()).spawn(|| {
             unshare(libc::CLONE_NEWNET)?;
             Self::current()
         })?;
-        worker
-            .join()
-            .unwrap_or_else(|_| Err(io::Error::other("the thread that makes namespaces died")))
+        worker.join().unwrap_or_else(|_| {
+            Err(io::Error::other(
+                "the thread that creates namespaces panicked",
+            ))
+        })
     }
 
-    /// The namespace in which the calling thread is.
+    /// The namespace of the calling thread.
     ///
     /// # Errors
     ///
-    /// When `/proc` is not mounted, or the kernel is older than 3.17.
+    /// If `/proc` is not mounted, or on kernels before 3.17.
     pub fn current() -> io::Result<Self> {
         let file = File::open(OWN_NAMESPACE)?;
         Ok(Self {
@@ -50,14 +52,14 @@ impl Namespace {
         })
     }
 
-    /// Runs `work` on a fresh thread inside the namespace and waits for it.
+    /// Runs `work` on a new thread in the namespace and waits for it.
     ///
-    /// Sockets and devices opened there stay in the namespace, whoever uses them later.
-    /// A panic of `work` goes on in the caller.
+    /// Sockets and devices that it opens belong to the namespace for good. A panic of `work`
+    /// is passed on to the caller.
     ///
     /// # Errors
     ///
-    /// When the thread can't be started or may not enter; `work` has not run then.
+    /// If the thread cannot be started or may not enter; `work` has not run then.
     pub fn run<T, F>(&self, work: F) -> io::Result<T>
     where
         F: FnOnce() -> T + Send,
@@ -86,7 +88,7 @@ impl Namespace {
         self.run(work)?
     }
 
-    /// Moves the calling thread, and no other, into the namespace for good.
+    /// Moves the calling thread into the namespace for good. Other threads are not affected.
     ///
     /// # Errors
     ///
@@ -95,7 +97,7 @@ impl Namespace {
         enter(self.fd.as_raw_fd())
     }
 
-    /// Makes `command` start its program inside the namespace.
+    /// Makes `command` start its program in the namespace.
     #[must_use]
     pub fn command(&self, mut command: Command) -> Command {
         let fd = Arc::clone(&self.fd);
@@ -115,36 +117,36 @@ impl AsFd for Namespace {
     }
 }
 
-/// Makes the process root in a user namespace of its own, with a network namespace that
-/// belongs to it, so that the rest of this module works without root.
+/// Makes the process root of a new user namespace with a new network namespace, so that the
+/// rest of this module works without root.
 ///
 /// Call it before any thread is started. The caller's user and group appear as 0 inside
-/// (`user_namespaces(7)`); nothing outside gains a right by that.
+/// (`user_namespaces(7)`); outside it gains no rights.
 ///
 /// # Errors
 ///
-/// `EINVAL` when the process has more than one thread, `EPERM` where user namespaces are
-/// switched off (`kernel.unprivileged_userns_clone`,
+/// `EINVAL` if the process has more than one thread, `EPERM` if user namespaces are disabled
+/// (`kernel.unprivileged_userns_clone`,
 /// `kernel.apparmor_restrict_unprivileged_userns`), `ENOSPC` at `user.max_user_namespaces`.
 pub fn unshare_user() -> io::Result<()> {
-    // SAFETY: both calls take no arguments, touch no memory and can't fail.
+    // SAFETY: both calls take no arguments, touch no memory and cannot fail.
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
     unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET)?;
-    // A group map by an unprivileged process is refused until setgroups is given up.
+    // The kernel refuses an unprivileged group map unless setgroups is denied.
     fs::write("/proc/self/setgroups", "deny")?;
     fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
     fs::write("/proc/self/gid_map", format!("0 {gid} 1"))
 }
 
 fn enter(fd: RawFd) -> io::Result<()> {
-    // SAFETY: no memory is passed; a descriptor that is no network namespace is refused
-    // by the kernel with EBADF or EINVAL.
+    // SAFETY: no memory is passed. The kernel refuses a descriptor of another kind with EBADF
+    // or EINVAL.
     check(unsafe { libc::setns(fd, libc::CLONE_NEWNET) })
 }
 
 fn unshare(flags: libc::c_int) -> io::Result<()> {
-    // SAFETY: no memory is passed; the flags used here change namespaces only, never what
-    // memory or descriptors are shared.
+    // SAFETY: no memory is passed. The flags used here change only namespaces, not the sharing
+    // of memory or descriptors.
     check(unsafe { libc::unshare(flags) })
 }
 

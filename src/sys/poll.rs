@@ -1,11 +1,11 @@
-//! Waiting for descriptors, and waking who waits.
+//! Waits for descriptors, and wakes waiting threads.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 
-/// A flag that a thread waiting in [`wait_readable`] sees, once set, for good.
+/// A flag that is set once and wakes every thread in [`wait_readable`], now and later.
 #[derive(Debug)]
 pub struct StopFlag(OwnedFd);
 
@@ -13,7 +13,7 @@ impl StopFlag {
     /// A flag that is not set.
     ///
     /// # Errors
-    /// When the kernel gives no descriptor.
+    /// If there is no descriptor left.
     pub fn new() -> io::Result<Self> {
         Ok(Self(rustix::event::eventfd(
             0,
@@ -21,9 +21,9 @@ impl StopFlag {
         )?))
     }
 
-    /// Sets the flag; it cannot be unset.
+    /// Sets the flag for good.
     pub fn set(&self) {
-        // It fails only when the counter is at its limit, and then the flag is set already.
+        // It fails only at the limit of the counter, when the flag is set already.
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 }
@@ -34,11 +34,11 @@ impl AsFd for StopFlag {
     }
 }
 
-/// Waits until one of the descriptors is readable or broken, or the time is over. Returns
-/// for each whether it is worth a read.
+/// Waits until one of the descriptors is readable or has an error, or until the timeout.
+/// Returns for each whether to read from it. An interrupted wait returns all false.
 ///
 /// # Errors
-/// What the kernel says; an interrupted wait returns all false.
+/// The kernel's.
 pub fn wait_readable<const N: usize>(
     descriptors: [BorrowedFd<'_>; N],
     timeout: Option<std::time::Duration>,
@@ -55,10 +55,10 @@ pub fn wait_readable<const N: usize>(
     }
 }
 
-/// Waits until the descriptor takes a write, or the time is over.
+/// Waits until the descriptor is writable, or until the timeout. Returns whether it is.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's.
 pub fn wait_writable(descriptor: BorrowedFd<'_>, timeout: std::time::Duration) -> io::Result<bool> {
     let mut polled = [PollFd::from_borrowed_fd(descriptor, PollFlags::OUT)];
     let timeout = Timespec {

@@ -1,8 +1,7 @@
-//! What this process may ask of the kernel: less than it was started with, and its packet
-//! threads next to nothing.
+//! Drops privileges of the process, and nearly all of its packet threads.
 //!
-//! Capabilities and system call filters belong to a thread (`capabilities(7)`, `seccomp(2)`);
-//! what a thread gives up, threads that it starts later do not get either.
+//! Capabilities and seccomp filters belong to a thread (`capabilities(7)`, `seccomp(2)`).
+//! Threads that it starts later inherit the restrictions.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -12,42 +11,41 @@ pub use caps::Capability;
 use caps::errors::CapsError;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, SeccompRule};
 
-/// Why a privilege could not be given up.
+/// Why privileges could not be dropped.
 #[derive(Debug, thiserror::Error)]
 pub enum PrivilegeError {
     /// `capset` was refused.
-    #[error("cannot give up capabilities: {0}")]
+    #[error("cannot drop capabilities: {0}")]
     Capabilities(#[from] CapsError),
-    /// The filter cannot be made for this processor, or the kernel does not take it.
+    /// There is no filter for this CPU, or the kernel refused it.
     #[error("cannot filter system calls: {0}")]
     Filter(String),
     /// `PR_SET_NO_NEW_PRIVS` (Linux 3.5) was refused.
-    #[error("cannot renounce new privileges: {0}")]
+    #[error("cannot set no_new_privs: {0}")]
     NewPrivileges(io::Error),
 }
 
-/// From now on no program that this thread, or one that it starts, executes gets more
-/// privileges than the thread has: set-user-id bits and file capabilities do not count.
+/// From now on, programs that this thread or its descendants execute gain no privileges:
+/// set-user-ID bits and file capabilities have no effect.
 ///
 /// # Errors
-/// Kernels before 3.5 do not know it.
+/// On kernels before 3.5.
 pub fn set_no_new_privileges() -> Result<(), PrivilegeError> {
     rustix::thread::set_no_new_privs(true)
         .map_err(|error| PrivilegeError::NewPrivileges(error.into()))
 }
 
-/// Whether this thread lacks a capability. Where the kernel does not say, it does not.
+/// Whether this thread is known to lack a capability.
 #[must_use]
 pub fn lacks(capability: Capability) -> bool {
     caps::has_cap(None, CapSet::Effective, capability).is_ok_and(|held| !held)
 }
 
-/// Gives up all capabilities of this thread but those named; what it does not have it does
-/// not get. The kept ones stay inheritable where they were, so that programs started by a
-/// user other than root go on getting them.
+/// Drops all capabilities of this thread except `kept`, and adds none. Kept ones stay
+/// inheritable if they were, so that programs started by users other than root get them.
 ///
 /// # Errors
-/// When the kernel, or a filter around us, refuses.
+/// If the kernel or a seccomp filter refuses.
 pub fn drop_capabilities_except(kept: &[Capability]) -> Result<(), PrivilegeError> {
     // The effective set must never exceed the permitted one.
     for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable] {
@@ -58,19 +56,19 @@ pub fn drop_capabilities_except(kept: &[Capability]) -> Result<(), PrivilegeErro
     Ok(())
 }
 
-/// The system calls of a packet thread; all others come back with `EPERM`.
+/// A seccomp filter with the system calls of a packet thread. All others fail with `EPERM`.
 ///
-/// An error and no kill: a libc that asks for one call more than those we know costs that
-/// call, not the network of the host. Whoever takes a packet thread over gets nothing either
+/// They fail instead of killing the process, so that a libc that needs another call does not
+/// cost the host its network. An attacker who controls a packet thread gains nothing either
 /// way: no file, no socket, no program, no executable memory.
 #[derive(Debug, Clone)]
 pub struct PacketSyscalls(BpfProgram);
 
 impl PacketSyscalls {
-    /// Compiles the filter for this processor.
+    /// Compiles the filter for this CPU.
     ///
     /// # Errors
-    /// For processors other than x86-64, aarch64 and riscv64.
+    /// On CPUs other than x86-64, aarch64 and riscv64.
     pub fn compile() -> Result<Self, PrivilegeError> {
         let failed = |error: seccompiler::BackendError| PrivilegeError::Filter(error.to_string());
         let arch = std::env::consts::ARCH.try_into().map_err(failed)?;
@@ -79,13 +77,13 @@ impl PacketSyscalls {
         Ok(Self(filter.and_then(TryInto::try_into).map_err(failed)?))
     }
 
-    /// Gives up every capability of the calling thread and every system call that moving
-    /// packets does not need, for good. Sockets and queues must be open by then.
+    /// Drops every capability of the calling thread, and every system call that the packet loop
+    /// does not need. Sockets and queues must be open before.
     ///
     /// # Errors
-    /// Kernels without `CONFIG_SECCOMP_FILTER` refuse the filter; the capabilities are gone
-    /// all the same.
-    pub fn confine_thread(&self) -> Result<(), PrivilegeError> {
+    /// Kernels without `CONFIG_SECCOMP_FILTER` refuse the filter. The capabilities are dropped
+    /// nonetheless.
+    pub(crate) fn confine_thread(&self) -> Result<(), PrivilegeError> {
         drop_capabilities_except(&[])?;
         seccompiler::apply_filter(&self.0)
             .map_err(|error| PrivilegeError::Filter(error.to_string()))
@@ -108,7 +106,7 @@ mod calls {
 
     /// Calls that are allowed whatever their arguments.
     const PLAIN: &[i64] = &[
-        // The packets. `write` is also the log's, and what wakes the control side.
+        // Packets. `write` also serves the log, and wakes the control side.
         libc::SYS_read,
         libc::SYS_write,
         libc::SYS_readv,
@@ -124,10 +122,10 @@ mod calls {
         libc::SYS_sched_yield,
         libc::SYS_futex,
         libc::SYS_restart_syscall,
-        // Clocks, where the vDSO has none.
+        // Clocks without vDSO.
         libc::SYS_clock_gettime,
         libc::SYS_gettimeofday,
-        // How long a datagram may be on its way to a peer: the probe's next destination.
+        // `PathMtuSocket`: the next destination.
         libc::SYS_connect,
         // The allocator and hash maps.
         libc::SYS_brk,
@@ -136,7 +134,7 @@ mod calls {
         libc::SYS_madvise,
         libc::SYS_sched_getaffinity,
         libc::SYS_getrandom,
-        // The end of a thread, in good order or by a panic.
+        // The end of a thread, regular or by a panic.
         libc::SYS_close,
         libc::SYS_sigaltstack,
         libc::SYS_rt_sigaction,
@@ -189,7 +187,7 @@ mod calls {
 
     pub(super) fn allowed() -> Result<Rules, PrivilegeError> {
         Err(PrivilegeError::Filter(format!(
-            "the calls of {} are not known",
+            "the system calls of {} are not known",
             std::env::consts::ARCH
         )))
     }
@@ -199,13 +197,13 @@ mod calls {
 mod tests {
     use super::*;
 
-    /// Runs on a thread of its own: what it gives up stays given up.
+    /// Runs on a thread of its own, because dropped privileges do not come back.
     fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
         std::thread::spawn(work).join().unwrap()
     }
 
     #[test]
-    fn what_is_not_kept_is_gone_from_every_set() {
+    fn dropped_capabilities_are_gone_from_every_set() {
         on_a_thread(|| {
             let before = caps::read(None, CapSet::Permitted).unwrap();
             drop_capabilities_except(&[Capability::CAP_NET_ADMIN]).unwrap();
@@ -223,10 +221,10 @@ mod tests {
     }
 
     #[test]
-    fn a_confined_thread_moves_packets_and_does_nothing_else() {
+    fn a_confined_thread_can_do_nothing_but_move_packets() {
         use crate::sys::udp::{PathMtuSocket, UdpSocket};
         use std::net::{Ipv4Addr, SocketAddrV4};
-        let probe = PathMtuSocket::new(Ipv4Addr::LOCALHOST).unwrap();
+        let path_mtu = PathMtuSocket::new(Ipv4Addr::LOCALHOST).unwrap();
         let calls = PacketSyscalls::compile().unwrap();
         on_a_thread(move || {
             if let Err(error) = calls.confine_thread() {
@@ -241,8 +239,8 @@ mod tests {
             let program = std::process::Command::new("true").status().unwrap_err();
             assert!(refused(program), "programs");
             let destination = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9);
-            assert!(probe.mtu(destination).unwrap() > 1500, "path MTU");
-            // More than the allocator has at hand.
+            assert!(path_mtu.get(destination).unwrap() > 1500, "path MTU");
+            // More memory than the allocator has in reserve.
             assert_eq!(
                 vec![1u8; 4 << 20]
                     .iter()

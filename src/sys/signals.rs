@@ -1,9 +1,10 @@
-//! Which thread is given a signal.
+//! Which threads receive signals.
 
 use std::io;
 use std::mem::MaybeUninit;
 
-/// What a thread does to itself: blocked, it would be killed without a word.
+/// Faults of the thread itself. If they were blocked, the kernel would kill the process without a
+/// message.
 const FAULTS: [libc::c_int; 6] = [
     libc::SIGSEGV,
     libc::SIGBUS,
@@ -13,15 +14,12 @@ const FAULTS: [libc::c_int; 6] = [
     libc::SIGABRT,
 ];
 
-/// From now on the calling thread is given no signal that is for the process: others take it.
-/// A handler may need what a confined thread must not do, and then the signal would be lost.
-///
-/// # Errors
-/// What the system says; it has no reason to.
-pub fn block_process_signals() -> io::Result<()> {
+/// Blocks signals to the process on the calling thread, so that other threads receive them. A
+/// handler may need system calls that a confined thread must not make.
+pub(crate) fn block_process_signals() -> io::Result<()> {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: `sigfillset` initialises the whole set, which the calls behind it change or
-    // read; the old mask is not asked for.
+    // SAFETY: `sigfillset` initializes the whole set, which the later calls change or read;
+    // the old mask is not requested.
     let failed = unsafe {
         libc::sigfillset(set.as_mut_ptr());
         for fault in FAULTS {
@@ -40,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_that_leaves_them_to_others_blocks_all_but_its_faults() {
+    fn all_signals_but_faults_are_blocked() {
         let blocked = std::thread::spawn(|| {
             block_process_signals().unwrap();
             let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();

@@ -2,15 +2,14 @@
 
 /// Sums the 16-bit words of some bytes without vector instructions: a one's complement sum in
 /// the machine's byte order, a last odd byte padded with zero, not folded yet.
-pub trait PortableSum {
+pub(crate) trait PortableSum {
     /// The sum of `bytes`.
     fn sum(bytes: &[u8]) -> u64;
 }
 
 /// Picks the fastest sum that the CPU offers: AVX2 on x86-64, else `P`. Call it once and keep
 /// the function. The results are equal up to multiples of 65535.
-#[must_use]
-pub fn fastest_sum<P: PortableSum>() -> fn(&[u8]) -> u64 {
+pub(crate) fn fastest_sum<P: PortableSum>() -> fn(&[u8]) -> u64 {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") {
         return x86::sum::<P>;

@@ -1,31 +1,30 @@
-//! What the kernel counts of packets that never reach us.
+//! The kernel's counters of packets that it dropped before the packet loop saw them.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// Files that tell of the network namespace they were opened in.
+/// Reads the counters. The files show the network namespace in which they were opened.
 #[derive(Debug)]
-pub struct KernelDropCounters {
+pub(crate) struct KernelDropCounters {
     devices: Option<File>,
     protocols: Option<File>,
     device: String,
 }
 
-/// Numbers that only rise.
+/// Drops since the kernel started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Missed {
-    /// Packets to a device that its queue had no room for.
-    pub device: u64,
-    /// Datagrams that no receive buffer of a UDP socket had room for.
-    pub sockets: u64,
+pub(crate) struct KernelDrops {
+    /// Packets to the device that its queue had no room for.
+    pub(crate) device: u64,
+    /// Datagrams that the receive buffer of any UDP socket had no room for.
+    pub(crate) sockets: u64,
 }
 
 impl KernelDropCounters {
-    /// Looks at this device of this thread's network namespace. What cannot be opened counts
-    /// nothing: it is for people, and forwarding does not need it.
-    #[must_use]
-    pub fn open(device: &str) -> Self {
+    /// Opens the counters of this device and of this thread's network namespace. A file that
+    /// cannot be opened counts nothing: forwarding does not need it.
+    pub(crate) fn open(device: &str) -> Self {
         let open = |name| File::open(format!("/proc/thread-self/net/{name}")).ok();
         Self {
             devices: open("dev"),
@@ -34,20 +33,18 @@ impl KernelDropCounters {
         }
     }
 
-    /// The numbers of now.
-    #[must_use]
-    pub fn now(&self) -> Missed {
+    pub(crate) fn now(&self) -> KernelDrops {
         let text = |file: &Option<File>| file.as_ref().and_then(|file| read(file).ok());
         let device = text(&self.devices).and_then(|text| transmit_drops(&text, &self.device));
         let sockets = text(&self.protocols).and_then(|text| receive_buffer_errors(&text));
-        Missed {
+        KernelDrops {
             device: device.unwrap_or(0),
             sockets: sockets.unwrap_or(0),
         }
     }
 }
 
-/// From the beginning, where it lies now.
+/// Reads a file of `/proc` from its beginning, which yields current numbers.
 fn read(file: &File) -> io::Result<String> {
     let mut bytes = Vec::new();
     let mut part = [0; 4096];
@@ -59,22 +56,22 @@ fn read(file: &File) -> io::Result<String> {
     }
 }
 
-/// `drop` of the transmitting side in `/proc/net/dev` (`dev_seq_printf_stats`): the twelfth
-/// number of a line.
+/// The transmit drops in `/proc/net/dev` (`dev_seq_printf_stats`): the twelfth number of a
+/// line.
 fn transmit_drops(text: &str, device: &str) -> Option<u64> {
     let mut lines = text.lines().filter_map(|line| line.split_once(':'));
     let (_, numbers) = lines.find(|(name, _)| name.trim() == device)?;
     numbers.split_whitespace().nth(11)?.parse().ok()
 }
 
-/// `RcvbufErrors` in `/proc/net/snmp`: a line of names, and one of numbers.
+/// `RcvbufErrors` in `/proc/net/snmp`, which has a line of names and one of numbers.
 fn receive_buffer_errors(text: &str) -> Option<u64> {
     let mut lines = text.lines().filter(|line| line.starts_with("Udp: "));
     let (names, numbers) = (lines.next()?, lines.next()?);
-    let place = names
+    let column = names
         .split_whitespace()
         .position(|name| name == "RcvbufErrors")?;
-    numbers.split_whitespace().nth(place)?.parse().ok()
+    numbers.split_whitespace().nth(column)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -98,7 +95,7 @@ UdpLite: 0 0 0 0 9 0
 ";
 
     #[test]
-    fn the_right_numbers_are_taken() {
+    fn the_right_columns_are_read() {
         assert_eq!(transmit_drops(DEVICES, "flannel.1"), Some(32));
         assert_eq!(transmit_drops(DEVICES, "flannel.10"), Some(52));
         assert_eq!(transmit_drops(DEVICES, "flannel"), None);
@@ -109,7 +106,7 @@ UdpLite: 0 0 0 0 9 0
     }
 
     #[test]
-    fn this_kernel_tells_and_tells_anew() {
+    fn this_kernel_can_be_read_repeatedly() {
         let counts = KernelDropCounters::open("lo");
         assert!(
             receive_buffer_errors(&read(counts.protocols.as_ref().unwrap()).unwrap()).is_some()

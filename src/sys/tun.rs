@@ -1,10 +1,10 @@
-//! TUN devices: opening with the flags this kernel has, and adopting open descriptors.
+//! Opens TUN devices with the features that this kernel has.
 //!
 //! Constants and rules are those of `include/uapi/linux/if_tun.h` and `drivers/net/tun.c`.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 const CLONE_DEVICE: &str = "/dev/net/tun";
@@ -29,16 +29,16 @@ const TUN_F_USO6: u64 = 0x40;
 /// Length of the virtio-net header before each packet of a device with [`Tun::vnet_hdr`].
 pub const VNET_HDR_LEN: usize = 10;
 
-/// Why a TUN device could not be had.
+/// Why a TUN device could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum TunError {
-    /// The clone device is not there.
+    /// `/dev/net/tun` is missing.
     #[error(
         "{CLONE_DEVICE} is missing: load the tun module (modprobe tun), or in a container pass \
          the device in (docker run --device /dev/net/tun)"
     )]
     NoCloneDevice,
-    /// The clone device may not be opened, or the device not be made.
+    /// No permission to open `/dev/net/tun`, or to create the device.
     #[error(
         "no permission to {tried} ({source}): run as root or with CAP_NET_ADMIN, and with access \
          to {CLONE_DEVICE}"
@@ -46,50 +46,50 @@ pub enum TunError {
     Permission {
         /// What was tried.
         tried: String,
-        /// What came back.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// The name cannot be a device's.
+    /// Not a valid device name.
     #[error("{0:?} cannot be a device name: it needs 1 to 15 bytes without blank, slash or NUL")]
     Name(String),
-    /// The device is there and in use by another process, or not a TUN device of this shape.
+    /// The device exists and is in use by another process, or is of another kind.
     #[error(
         "device {name} exists and cannot be attached ({source}): another process holds it, or it \
          is of another kind; see `ip -d link show {name}`"
     )]
     Busy {
-        /// The device.
+        /// Name of the device.
         name: String,
-        /// What came back.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// Any other refusal.
+    /// Any other error.
     #[error("cannot {tried}: {source}")]
     Other {
         /// What was tried.
         tried: String,
-        /// What came back.
+        /// The error of the kernel.
         source: io::Error,
     },
 }
 
-/// What a device should be like; what the kernel lacks is left out.
+/// The wanted device. Features that the kernel does not have are left out.
 #[derive(Debug, Clone)]
 pub struct TunOptions {
     /// Device name, like `flannel.1`.
     pub name: String,
-    /// Queues, one for each worker; one where the kernel has no `IFF_MULTI_QUEUE` (before 3.8).
+    /// Number of queues, one per worker. Kernels without `IFF_MULTI_QUEUE` (before 3.8) have one.
     pub queues: usize,
-    /// Which packets the kernel may hand over unsegmented and without checksum.
+    /// Which packets may be read unsegmented and without checksum.
     pub offload: TunOffload,
 }
 
-/// Offloads of the reading side, in steps that kernels take.
+/// Offloads of a TUN device, in steps that kernels support.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TunOffload {
-    /// Whole packets with all checksums.
+    /// Single packets with complete checksums.
     None,
-    /// TCP super-packets and unfinished checksums.
+    /// TCP super-packets and partial checksums.
     Tcp,
     /// UDP super-packets as well (Linux 6.2 and later).
     TcpUdp,
@@ -111,14 +111,14 @@ impl TunOffload {
 pub struct Tun {
     /// Its name.
     pub name: String,
-    /// The queues; a single one where the kernel has no more.
+    /// Its queues.
     pub queues: Vec<TunQueue>,
     /// Whether each packet has a virtio-net header before it.
     pub vnet_hdr: bool,
-    /// What the kernel took of the wanted offloads.
+    /// The wanted offloads that the kernel supports: these apply to reading.
     pub offload: TunOffload,
-    /// Which super-packets the kernel knows, and so takes when they are written.
-    pub known: TunOffload,
+    /// All offloads that the kernel supports: these super-packets can be written.
+    pub supported: TunOffload,
 }
 
 /// One queue of a TUN device, not blocking. The kernel keeps a flow on one queue.
@@ -167,7 +167,7 @@ fn finish(
             files.push(attach(&options.name, name, shape)?);
         }
     }
-    let (mut offload, mut known) = (TunOffload::None, TunOffload::None);
+    let (mut offload, mut supported) = (TunOffload::None, TunOffload::None);
     if vnet_hdr {
         let mut length = VNET_HDR_LEN as libc::c_int;
         ioctl_pointer(&files[0], TUNSETVNETHDRSZ, &mut length).map_err(|source| {
@@ -176,7 +176,7 @@ fn finish(
                 source,
             }
         })?;
-        known = set_offload(&files[0], TunOffload::TcpUdp);
+        supported = set_offload(&files[0], TunOffload::TcpUdp);
         offload = set_offload(&files[0], options.offload);
     }
     Ok(Tun {
@@ -184,11 +184,11 @@ fn finish(
         queues: files.into_iter().map(TunQueue).collect(),
         vnet_hdr,
         offload,
-        known,
+        supported,
     })
 }
 
-/// Asks for the most first; a kernel that does not know a bit refuses the whole set.
+/// Tries the largest set first: a kernel that does not know one bit refuses the whole set.
 fn set_offload(file: &File, wanted: TunOffload) -> TunOffload {
     for step in [TunOffload::TcpUdp, TunOffload::Tcp, TunOffload::None] {
         if step <= wanted && ioctl_value(file, TUNSETOFFLOAD, step.bits()).is_ok() {
@@ -214,7 +214,7 @@ fn attach(shown: &str, name: &[u8; libc::IFNAMSIZ], shape: i32) -> Result<File, 
         padding: [0; 22],
     };
     ioctl_pointer(&file, TUNSETIFF, &mut request)
-        .map_err(|source| refusal(format!("make the TUN device {shown}"), shown, source))?;
+        .map_err(|source| refusal(format!("create the TUN device {shown}"), shown, source))?;
     Ok(file)
 }
 
@@ -245,42 +245,34 @@ fn device_name(name: &str) -> Result<[u8; libc::IFNAMSIZ], TunError> {
 }
 
 impl From<File> for TunQueue {
-    /// A descriptor that was opened elsewhere: a device's, or in its place that of anything
-    /// which takes packets, as for tests.
+    /// A descriptor that was opened elsewhere, of a TUN queue or of a file in its place.
     fn from(file: File) -> Self {
         Self(file)
     }
 }
 
 impl TunQueue {
-    /// Adopts a descriptor that is a TUN queue already, as a handover or a namespace
-    /// helper passes it.
-    #[must_use]
-    pub fn adopt(descriptor: OwnedFd) -> Self {
-        Self(File::from(descriptor))
-    }
-
-    /// Reads one packet, with its virtio-net header where the device has one. A packet
-    /// longer than the buffer is cut.
+    /// Reads one packet, with its virtio-net header if the device has one. A packet longer
+    /// than the buffer is truncated.
     ///
     /// # Errors
-    /// `WouldBlock` when the queue is empty.
+    /// `WouldBlock` if the queue is empty.
     #[inline]
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         (&self.0).read(buffer)
     }
 
-    /// Writes one packet, with its virtio-net header where the device has one. The
-    /// kernel takes all of it or none.
+    /// Writes one packet, with its virtio-net header if the device has one. The kernel accepts
+    /// all of it or nothing.
     ///
     /// # Errors
-    /// `EIO` when the device is down, `EINVAL` for a packet or header that the kernel refuses.
+    /// `EIO` if the device is down, `EINVAL` if the kernel refuses the packet or its header.
     #[inline]
     pub fn write(&self, packet: &[u8]) -> io::Result<usize> {
         (&self.0).write(packet)
     }
 
-    /// As [`TunQueue::write`], the packet gathered from pieces.
+    /// As [`TunQueue::write`], for a packet in several pieces.
     ///
     /// # Errors
     /// As [`TunQueue::write`].
@@ -289,10 +281,10 @@ impl TunQueue {
         (&self.0).write_vectored(pieces)
     }
 
-    /// Makes the device outlive this process, or not.
+    /// Whether the device outlives this process.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's.
     pub fn set_persistent(&self, persistent: bool) -> io::Result<()> {
         ioctl_value(&self.0, TUNSETPERSIST, u64::from(persistent))
     }
@@ -304,8 +296,8 @@ impl AsFd for TunQueue {
     }
 }
 
-/// `struct ifreq` with its union as flags and padding (40 bytes on 64-bit, 32 on 32-bit;
-/// the kernel reads no more than its own size, and this is the larger).
+/// `struct ifreq`, with its union as flags and padding: 40 bytes as on 64-bit kernels; 32-bit
+/// kernels read 32.
 #[repr(C)]
 struct IfReq {
     name: [u8; libc::IFNAMSIZ],
@@ -351,7 +343,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn impossible_names_are_refused_before_the_kernel_sees_them() {
+    fn invalid_names_are_refused() {
         for name in ["", "a/b", "a b", "..", "sixteen-bytes-xx", "nul\0"] {
             assert!(
                 matches!(device_name(name), Err(TunError::Name(_))),

@@ -164,7 +164,7 @@ fn everything_works((_topology, a, b): &(Topology, NodeUnderTest, NodeUnderTest)
     }
     a.transfer(b, 4 << 20);
     eventually("the smaller path MTU is known", || {
-        a.log().contains("path_narrow")
+        a.log().contains("path_mtu_low")
     });
 
     let log = a.log();

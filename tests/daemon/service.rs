@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::ptrace;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use rustix::process::{Pid, Signal, kill_process};
 use uvxlan::testbed::{Host, Topology};
 
@@ -313,6 +315,26 @@ fn the_watchdog_is_fed_while_packet_threads_run() {
     service.stop();
 }
 
+/// Runs `work` while one thread of another process is stopped; its other threads run on.
+fn while_stopped<T>(thread: i32, work: impl FnOnce() -> T) -> T {
+    /// Lets the thread run on, even after a panic: its process could not end otherwise.
+    struct Stopped(nix::unistd::Pid);
+
+    impl Drop for Stopped {
+        fn drop(&mut self) {
+            let _ = ptrace::detach(self.0, None);
+        }
+    }
+
+    let thread = nix::unistd::Pid::from_raw(thread);
+    ptrace::seize(thread, ptrace::Options::empty()).unwrap();
+    let _stopped = Stopped(thread);
+    ptrace::interrupt(thread).unwrap();
+    let status = waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
+    assert!(matches!(status, WaitStatus::PtraceEvent(..)), "{status:?}");
+    work()
+}
+
 /// A timer would go on feeding it.
 #[test]
 fn the_watchdog_is_not_fed_while_a_packet_thread_is_stuck() {
@@ -327,7 +349,7 @@ fn the_watchdog_is_not_fed_while_a_packet_thread_is_stuck() {
     let mut tasks = tasks.map(|task| task.unwrap().path());
     let thread = tasks.find(is_packet_thread).unwrap();
     let thread = thread.file_name().unwrap().to_str().unwrap().parse();
-    let fed = uvxlan::sys::process::while_stopped(thread.unwrap(), || {
+    let fed = while_stopped(thread.unwrap(), || {
         service.until("worker_stuck");
         let count = |service: &mut Service| service.told().matches("WATCHDOG=1").count();
         let before = count(&mut service);
@@ -336,7 +358,6 @@ fn the_watchdog_is_not_fed_while_a_packet_thread_is_stuck() {
         assert_eq!(count(&mut service), before, "{}", service.log());
         before
     });
-    let fed = fed.unwrap();
     eventually("it continues", || {
         service.told().matches("WATCHDOG=1").count() > fed
     });

@@ -3,11 +3,9 @@
 //! loom cannot instrument, so it is tested with real threads.
 
 #[path = "../../src/dataplane/generation.rs"]
-#[expect(dead_code, reason = "not all of it is tried here")]
-#[allow(unreachable_pub, reason = "its `pub` is for the library")]
+#[expect(dead_code, reason = "not all of it is tested here")]
 mod generation;
 #[path = "../../src/dataplane/stop.rs"]
-#[allow(unreachable_pub, reason = "its `pub` is for the library")]
 mod stop;
 
 /// Replaces the standard library's.

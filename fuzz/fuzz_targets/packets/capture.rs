@@ -62,7 +62,7 @@ fuzz_target!(|bytes: &[u8]| {
             packet.len()
         };
         let (one, other) = packet.split_at(cut);
-        observer.show(&Observation {
+        observer.report(&Observation {
             point,
             direction: if how & 16 != 0 {
                 Direction::In

@@ -26,18 +26,18 @@ fuzz_target!(|bytes: &[u8]| {
         assert_eq!(Message::parse(&again[ENCAP_LEN..]), Some(message));
     }
 
-    let inbox = Arc::new(ProbeQueue::new(|| ()));
-    let mut intake = ProbeReceiver::new(Arc::clone(&inbox));
+    let queue = Arc::new(ProbeQueue::new(|| ()));
+    let mut receiver = ProbeReceiver::new(Arc::clone(&queue));
     let frame = [&OWN.0[..], &PEER.0, &[0x88, 0xb5], bytes].concat();
-    let counted = intake.take(PeerId(7), Ipv4Addr::LOCALHOST, &frame);
-    let heard = inbox.next();
-    assert_eq!(heard.map(|heard| heard.message), message);
+    let counted = receiver.receive(PeerId(7), Ipv4Addr::LOCALHOST, &frame);
+    let received = queue.next();
+    assert_eq!(received.map(|probe| probe.message), message);
     let expected = match message {
         Some(_) => Counter::ProbesIn,
         None => Counter::InProbeMalformed,
     };
     assert_eq!(counted, expected);
-    assert!(heard.is_none_or(|heard| heard.mac == PEER));
+    assert!(received.is_none_or(|probe| probe.mac == PEER));
 });
 
 /// The rules once more, over plain offsets.

@@ -1,6 +1,6 @@
-//! The whole way in, as a packet thread goes it: datagrams of peers and strangers through a
-//! real socket, the verdict on the sender, the checks, the peer check, ECN, merging, and what
-//! is written, to a file in the device's place.
+//! The whole inbound path of a packet thread: datagrams of peers and unknown senders arrive at
+//! a real socket, are checked, decapsulated and merged, and are written to a file in place of
+//! the device.
 #![no_main]
 
 use std::cell::RefCell;
@@ -18,6 +18,7 @@ use uvxlan::dataplane::inbound::header_checks::LocalVtep;
 use uvxlan::dataplane::ingress_policy::{Enforcement, IngressPolicy};
 use uvxlan::dataplane::peer_counters::PeerCounters;
 use uvxlan::dataplane::tap::Taps;
+use uvxlan::dataplane::{Options, Tuning};
 use uvxlan::offload::segment::SegmentPlan;
 use uvxlan::route::peer::{PeerId, RemoteVtep};
 use uvxlan::route::publish::Routes;
@@ -32,14 +33,14 @@ use uvxlan::wire::{MacAddr, Vni};
 
 const OWN_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
 const PEER_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
-/// Two peers, one who is allowed without a lease, a stranger.
+/// Two peers, a sender that is allowed without a lease, and an unknown one.
 const SENDERS: [Ipv4Addr; 4] = [
     Ipv4Addr::new(127, 0, 0, 1),
     Ipv4Addr::new(127, 0, 0, 2),
     Ipv4Addr::new(127, 0, 3, 1),
     Ipv4Addr::new(127, 0, 0, 9),
 ];
-const STRANGER: usize = 3;
+const UNKNOWN: usize = 3;
 const OWN_ADDRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 5);
 const MTU: u16 = 1450;
 
@@ -57,8 +58,8 @@ fn policy() -> IngressPolicy {
     policy
 }
 
-/// One way in, used for all inputs.
-struct Way {
+/// One inbound path, used for all inputs.
+struct Inbound {
     decap: Decap,
     counters: Arc<Counters>,
     written: File,
@@ -66,7 +67,7 @@ struct Way {
     vnet_hdr: bool,
 }
 
-impl Way {
+impl Inbound {
     fn new(vnet_hdr: bool) -> Self {
         let receiver = UdpSocket::receiver(SocketAddrV4::new(SENDERS[0], 0)).expect("a socket");
         receiver.enable_gro();
@@ -82,14 +83,23 @@ impl Way {
             (net("10.5.2.0/24"), peer(2, 0)),
             (net("10.5.3.0/24"), peer(3, 1)),
         ]);
-        let decap = Decap::new(
-            (Arc::new(receiver), destination.port()),
-            LocalVtep {
+        let options = Options {
+            vtep: LocalVtep {
                 vni: Vni::DEFAULT,
                 mac: OWN_MAC,
             },
-            policy(),
-            Routes::new(table).reader(),
+            mtu: MTU,
+            source: SENDERS[0],
+            receive: destination,
+            routes: Routes::new(table),
+            ingress_policy: policy(),
+            tuning: Tuning::default(),
+            taps: Taps::default(),
+            probes: None,
+        };
+        let decap = Decap::new(
+            Arc::new(receiver),
+            &options,
             Deliverer::new(
                 Arc::new(TunQueue::from(written.try_clone().expect("a descriptor"))),
                 vnet_hdr,
@@ -100,8 +110,6 @@ impl Way {
             ),
             Arc::clone(&counters),
             Arc::new(PeerCounters::default()),
-            Taps::default().observer(),
-            None,
         );
         Self {
             decap,
@@ -126,14 +134,14 @@ impl Way {
 struct Bench {
     senders: [UdpSocket; 4],
     batch: SendBatch,
-    ways: [Way; 2],
+    paths: [Inbound; 2],
 }
 
 thread_local! {
     static BENCH: RefCell<Bench> = RefCell::new(Bench {
         senders: SENDERS.map(|address| UdpSocket::sender(address).expect("a socket")),
         batch: SendBatch::new(1),
-        ways: [false, true].map(Way::new),
+        paths: [false, true].map(Inbound::new),
     });
 }
 
@@ -224,12 +232,12 @@ fn make_right(frame: &mut [u8], sender: usize) {
 fuzz_target!(|bytes: &[u8]| {
     let datagrams = datagrams(bytes);
     BENCH.with_borrow_mut(|bench| {
-        for way in &mut bench.ways {
-            let before = Totals::of([&*way.counters]);
+        for path in &mut bench.paths {
+            let before = Totals::of([&*path.counters]);
             for datagram in &datagrams {
                 let mut sending = bench.batch.start();
                 sending.message(MessageHead {
-                    destination: way.destination,
+                    destination: path.destination,
                     segment: datagram.segment,
                     ecn: datagram.ecn,
                 });
@@ -237,18 +245,18 @@ fuzz_target!(|bytes: &[u8]| {
                 // Refused only where the kernel cannot cut it so.
                 let _ = sending.send(&bench.senders[datagram.sender], 0);
             }
-            way.decap.drain().expect("a file does not go away");
-            let after = Totals::of([&*way.counters]);
+            path.decap.drain().expect("a file does not go away");
+            let after = Totals::of([&*path.counters]);
             let rise = |counter| after.get(counter) - before.get(counter);
             let drops = after.sum(Kind::DropIn) - before.sum(Kind::DropIn);
             let delivered = rise(Counter::Delivered);
             assert_eq!(rise(Counter::UdpRead), delivered + drops, "{after}");
             assert_eq!(rise(Counter::InWriteError), 0, "{after}");
-            if datagrams.iter().all(|it| it.sender == STRANGER) {
+            if datagrams.iter().all(|it| it.sender == UNKNOWN) {
                 assert_eq!(rise(Counter::UdpRead), rise(Counter::InUnknownPeer));
             }
-            let written = way.take();
-            let packets = if way.vnet_hdr {
+            let written = path.take();
+            let packets = if path.vnet_hdr {
                 behind_headers(&written)
             } else {
                 plain(&written)

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use ipnet::Ipv4Net;
 
-use crate::dataplane::offloads::{Offloads, UnknownPart};
+use crate::dataplane::offloads::{Offloads, UnknownOffload};
 
 /// Why a text is not a value of its flag.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -151,7 +151,7 @@ pub(crate) fn network(text: &str) -> Result<Ipv4Net, Invalid> {
 pub(crate) fn offloads(text: &str) -> Result<Offloads, Invalid> {
     text.trim_ascii()
         .parse()
-        .map_err(|error: UnknownPart| Invalid::Value(error.to_string()))
+        .map_err(|error: UnknownOffload| Invalid::Value(error.to_string()))
 }
 
 /// One of a few words.

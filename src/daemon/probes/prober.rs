@@ -157,7 +157,7 @@ impl Prober {
         socket.send_to(&datagram, destination)?;
         let sent_from = socket.local_address().map_or(0, |own| own.port());
         self.setup.observer.refresh();
-        self.setup.observer.show(&Observation {
+        self.setup.observer.report(&Observation {
             point: ObservationPoint::Outer {
                 remote: destination,
                 port: sent_from,

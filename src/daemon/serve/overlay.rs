@@ -243,7 +243,7 @@ impl Overlay {
         let changes = entries.into_iter().map(|entry| table_change(entry, port));
         let table = self.table().with(changes);
         if let Some(dataplane) = &mut self.dataplane {
-            dataplane.admit(&table);
+            dataplane.admit_peers(&table);
         }
         self.options.routes.publish(table);
 

@@ -1,18 +1,18 @@
-//! The way in: from the tunnel port to the TUN device.
+//! From the tunnel port to the TUN device.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use super::deliver::{self, Deliverer};
+use super::header_checks::{self, LocalVtep};
 use super::probes::ProbeReceiver;
-use crate::dataplane::DeviceGone;
 use crate::dataplane::counters::{Call, Counter, Counters, Kind};
-use crate::dataplane::inbound::header_checks::{self, LocalVtep};
 use crate::dataplane::ingress_policy::violation_log::ViolationLog;
 use crate::dataplane::ingress_policy::{Enforcement, IngressPolicy};
 use crate::dataplane::peer_counters::PeerCounters;
 use crate::dataplane::tap::{Direction, Observation, ObservationPoint, Observer};
-use crate::offload::coalesce::{PacketRef, classify_flat_giant};
+use crate::dataplane::{DeviceGone, Options};
+use crate::offload::coalesce::{PacketRef, classify_unsegmented_udp};
 use crate::route::peer::PeerId;
 use crate::route::publish::RouteReader;
 use crate::sys::udp::{DatagramInfo, ReceiveBatch, UdpSocket};
@@ -20,88 +20,79 @@ use crate::wire::ipv4::{self, Packet};
 use crate::wire::vxlan::ecn;
 use crate::wire::vxlan::{ENCAP_LEN, HEADER_LEN};
 
-/// Datagrams of one call at most. What is received in one call can be merged, and 46 TCP
-/// segments at an MTU of 1450 fill a packet of 64 KiB: two of them.
+/// Datagrams per system call. What one call receives can be merged; 46 TCP segments at an MTU
+/// of 1450 fill a packet of 64 KiB, and this is enough for two.
 const SLOTS: usize = 92;
-/// Datagrams of one call where they are long, so that they stay in the second level cache.
+/// Datagrams per system call while they are long, so that they fit into the L2 cache.
 const SLOTS_WHEN_LONG: usize = 8;
-/// Mean length from which datagrams are long: joined by the kernel.
+/// Mean length from which datagrams count as long: the kernel joins them.
 const LONG: usize = 16 * 1024;
-/// Each slot holds the longest datagram (64 KiB joined by the kernel, or a kernel peer's
-/// unsegmented packet over a virtual link). Untouched pages cost nothing. The odd rest
-/// spreads short datagrams over the sets of the caches: at a distance of 64 KiB all of them
-/// would share a few.
+/// Each slot holds the longest datagram: 64 KiB joined by the kernel, or a kernel peer's
+/// unsegmented packet over a virtual link. Pages that are not touched cost nothing. The odd
+/// length spreads short datagrams over the cache sets; 64 KiB apart, all would share a few.
 const SLOT_LEN: usize = 65_536 + 1_600;
-/// What one drain may cost, in bytes, after which the other direction has its turn.
+/// Budget of a drain in bytes. After it the other direction has its turn.
 const DRAIN_COST: usize = 512 * 1024;
-/// What a datagram costs beside its bytes: whoever sends empty ones must not hold a worker.
+/// Cost of a datagram in addition to its bytes, so that a flood of empty ones does not
+/// monopolize a worker.
 const DATAGRAM_COST: usize = 256;
 
 const _: () = assert!(
     ENCAP_LEN >= deliver::HEADROOM,
-    "the encapsulation, once read, makes room for what goes before the packet"
+    "the virtio-net header is written over the encapsulation"
 );
 
-/// The way in of one worker.
+/// One worker's inbound direction.
 pub struct Decap {
     socket: Arc<UdpSocket>,
     vtep: LocalVtep,
     policy: IngressPolicy,
     routes: RouteReader,
     batch: ReceiveBatch,
-    /// How many datagrams the next call asks for.
+    /// Datagrams that the next call asks for.
     slots: usize,
     deliverer: Deliverer,
     counters: Arc<Counters>,
     peers: Arc<PeerCounters>,
     observer: Observer,
-    witness: ViolationLog,
+    violations: ViolationLog,
     port: u16,
     probes: Option<ProbeReceiver>,
 }
 
 impl Decap {
-    /// A way in from this socket, which is bound to this port.
+    /// Receives from `socket`, which is bound to the port in `options.receive`.
     #[must_use]
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "a worker is put together in one place"
-    )]
     pub fn new(
-        (socket, port): (Arc<UdpSocket>, u16),
-        vtep: LocalVtep,
-        policy: IngressPolicy,
-        routes: RouteReader,
+        socket: Arc<UdpSocket>,
+        options: &Options,
         deliverer: Deliverer,
         counters: Arc<Counters>,
         peers: Arc<PeerCounters>,
-        observer: Observer,
-        probes: Option<ProbeReceiver>,
     ) -> Self {
         Self {
-            observer,
-            witness: ViolationLog::default(),
-            port,
-            probes,
             socket,
-            vtep,
-            policy,
-            routes,
+            vtep: options.vtep,
+            policy: options.ingress_policy.clone(),
+            routes: options.routes.reader(),
             batch: ReceiveBatch::new(SLOTS, SLOT_LEN),
             slots: SLOTS,
             deliverer,
             counters,
             peers,
+            observer: options.taps.observer(),
+            violations: ViolationLog::default(),
+            port: options.receive.port(),
+            probes: options.probes.clone().map(ProbeReceiver::new),
         }
     }
 
-    /// The socket to wait for.
     #[must_use]
-    pub fn socket(&self) -> &UdpSocket {
+    pub(crate) fn socket(&self) -> &UdpSocket {
         &self.socket
     }
 
-    /// Moves what is queued, up to a budget.
+    /// Processes queued datagrams up to a budget.
     ///
     /// # Errors
     /// Only when the device is gone for good.
@@ -114,8 +105,8 @@ impl Decap {
             let wanted = self.slots;
             let count = match self.batch.receive(&self.socket, wanted) {
                 Ok(count) => count,
-                // WouldBlock: empty. Anything else is the echo of a datagram that some
-                // socket sent earlier, read and so cleared.
+                // WouldBlock: the queue is empty. Any other error is an ICMP error about an
+                // earlier datagram, which reading it has cleared.
                 Err(_) => break,
             };
             let mut received = 0;
@@ -123,7 +114,7 @@ impl Decap {
             for slot in 0..count {
                 let info = self.batch.datagram(slot);
                 received += info.len;
-                cost += info.len + DATAGRAM_COST * self.take_datagram(info);
+                cost += info.len + DATAGRAM_COST * self.process(info);
             }
             let packets = self.counters.get(Counter::UdpRead) - before;
             if packets > 0 {
@@ -142,7 +133,7 @@ impl Decap {
         Ok(())
     }
 
-    fn judge_sender(&mut self, info: &DatagramInfo) -> Result<Sender, Counter> {
+    fn check_sender(&mut self, info: &DatagramInfo) -> Result<Sender, Counter> {
         self.policy.check_interface(info.interface)?;
         let address = *info.source.ip();
         let routes = self.routes.current();
@@ -150,61 +141,61 @@ impl Decap {
             return Ok(Sender::Unchecked(routes.source(address)));
         }
         match self.policy.check_sender(routes, address) {
-            Ok(peer) => Ok(Sender::Checked { address, peer }),
+            Ok(peer) => Ok(Sender::Accepted { address, peer }),
             Err(reason) if self.policy.mode == Enforcement::Enforce => Err(reason),
-            Err(reason) => Ok(Sender::Passed {
+            Err(reason) => Ok(Sender::Violating {
                 reason,
                 peer: routes.source(address),
             }),
         }
     }
 
-    /// Splits what the kernel joined, and takes each part; returns how many there were.
-    fn take_datagram(&mut self, info: DatagramInfo) -> usize {
-        let sender = self.judge_sender(&info);
+    /// Splits what the kernel joined and processes each part. Returns their number.
+    fn process(&mut self, info: DatagramInfo) -> usize {
+        let sender = self.check_sender(&info);
         let end = info.start + info.len;
-        // Nothing is parsed of what comes from a stranger.
-        let flat = info.segment.filter(|segment| {
-            sender.is_ok() && is_flat(&self.batch.buffer()[info.start..end], *segment)
+        // Datagrams of unknown senders are not parsed.
+        let unsegmented = info.segment.filter(|segment| {
+            sender.is_ok() && is_one_frame(&self.batch.buffer()[info.start..end], *segment)
         });
         let step = match info.segment {
-            Some(segment) if flat.is_none() => segment.max(1),
+            Some(segment) if unsegmented.is_none() => segment.max(1),
             _ => info.len.max(1),
         };
         let mut at = info.start;
-        let mut taken = 0;
+        let mut processed = 0;
         loop {
-            taken += 1;
+            processed += 1;
             let len = step.min(end - at);
             self.counters.add(Counter::UdpRead, 1);
-            // As it came: opening it may change its ECN.
-            let came = self.observer.is_open().then(|| self.copy(at, len));
-            let opened = match sender {
+            // A copy for captures, because decapsulation may change the inner ECN field.
+            let received = self.observer.is_active().then(|| self.copy(at, len));
+            let result = match sender {
                 Err(reason) => Err(reason),
                 Ok(_) if info.truncated => Err(Counter::InTruncated),
                 Ok(sender) => self
-                    .open(at, len, &info, sender)
+                    .decapsulate(at, len, &info, sender)
                     .map(|packet| (packet, sender.peer()))
                     .map_err(|reason| match reason {
-                        Counter::InNotIpv4 => self.not_ipv4(at, len, &info, sender),
+                        Counter::InNotIpv4 => self.receive_probe(at, len, &info, sender),
                         _ => reason,
                     }),
             };
-            if let Some(frame) = came {
-                self.show(&info, &frame, opened.as_ref().map(drop).map_err(|it| *it));
+            if let Some(frame) = received {
+                self.observe(&info, &frame, result.as_ref().map(drop).map_err(|it| *it));
             }
-            match opened {
+            match result {
                 Ok((packet, peer)) => {
                     if let Some(peer) = peer {
                         self.peers.received(peer, u64::from(packet.len));
                     }
-                    self.take(packet, flat);
+                    self.deliver(packet, unsegmented);
                 }
                 Err(reason) => self.counters.add(reason, 1),
             }
             at += len;
             if at >= end {
-                return taken;
+                return processed;
             }
         }
     }
@@ -214,10 +205,10 @@ impl Decap {
         self.batch.buffer()[at..at + len].to_vec()
     }
 
-    /// Shows a frame to whoever captures, and what is inside if it is let in.
+    /// Shows a frame to captures, and the inner packet if it was accepted.
     #[cold]
-    fn show(&self, info: &DatagramInfo, frame: &[u8], opened: Result<(), Counter>) {
-        self.observer.show(&Observation {
+    fn observe(&self, info: &DatagramInfo, frame: &[u8], result: Result<(), Counter>) {
+        self.observer.report(&Observation {
             point: ObservationPoint::Outer {
                 remote: info.source,
                 port: self.port,
@@ -225,15 +216,16 @@ impl Decap {
             },
             direction: Direction::In,
             pieces: [frame, &[]],
-            dropped: opened.err().filter(|it| it.kind() == Kind::DropIn),
+            dropped: result.err().filter(|it| it.kind() == Kind::DropIn),
         });
-        if let (Ok(()), Some(packet)) = (opened, frame.get(ENCAP_LEN..)) {
-            self.observer.show_inner(Direction::In, packet, None);
+        if let (Ok(()), Some(packet)) = (result, frame.get(ENCAP_LEN..)) {
+            self.observer.report_inner(Direction::In, packet, None);
         }
     }
 
-    /// Checks the frame at `at` and combines ECN; returns where the inner packet lies.
-    fn open(
+    /// Checks the frame at `at` and combines its ECN fields. Returns the place of the inner
+    /// packet.
+    fn decapsulate(
         &mut self,
         at: usize,
         len: usize,
@@ -243,21 +235,21 @@ impl Decap {
         let buffer = self.batch.buffer();
         let (packet_len, tos) = {
             let packet = header_checks::check_frame(&self.vtep, &buffer[at..at + len])?;
-            let judged = match sender {
+            let accepted = match sender {
                 Sender::Unchecked(_) => Ok(()),
-                Sender::Passed { reason, .. } => Err(reason),
-                Sender::Checked { address, peer } => {
+                Sender::Violating { reason, .. } => Err(reason),
+                Sender::Accepted { address, peer } => {
                     let routes = self.routes.current();
                     self.policy
                         .check_packet(routes, address, peer.is_none(), &packet)
                 }
             };
-            if let Err(reason) = judged {
+            if let Err(reason) = accepted {
                 if self.policy.mode == Enforcement::Enforce {
                     return Err(reason);
                 }
                 self.counters.add(Counter::PassedUnchecked, 1);
-                self.witness.tell(*info.source.ip(), reason, &packet);
+                self.violations.record(*info.source.ip(), reason, &packet);
             }
             (packet.total_len(), packet.tos())
         };
@@ -275,39 +267,46 @@ impl Decap {
         })
     }
 
-    /// A frame that passed all checks but that for its ethertype: a probe, where probes are
-    /// wanted and the sender has a lease.
+    /// Handles a frame whose only fault is its ethertype: a probe, if probes are received and
+    /// the sender has a lease. Returns the counter for it.
     #[cold]
-    fn not_ipv4(&mut self, at: usize, len: usize, info: &DatagramInfo, sender: Sender) -> Counter {
+    fn receive_probe(
+        &mut self,
+        at: usize,
+        len: usize,
+        info: &DatagramInfo,
+        sender: Sender,
+    ) -> Counter {
         match (&mut self.probes, sender.peer()) {
             (Some(probes), Some(peer)) => {
                 let inner = &self.batch.buffer()[at + HEADER_LEN..at + len];
-                probes.take(peer, *info.source.ip(), inner)
+                probes.receive(peer, *info.source.ip(), inner)
             }
             _ => Counter::InNotIpv4,
         }
     }
 
-    fn take(&mut self, packet: PacketRef, flat: Option<usize>) {
+    fn deliver(&mut self, packet: PacketRef, unsegmented: Option<usize>) {
         let arena = self.batch.buffer();
-        let segment = flat.and_then(|segment| u16::try_from(segment).ok());
-        match segment.and_then(|segment| classify_flat_giant(&arena[packet.range()], segment)) {
+        let segment = unsegmented.and_then(|segment| u16::try_from(segment).ok());
+        match segment.and_then(|segment| classify_unsegmented_udp(&arena[packet.range()], segment))
+        {
             Some(vnet) => self.deliverer.push_whole(arena, packet, vnet),
             None => self.deliverer.push(arena, packet),
         }
     }
 }
 
-/// What is known of who sent a datagram.
+/// The result of the sender check.
 #[derive(Clone, Copy)]
 enum Sender {
-    Checked {
+    Accepted {
         address: Ipv4Addr,
-        /// None where it is allowed by configuration, not by a lease.
+        /// None if it is allowed by configuration and has no lease.
         peer: Option<PeerId>,
     },
-    /// It does not belong, and may pass nonetheless.
-    Passed {
+    /// Refused, but violations are only logged.
+    Violating {
         reason: Counter,
         peer: Option<PeerId>,
     },
@@ -317,15 +316,17 @@ enum Sender {
 impl Sender {
     const fn peer(self) -> Option<PeerId> {
         match self {
-            Self::Checked { peer, .. } | Self::Passed { peer, .. } | Self::Unchecked(peer) => peer,
+            Self::Accepted { peer, .. } | Self::Violating { peer, .. } | Self::Unchecked(peer) => {
+                peer
+            }
         }
     }
 }
 
-/// Whether a datagram with a segment size is one frame and not joined ones: of a kernel
-/// peer on this machine, the kernel passes on the segment size of an inner UDP super-packet
-/// as if it were the outer one's.
-fn is_flat(datagram: &[u8], segment: usize) -> bool {
+/// Whether a datagram with a segment size is a single frame. From a kernel peer on this
+/// machine, the kernel passes on the segment size of an inner UDP super-packet as if it were
+/// that of the outer datagram.
+fn is_one_frame(datagram: &[u8], segment: usize) -> bool {
     let inner = datagram.get(ENCAP_LEN..).map(Packet::new_checked);
     let Some(Ok(packet)) = inner else {
         return false;

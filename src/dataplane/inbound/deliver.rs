@@ -1,5 +1,5 @@
-//! From received packets to the TUN device: merged where the kernel takes it, one by one
-//! where it does not, and what to do when it refuses.
+//! Writes received packets to the TUN device: merged where the kernel accepts super-packets,
+//! else one by one. Handles what the kernel refuses.
 
 use std::io::{self, IoSlice};
 use std::sync::Arc;
@@ -17,13 +17,13 @@ use crate::sys::tun::{TunOffload, TunQueue};
 use crate::wire::checksum::Checksummer;
 use crate::wire::vnet_hdr::{self, VnetHdr};
 
-/// Room that the caller keeps before each packet, for the virtio-net header.
+/// Bytes that the caller leaves before each packet, for the virtio-net header.
 pub const HEADROOM: usize = vnet_hdr::LEN;
 
-/// Pieces of a write that needs few: virtio-net header, headers, and payloads.
+/// Pieces of most writes: virtio-net header, header block, and payloads.
 const FEW_PIECES: usize = 66;
 const MANY_PIECES: usize = MAX_MEMBERS as usize + 2;
-/// Longest header block of a segment cut here, for devices without virtio-net header.
+/// Longest header block of a segment that is cut here, for devices without virtio-net header.
 const MAX_HEADER_LEN: usize = 256;
 
 /// Writes the packets of a drain to a TUN queue.
@@ -36,8 +36,8 @@ pub struct Deliverer {
 }
 
 impl Deliverer {
-    /// A deliverer to this queue of a device with this MTU, which may change. `offload` is what the kernel
-    /// knows of super-packets, `vnet_hdr` whether the device has that header.
+    /// Writes to this queue. `vnet_hdr` tells whether the device has a virtio-net header,
+    /// `offload` which super-packets it accepts. The MTU may change.
     #[must_use]
     pub fn new(
         tun: Arc<TunQueue>,
@@ -51,9 +51,9 @@ impl Deliverer {
         policy.tcp = vnet_hdr && offload >= TunOffload::Tcp;
         policy.udp = vnet_hdr && offload >= TunOffload::TcpUdp;
         let kernel = kernel::version();
-        // UDP_MAX_SEGMENTS grew then.
+        // UDP_MAX_SEGMENTS was raised in 6.9.
         policy.udp_max_segments = if kernel >= Version(6, 9, 0) { 128 } else { 64 };
-        // Before it, tunnels inside of containers lost UDP super-packets.
+        // Before 6.8.5, tunnels inside of containers lost UDP super-packets.
         policy.spare_tunnel_ports = kernel < Version(6, 8, 5);
         Self {
             tun,
@@ -64,24 +64,28 @@ impl Deliverer {
         }
     }
 
-    /// Takes the next packet; it lies in `arena` until [`Deliverer::flush`].
-    pub fn push(&mut self, arena: &[u8], packet: PacketRef) {
-        let taken = self.coalescer.push(arena, packet);
-        debug_assert!(taken.is_ok(), "the caller's packets lie in its arena");
+    /// Queues a packet. It stays in `arena` until [`Deliverer::flush`].
+    pub(super) fn push(&mut self, arena: &[u8], packet: PacketRef) {
+        let queued = self.coalescer.push(arena, packet);
+        debug_assert!(queued.is_ok(), "the caller's packets lie in its arena");
     }
 
-    /// Takes a packet that must be written behind this header.
-    pub fn push_whole(&mut self, arena: &[u8], packet: PacketRef, vnet: VnetHdr) {
-        let taken = self.coalescer.push_whole(arena, packet, vnet);
-        debug_assert!(taken.is_ok(), "the caller's packets lie in its arena");
+    /// Queues a packet that must be written with this header.
+    pub(super) fn push_whole(&mut self, arena: &[u8], packet: PacketRef, vnet: VnetHdr) {
+        let queued = self.coalescer.push_whole(arena, packet, vnet);
+        debug_assert!(queued.is_ok(), "the caller's packets lie in its arena");
     }
 
-    /// Writes everything, or counts what could not be written. Uses [`HEADROOM`] bytes
-    /// before each packet. What the device refuses is shown to whoever captures.
+    /// Writes all queued packets, and counts those that could not be written. Overwrites
+    /// [`HEADROOM`] bytes before each packet. Captures see what the device refuses.
     ///
     /// # Errors
     /// Only when the device is gone for good.
-    pub fn flush(&mut self, arena: &mut [u8], observer: &Observer) -> Result<(), DeviceGone> {
+    pub(super) fn flush(
+        &mut self,
+        arena: &mut [u8],
+        observer: &Observer,
+    ) -> Result<(), DeviceGone> {
         if self.coalescer.is_empty() {
             return Ok(());
         }
@@ -92,26 +96,26 @@ impl Deliverer {
             counters: &self.counters,
             observer,
         };
-        let mut outcome = Ok(());
+        let mut result = Ok(());
         for write in self.coalescer.writes(arena) {
-            if outcome.is_err() {
-                // Nothing can be written any more; each packet has its name nonetheless.
+            if result.is_err() {
+                // The device is gone, but every packet has to be counted.
                 let packets = write.packet_count() as u64;
                 self.counters.add(Counter::InDeviceDown, packets);
             } else if write.is_merged() {
-                outcome = sink.merged(&write, arena, &mut policy);
+                result = sink.write_merged(&write, arena, &mut policy);
             } else if let Some(packet) = write.packets().next() {
-                outcome = sink.single(packet, write.vnet, arena, policy.checksummer);
+                result = sink.write_single(packet, write.vnet, arena, policy.checksummer);
             }
         }
         policy.tun_mtu = usize::from(self.mtu.load(Ordering::Relaxed));
         self.coalescer.set_policy(policy);
         self.coalescer.clear();
-        outcome
+        result
     }
 }
 
-/// The device, and the books.
+/// The device and the counters.
 struct Sink<'a> {
     tun: &'a TunQueue,
     vnet_hdr: bool,
@@ -120,8 +124,8 @@ struct Sink<'a> {
 }
 
 impl Sink<'_> {
-    /// A packet that is written as it lies, the virtio-net header put before it.
-    fn single(
+    /// Writes a packet in place, with the virtio-net header in front of it.
+    fn write_single(
         &self,
         packet: PacketRef,
         vnet: VnetHdr,
@@ -133,18 +137,19 @@ impl Sink<'_> {
             self.counters.add(Counter::PartialChecksums, 1);
         }
         if !self.vnet_hdr {
-            return self.finished(vnet, &mut arena[range], checksummer);
+            return self.write_finished(vnet, &mut arena[range], checksummer);
         }
         let start = range.start - HEADROOM;
         arena[start..range.start].copy_from_slice(&vnet.to_bytes());
         let bytes = range.len();
-        let written = self.book(self.tun.write(&arena[start..range.end]), 1, bytes)?;
-        self.show(&arena[range], written);
+        let written = self.count_write(self.tun.write(&arena[start..range.end]), 1, bytes)?;
+        self.report_drop(&arena[range], written);
         Ok(())
     }
 
-    /// Finishes here what no virtio-net header can leave to the kernel.
-    fn finished(
+    /// Computes checksums and cuts super-packets here, because without a virtio-net header they
+    /// cannot be left to the kernel.
+    fn write_finished(
         &self,
         vnet: VnetHdr,
         packet: &mut [u8],
@@ -153,11 +158,11 @@ impl Sink<'_> {
         if !vnet.is_gso() {
             if segment::finish_checksum(&vnet, packet, checksummer).is_err() {
                 self.counters.add(Counter::InMalformed, 1);
-                self.show(packet, Counter::InMalformed);
+                self.report_drop(packet, Counter::InMalformed);
                 return Ok(());
             }
-            let written = self.book(self.tun.write(packet), 1, packet.len())?;
-            self.show(packet, written);
+            let written = self.count_write(self.tun.write(packet), 1, packet.len())?;
+            self.report_drop(packet, written);
             return Ok(());
         }
         let plan = SegmentPlan::new(&vnet, packet)
@@ -165,10 +170,10 @@ impl Sink<'_> {
             .filter(|plan| plan.header_len() <= MAX_HEADER_LEN);
         let Some(plan) = plan else {
             self.counters.add(Counter::InMalformed, 1);
-            self.show(packet, Counter::InMalformed);
+            self.report_drop(packet, Counter::InMalformed);
             return Ok(());
         };
-        // It was received as one packet, and more of them are delivered.
+        // It was counted as one packet on receipt, but is delivered as several.
         self.counters.add(Counter::UdpRead, plan.count() as u64 - 1);
         let mut block = [0; MAX_HEADER_LEN];
         for number in 0..plan.count() {
@@ -181,7 +186,7 @@ impl Sink<'_> {
                 IoSlice::new(&block[..plan.header_len()]),
                 IoSlice::new(&packet[payload]),
             ];
-            self.book(self.tun.write_gather(&pieces), 1, bytes)
+            self.count_write(self.tun.write_gather(&pieces), 1, bytes)
                 .inspect_err(|_| {
                     let left = plan.count() - number - 1;
                     self.counters.add(Counter::InDeviceDown, left as u64);
@@ -190,7 +195,7 @@ impl Sink<'_> {
         Ok(())
     }
 
-    fn merged(
+    fn write_merged(
         &self,
         write: &Write<'_>,
         arena: &mut [u8],
@@ -203,26 +208,26 @@ impl Sink<'_> {
             self.gather::<MANY_PIECES>(write, arena)
         };
         match written {
-            // Some kernels refuse what they should take (6.6.44, 6.1.103, 6.10): one by
-            // one it works, and from now on this kind is not merged any more.
+            // Some kernels refuse valid super-packets (6.6.44, 6.1.103, 6.10). One by one it
+            // works, and packets of this protocol are not merged any more.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                 self.counters.add(Counter::MergeFallbacks, 1);
-                let (merges, kind) = match write.vnet.gso_type {
+                let (merges, protocol) = match write.vnet.gso_type {
                     vnet_hdr::GSO_UDP_L4 => (&mut policy.udp, "UDP"),
                     _ => (&mut policy.tcp, "TCP"),
                 };
-                // Others of this drain may have been merged before.
+                // More super-packets of this drain may follow; log only the first.
                 if std::mem::take(merges) {
                     tracing::warn!(
                         event = "offload_fallback",
                         part = "write",
-                        kind,
-                        "the kernel refused a merged packet; this kind is written one by one from now on"
+                        protocol,
+                        "the kernel refused a merged packet; packets of this protocol are written one by one from now on"
                     );
                 }
                 for (number, packet) in write.packets().enumerate() {
                     let vnet = classify_partial(&arena[packet.range()], policy.tun_mtu);
-                    self.single(packet, vnet, arena, policy.checksummer)
+                    self.write_single(packet, vnet, arena, policy.checksummer)
                         .inspect_err(|_| {
                             let left = packets - number - 1;
                             self.counters.add(Counter::InDeviceDown, left as u64);
@@ -231,15 +236,15 @@ impl Sink<'_> {
                 Ok(())
             }
             written => {
-                // Each packet had the header that the merged one has once.
+                // Bytes are counted as if each packet had been written with its own header.
                 let header = write.header.len();
                 let bytes = written.as_ref().map_or(0, |written| {
                     (written + packets * header).saturating_sub(HEADROOM + header)
                 });
-                let written = self.book(written, packets as u64, bytes)?;
-                if self.observer.is_open() {
+                let written = self.count_write(written, packets as u64, bytes)?;
+                if self.observer.is_active() {
                     for packet in write.packets() {
-                        self.show(&arena[packet.range()], written);
+                        self.report_drop(&arena[packet.range()], written);
                     }
                 }
                 Ok(())
@@ -260,15 +265,16 @@ impl Sink<'_> {
         self.tun.write_gather(&pieces[..used])
     }
 
-    /// Shows a packet that was not delivered; it was shown before as one that was let in.
-    fn show(&self, packet: &[u8], booked: Counter) {
-        if booked != Counter::Delivered {
+    /// Shows a packet to captures unless it was delivered. They have seen it before as one
+    /// that was accepted.
+    fn report_drop(&self, packet: &[u8], counter: Counter) {
+        if counter != Counter::Delivered {
             self.observer
-                .show_inner(Direction::In, packet, Some(booked));
+                .report_inner(Direction::In, packet, Some(counter));
         }
     }
 
-    fn book(
+    fn count_write(
         &self,
         written: io::Result<usize>,
         packets: u64,

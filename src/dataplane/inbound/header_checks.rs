@@ -1,21 +1,21 @@
-//! What may pass: the verdict on a frame from the tunnel.
+//! Checks the headers of a frame from the tunnel.
 
 use crate::dataplane::counters::Counter;
 use crate::wire::ipv4::{Packet, PacketError};
 use crate::wire::vxlan::{self, HEADER_LEN, HeaderError};
 use crate::wire::{MacAddr, Vni, ethernet};
 
-/// What a frame must be meant for.
+/// This node's VTEP: the network and the MAC address that frames must be addressed to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LocalVtep {
-    /// Our network.
+    /// The overlay network.
     pub vni: Vni,
-    /// Our published MAC.
+    /// The published MAC address.
     pub mac: MacAddr,
 }
 
-/// Checks a UDP payload as the kernel's `vxlan_rcv` and the IP layer behind it do, and
-/// returns the inner packet, without padding.
+/// Checks a UDP payload as the kernel's `vxlan_rcv` and its IP layer do. Returns the inner
+/// packet without padding.
 ///
 /// # Errors
 /// The counter of the first check that failed.
@@ -78,13 +78,13 @@ mod tests {
         frame
     }
 
-    fn verdict(frame: &[u8]) -> Option<Counter> {
+    fn refused(frame: &[u8]) -> Option<Counter> {
         check_frame(&vtep(), frame).err()
     }
 
     #[test]
-    fn each_fault_has_its_own_name() {
-        assert_eq!(verdict(&frame()), None);
+    fn each_fault_has_its_own_counter() {
+        assert_eq!(refused(&frame()), None);
         let cases: [(usize, u8, Counter); 11] = [
             (0, 0x00, Counter::InNoVni),
             (0, 0x88, Counter::InReservedBits),
@@ -101,11 +101,11 @@ mod tests {
         for (at, value, expected) in cases {
             let mut bytes = frame();
             bytes[at] = value;
-            assert_eq!(verdict(&bytes), Some(expected), "byte {at} = {value:#x}");
+            assert_eq!(refused(&bytes), Some(expected), "byte {at} = {value:#x}");
         }
         let mut looped = frame();
         looped[14..20].copy_from_slice(&OWN.0);
-        assert_eq!(verdict(&looped), Some(Counter::InOwnMac));
+        assert_eq!(refused(&looped), Some(Counter::InOwnMac));
     }
 
     #[test]
@@ -113,7 +113,7 @@ mod tests {
         let whole = frame();
         for cut in 0..whole.len() {
             assert_eq!(
-                verdict(&whole[..cut]),
+                refused(&whole[..cut]),
                 Some(Counter::InShort),
                 "cut at {cut}"
             );

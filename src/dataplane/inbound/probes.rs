@@ -1,8 +1,8 @@
-//! Probes of peers, on their way from the packet threads to the control side.
+//! Hands probes of peers from the packet threads to the control side.
 //!
-//! A packet thread only reads the message, notes when it came, and queues it: bounded, and
-//! never more of a peer than a peer of ours sends. Who answers, and whether, is decided on the
-//! other side ([`crate::wire::probe`] tells what they say).
+//! A packet thread only parses the message, notes the time and queues it. Queue and rate are
+//! bounded. The control side decides whether to answer ([`crate::wire::probe`] describes the
+//! messages).
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -18,20 +18,20 @@ use crate::wire::ethernet::{self, ETHERTYPE_EXPERIMENTAL};
 use crate::wire::{MacAddr, probe};
 
 /// Messages that may wait for the control side.
-const WAITING: usize = 1024;
-/// Peers that are told apart in the count of messages a second; more share places.
-const PLACES: usize = 4096;
-/// Messages of one place in one second: a peer sends one request and one reply.
-const A_SECOND: u8 = 8;
+const QUEUE_LEN: usize = 1024;
+/// Rate counters. Peers beyond this number share one.
+const RATE_SLOTS: usize = 4096;
+/// Messages per second and rate counter. A peer of ours sends one request and one reply.
+const MAX_RATE: u8 = 8;
 
-/// A message of a peer.
+/// A probe message of a peer.
 #[derive(Debug, Clone, Copy)]
 pub struct ReceivedProbe {
     /// The outer source: a lease's address.
     pub source: Ipv4Addr,
     /// The inner source.
     pub mac: MacAddr,
-    /// What it says.
+    /// The message.
     pub message: probe::Message,
     /// When it was read from the socket.
     pub at: Instant,
@@ -45,7 +45,7 @@ const EVENTS: [Counter; 5] = [
     Counter::ProbeStrays,
 ];
 
-/// What the control side reads, and what it counts.
+/// The queue of received probes, and the counters of the control side.
 pub struct ProbeQueue {
     queue: ArrayQueue<ReceivedProbe>,
     wake: Box<dyn Fn() + Send + Sync>,
@@ -59,63 +59,63 @@ impl fmt::Debug for ProbeQueue {
 }
 
 impl ProbeQueue {
-    /// An empty one; `wake` is called by a packet thread after it put something in, and must
-    /// not wait.
+    /// An empty queue. Packet threads call `wake` after they queued a message; it must not
+    /// block.
     #[must_use]
     pub fn new(wake: impl Fn() + Send + Sync + 'static) -> Self {
         Self {
-            queue: ArrayQueue::new(WAITING),
+            queue: ArrayQueue::new(QUEUE_LEN),
             wake: Box::new(wake),
             events: Default::default(),
         }
     }
 
-    /// The oldest message that waits.
+    /// The oldest message in the queue.
     #[must_use]
     pub fn next(&self) -> Option<ReceivedProbe> {
         self.queue.pop()
     }
 
-    /// Counts one of what only the control side sees; other counters are none of it.
+    /// Counts an event that only the control side sees. Other counters are ignored.
     pub fn count(&self, event: Counter) {
         if let Some(at) = EVENTS.iter().position(|known| *known == event) {
             self.events[at].fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// What was counted so far.
+    /// The counters of the control side.
     pub(crate) fn events(&self) -> impl Iterator<Item = (Counter, u64)> {
         let amounts = self.events.iter().map(|cell| cell.load(Ordering::Relaxed));
         EVENTS.into_iter().zip(amounts)
     }
 }
 
-/// One packet thread's side of an inbox.
+/// One packet thread's side of the queue.
 pub struct ProbeReceiver {
-    inbox: Arc<ProbeQueue>,
-    /// Seconds since the start, and messages in that second.
-    places: Box<[(u32, u8)]>,
+    queue: Arc<ProbeQueue>,
+    /// For each slot, a second since the start and the messages in it.
+    rates: Box<[(u32, u8)]>,
     start: Instant,
 }
 
 impl ProbeReceiver {
-    /// A way into this inbox.
+    /// Puts messages into this queue.
     #[must_use]
-    pub fn new(inbox: Arc<ProbeQueue>) -> Self {
+    pub fn new(queue: Arc<ProbeQueue>) -> Self {
         Self {
-            inbox,
-            places: vec![(0, 0); PLACES].into_boxed_slice(),
+            queue,
+            rates: vec![(0, 0); RATE_SLOTS].into_boxed_slice(),
             start: Instant::now(),
         }
     }
 
-    /// Takes a frame, from the inner Ethernet header on, that a peer sent to us; returns
-    /// under which name it is counted.
-    pub fn take(&mut self, peer: PeerId, source: Ipv4Addr, frame: &[u8]) -> Counter {
-        self.take_at(peer, source, frame, Instant::now())
+    /// Handles a frame of a peer, from the inner Ethernet header on. Returns the counter for
+    /// it.
+    pub fn receive(&mut self, peer: PeerId, source: Ipv4Addr, frame: &[u8]) -> Counter {
+        self.receive_at(peer, source, frame, Instant::now())
     }
 
-    fn take_at(&mut self, peer: PeerId, source: Ipv4Addr, frame: &[u8], at: Instant) -> Counter {
+    fn receive_at(&mut self, peer: PeerId, source: Ipv4Addr, frame: &[u8], at: Instant) -> Counter {
         let Some(header) = ethernet::parse(frame) else {
             return Counter::InShort;
         };
@@ -125,32 +125,32 @@ impl ProbeReceiver {
         let Some(message) = probe::Message::parse(&frame[ethernet::HEADER_LEN..]) else {
             return Counter::InProbeMalformed;
         };
-        if !self.has_room(peer, at.saturating_duration_since(self.start)) {
+        if !self.is_within_rate(peer, at.saturating_duration_since(self.start)) {
             return Counter::InProbeFlood;
         }
-        let heard = ReceivedProbe {
+        let probe = ReceivedProbe {
             source,
             mac: header.source,
             message,
             at,
         };
-        if self.inbox.queue.push(heard).is_err() {
+        if self.queue.queue.push(probe).is_err() {
             return Counter::InProbeFlood;
         }
-        (self.inbox.wake)();
+        (self.queue.wake)();
         Counter::ProbesIn
     }
 
-    fn has_room(&mut self, peer: PeerId, now: Duration) -> bool {
-        let place = &mut self.places[peer.0 as usize % PLACES];
+    fn is_within_rate(&mut self, peer: PeerId, now: Duration) -> bool {
+        let rate = &mut self.rates[peer.0 as usize % RATE_SLOTS];
         let second = u32::try_from(now.as_secs()).unwrap_or(u32::MAX);
-        if place.0 != second {
-            *place = (second, 0);
+        if rate.0 != second {
+            *rate = (second, 0);
         }
-        if place.1 == A_SECOND {
+        if rate.1 == MAX_RATE {
             return false;
         }
-        place.1 += 1;
+        rate.1 += 1;
         true
     }
 }
@@ -179,13 +179,13 @@ mod tests {
     }
 
     #[test]
-    fn a_message_wakes_the_reader_and_what_is_none_does_not() {
+    fn only_a_valid_message_wakes_the_reader() {
         let woken = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&woken);
-        let inbox = Arc::new(ProbeQueue::new(move || {
+        let queue = Arc::new(ProbeQueue::new(move || {
             counted.fetch_add(1, Ordering::Relaxed);
         }));
-        let mut intake = ProbeReceiver::new(Arc::clone(&inbox));
+        let mut receiver = ProbeReceiver::new(Arc::clone(&queue));
         let good = frame();
         let mut other_type = good.clone();
         other_type[13] = 0xb6;
@@ -195,32 +195,32 @@ mod tests {
             (&good[..14], Counter::InProbeMalformed),
             (&other_type, Counter::InNotIpv4),
         ] {
-            assert_eq!(intake.take(PeerId(1), SOURCE, bytes), expected);
+            assert_eq!(receiver.receive(PeerId(1), SOURCE, bytes), expected);
         }
-        let heard = inbox.next().unwrap();
-        assert_eq!((heard.source, heard.mac), (SOURCE, MAC));
-        assert!(inbox.next().is_none());
+        let probe = queue.next().unwrap();
+        assert_eq!((probe.source, probe.mac), (SOURCE, MAC));
+        assert!(queue.next().is_none());
         assert_eq!(woken.load(Ordering::Relaxed), 1);
-        inbox.count(Counter::ProbeReplays);
-        let events: Vec<_> = inbox.events().filter(|(_, amount)| *amount > 0).collect();
+        queue.count(Counter::ProbeReplays);
+        let events: Vec<_> = queue.events().filter(|(_, amount)| *amount > 0).collect();
         assert_eq!(events, [(Counter::ProbeReplays, 1)]);
     }
 
     #[test]
-    fn a_flood_of_one_peer_fills_neither_the_queue_nor_anothers_place() {
-        let inbox = Arc::new(ProbeQueue::new(|| ()));
-        let mut intake = ProbeReceiver::new(Arc::clone(&inbox));
-        let (good, start) = (frame(), intake.start);
-        let mut taken = |peer, seconds| {
+    fn a_flood_of_one_peer_affects_no_other() {
+        let queue = Arc::new(ProbeQueue::new(|| ()));
+        let mut receiver = ProbeReceiver::new(Arc::clone(&queue));
+        let (good, start) = (frame(), receiver.start);
+        let mut queued = |peer, seconds| {
             let at = start + Duration::from_secs(seconds);
-            let verdicts = (0..1000).map(|_| intake.take_at(PeerId(peer), SOURCE, &good, at));
-            verdicts.filter(|it| *it == Counter::ProbesIn).count()
+            let counted = (0..1000).map(|_| receiver.receive_at(PeerId(peer), SOURCE, &good, at));
+            counted.filter(|it| *it == Counter::ProbesIn).count()
         };
-        assert_eq!(taken(1, 0), usize::from(A_SECOND));
-        assert_eq!(taken(2, 0), usize::from(A_SECOND));
-        assert_eq!(taken(1, 1), usize::from(A_SECOND));
-        // All peers at once: as many as may wait, and no more.
-        let all: usize = (0..1000).map(|peer| taken(peer, 5)).sum();
-        assert_eq!(all, WAITING - 3 * usize::from(A_SECOND));
+        assert_eq!(queued(1, 0), usize::from(MAX_RATE));
+        assert_eq!(queued(2, 0), usize::from(MAX_RATE));
+        assert_eq!(queued(1, 1), usize::from(MAX_RATE));
+        // All peers at once fill the queue, and no more.
+        let all: usize = (0..1000).map(|peer| queued(peer, 5)).sum();
+        assert_eq!(all, QUEUE_LEN - 3 * usize::from(MAX_RATE));
     }
 }

@@ -1,8 +1,8 @@
-//! The peer check as a program for the kernel: which outer sources a socket takes, in classic
-//! BPF (`Documentation/networking/filter.rst`), which every kernel has.
+//! The sender check as classic BPF (`Documentation/networking/filter.rst`), which every kernel
+//! has and which needs no privilege.
 //!
-//! The program loads the source address once and finds it in a sorted list of ranges by
-//! halving, so that its run time grows with the logarithm of the number of peers.
+//! The program loads the source address once and finds it in a sorted list of ranges by binary
+//! search, so that its run time grows with the logarithm of the number of peers.
 
 use std::net::Ipv4Addr;
 
@@ -11,38 +11,37 @@ use ipnet::Ipv4Net;
 use crate::sys::udp::Instruction;
 
 /// `BPF_MAXINSNS`: longer programs are refused.
-pub const MAX_INSTRUCTIONS: usize = 4096;
+const MAX_INSTRUCTIONS: usize = 4096;
 
-/// `BPF_LD | BPF_W | BPF_ABS`: the word at `k` in network byte order becomes A.
+/// `BPF_LD | BPF_W | BPF_ABS`: loads the big-endian word at `k` into A.
 const LOAD_WORD: u16 = 0x20;
-/// `BPF_JMP | BPF_JA`: over the next `k` instructions.
+/// `BPF_JMP | BPF_JA`: skips the next `k` instructions.
 const JUMP: u16 = 0x05;
-/// `BPF_JMP | BPF_JEQ | BPF_K`, and those for greater, and greater or equal, unsigned.
+/// `BPF_JMP | BPF_JEQ | BPF_K`; the other two compare unsigned (`BPF_JGT`, `BPF_JGE`).
 const IF_EQUAL: u16 = 0x15;
 const IF_GREATER: u16 = 0x25;
 const IF_GREATER_OR_EQUAL: u16 = 0x35;
-/// `BPF_RET | BPF_K`: as many bytes of the packet are taken, 0 drops it.
+/// `BPF_RET | BPF_K`: accepts `k` bytes of the packet; 0 drops it.
 const RETURN: u16 = 0x06;
 
-/// `SKF_NET_OFF`: what follows counts from the IP header. A UDP socket's filter sees the
-/// packet from the UDP header on.
+/// `SKF_NET_OFF`: offsets from here on count from the IP header. Without it, they count from
+/// the UDP header in the filter of a UDP socket.
 const NETWORK_HEADER: u32 = 0xfff0_0000;
-/// `SKF_AD_OFF + SKF_AD_IFINDEX`: index of the interface that the packet came over.
+/// `SKF_AD_OFF + SKF_AD_IFINDEX`: index of the interface that the packet arrived on.
 const INTERFACE_INDEX: u32 = 0xffff_f000 + 8;
-/// Place of the source address in an IPv4 header (RFC 791).
+/// Offset of the source address in an IPv4 header (RFC 791).
 const SOURCE_ADDRESS: u32 = 12;
 
-/// Ranges compared one after the other, where halving has brought them down to so many.
+/// Binary search ends at this many ranges, which are compared one by one.
 const LEAF: usize = 16;
 
 /// First and last address.
 type Range = (u32, u32);
 
-/// A program that takes datagrams from these addresses and networks, over this interface
-/// where one is given, and drops all others; none where it would be longer than
-/// [`MAX_INSTRUCTIONS`]: from about 2,700 peers on.
-#[must_use]
-pub fn program(
+/// A program that accepts datagrams from these addresses and networks, received on this
+/// interface if one is given, and drops all others. `None` if it would exceed
+/// [`MAX_INSTRUCTIONS`], which happens from about 2,700 peers on.
+pub(super) fn program(
     sources: impl IntoIterator<Item = Ipv4Addr>,
     networks: &[Ipv4Net],
     interface: Option<u32>,
@@ -55,7 +54,7 @@ pub fn program(
         .iter()
         .map(|network| (network.network().to_bits(), network.broadcast().to_bits()));
     let ranges = merged(single.chain(wide).collect());
-    // Each range costs one instruction at least.
+    // Each range costs at least one instruction.
     if ranges.len() > MAX_INSTRUCTIONS {
         return None;
     }
@@ -91,7 +90,7 @@ fn tree(ranges: &[Range]) -> Vec<Instruction> {
     }
     let (low, high) = ranges.split_at(ranges.len() / 2);
     let (low_part, high_part) = (tree(low), tree(high));
-    // Conditional jumps reach 255 instructions, the other kind any.
+    // Conditional jumps reach only 255 instructions.
     let mut program = vec![
         conditional(IF_GREATER_OR_EQUAL, high[0].0, 1, 0),
         plain(JUMP, high_part.len() as u32),
@@ -101,21 +100,21 @@ fn tree(ranges: &[Range]) -> Vec<Instruction> {
     program
 }
 
-/// Compares with each range; ends with the two outcomes.
+/// Compares with each range; ends with the two possible results.
 fn leaf(ranges: &[Range]) -> Vec<Instruction> {
     let length = |(first, last): &Range| if first == last { 1 } else { 2 };
     let drop_at: usize = ranges.iter().map(length).sum();
-    let take_at = drop_at + 1;
-    let mut program = Vec::with_capacity(take_at + 1);
+    let accept_at = drop_at + 1;
+    let mut program = Vec::with_capacity(accept_at + 1);
     for (first, last) in ranges {
         // A jump counts from the instruction behind it.
         let next = program.len() + 1;
         if first == last {
-            program.push(conditional(IF_EQUAL, *first, take_at - next, 0));
+            program.push(conditional(IF_EQUAL, *first, accept_at - next, 0));
         } else {
-            // The ranges rise: what is below this one is in none that follows.
+            // The ranges ascend: an address below this one is in no later range.
             program.push(conditional(IF_GREATER_OR_EQUAL, *first, 0, drop_at - next));
-            program.push(conditional(IF_GREATER, *last, 0, take_at - next - 1));
+            program.push(conditional(IF_GREATER, *last, 0, accept_at - next - 1));
         }
     }
     program.push(plain(RETURN, 0));
@@ -132,7 +131,7 @@ const fn plain(code: u16, k: u32) -> Instruction {
     }
 }
 
-/// A jump over this many instructions if the comparison with `k` holds, or does not.
+/// Compares with `k` and skips `holds` or `fails` instructions.
 const fn conditional(code: u16, k: u32, holds: usize, fails: usize) -> Instruction {
     Instruction {
         code,
@@ -149,11 +148,11 @@ mod tests {
 
     /// Runs a program as the kernel would on a packet from this address; panics where the
     /// kernel's checker (`bpf_check_classic`) would refuse it.
-    fn takes(program: &[Instruction], source: u32) -> bool {
-        takes_over(program, 7, source)
+    fn accepts(program: &[Instruction], source: u32) -> bool {
+        accepts_on(program, 7, source)
     }
 
-    fn takes_over(program: &[Instruction], interface: u32, source: u32) -> bool {
+    fn accepts_on(program: &[Instruction], interface: u32, source: u32) -> bool {
         let mut accumulator = None;
         let mut at = 0;
         loop {
@@ -189,9 +188,9 @@ mod tests {
     }
 
     #[test]
-    fn without_peers_nothing_is_taken() {
+    fn without_peers_nothing_is_accepted() {
         let program = program([], &[], None).unwrap();
-        assert!(!takes(&program, 0) && !takes(&program, u32::MAX));
+        assert!(!accepts(&program, 0) && !accepts(&program, u32::MAX));
     }
 
     #[test]
@@ -201,37 +200,37 @@ mod tests {
             let found = spread(count).unwrap();
             assert!(found.len() <= MAX_INSTRUCTIONS);
             for i in 0..count {
-                assert!(takes(&found, i * 7 + 1), "{i} of {count}");
-                assert!(!takes(&found, i * 7 + 2), "behind {i} of {count}");
+                assert!(accepts(&found, i * 7 + 1), "{i} of {count}");
+                assert!(!accepts(&found, i * 7 + 2), "behind {i} of {count}");
             }
         }
         assert_eq!(spread(4000), None);
         assert_eq!(spread(70_000), None);
         // Addresses that follow each other are one range.
         let dense = program((0..70_000).map(address), &[], None).unwrap();
-        assert!(takes(&dense, 69_999) && !takes(&dense, 70_000));
+        assert!(accepts(&dense, 69_999) && !accepts(&dense, 70_000));
     }
 
     #[test]
-    fn where_an_interface_is_given_peers_come_over_it_alone() {
+    fn with_an_interface_peers_are_accepted_on_it_alone() {
         let program = program([address(5)], &[], Some(3)).unwrap();
-        assert!(takes_over(&program, 3, 5));
-        assert!(!takes_over(&program, 3, 6));
-        assert!(!takes_over(&program, 2, 5));
-        assert!(!takes_over(&program, 0, 5));
+        assert!(accepts_on(&program, 3, 5));
+        assert!(!accepts_on(&program, 3, 6));
+        assert!(!accepts_on(&program, 2, 5));
+        assert!(!accepts_on(&program, 0, 5));
     }
 
     #[test]
     fn the_whole_of_ipv4_is_a_range_too() {
         let program = program([address(5)], &["0.0.0.0/0".parse().unwrap()], None).unwrap();
         for source in [0, 5, u32::MAX] {
-            assert!(takes(&program, source));
+            assert!(accepts(&program, source));
         }
     }
 
     proptest! {
         #[test]
-        fn it_says_what_the_plain_rule_says(
+        fn equals_a_linear_search(
             // A narrow range, so that there are neighbours, overlaps and duplicates.
             sources in proptest::collection::vec(prop_oneof![0u32..600, any::<u32>()], 0..200),
             networks in proptest::collection::vec((prop_oneof![0u32..600, any::<u32>()], 0u8..=32), 0..20),
@@ -248,7 +247,7 @@ mod tests {
             for probe in probes.into_iter().chain(edges) {
                 let plain = sources.contains(&probe)
                     || networks.iter().any(|network| network.contains(&address(probe)));
-                prop_assert_eq!(takes(&program, probe), plain, "{}", address(probe));
+                prop_assert_eq!(accepts(&program, probe), plain, "{}", address(probe));
             }
         }
     }

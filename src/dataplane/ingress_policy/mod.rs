@@ -1,60 +1,62 @@
-//! Who may send what: the tunnel sees outer and inner header together, so it can hold a peer
-//! to its own subnet. This is filtering, not authentication: addresses can be forged.
+//! The peer check: which senders are accepted, and with which inner addresses.
 //!
-//! flannel and the kernel take any datagram that comes to the port, for any destination.
+//! flannel and the kernel's vxlan accept any datagram that reaches the port, for any
+//! destination. Here outer and inner header are checked together, which holds each peer to its
+//! own subnet. This is filtering, not authentication: addresses can be forged.
 
-pub mod bpf;
+mod bpf;
 pub mod own_addresses;
-pub(crate) mod socket_filter;
-pub(crate) mod violation_log;
+pub(super) mod socket_filter;
+pub(super) mod violation_log;
 
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
 use super::counters::Counter;
-use crate::dataplane::ingress_policy::own_addresses::OwnAddresses;
+use own_addresses::OwnAddresses;
+
 use crate::route::peer::PeerId;
 use crate::route::table::RouteTable;
 use crate::wire::ipv4::{self, Packet};
 
-/// What to do with a packet that does not belong.
+/// What to do with a packet that violates the policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Enforcement {
     /// Drop and count it.
     Enforce,
     /// Count it, and let it pass.
     Log,
-    /// Let everything pass.
+    /// Do not check.
     Off,
 }
 
 /// The rules of one node.
 #[derive(Debug, Clone)]
 pub struct IngressPolicy {
-    /// Whether they are enforced.
+    /// Whether violations are dropped.
     pub mode: Enforcement,
     /// The overlay network.
     pub network: Ipv4Net,
-    /// Our subnet: what peers may send to.
+    /// This node's subnet: the destinations that peers may send to.
     pub subnet: Ipv4Net,
     /// Further destinations that peers may send to.
     pub forward_extra: Vec<Ipv4Net>,
-    /// Senders that are taken without a lease; what they send from is not checked.
+    /// Senders that are accepted without a lease. Their inner source addresses are not checked.
     pub allow_peers: Vec<Ipv4Net>,
-    /// Where the rules are enforced, let the kernel drop strangers' datagrams already.
+    /// Where the rules are enforced, have the kernel drop datagrams of unknown senders.
     pub socket_filter: bool,
-    /// Refuse inner sources outside of the network too. Peers that do not masquerade send
-    /// from such addresses, so it is a choice.
+    /// Also refuse inner sources outside of the overlay network. Peers that do not masquerade
+    /// send from such addresses, so this is off by default.
     pub strict: bool,
-    /// The only interface, by its index, over which datagrams may come.
+    /// Index of the only interface that datagrams are accepted from.
     pub interface: Option<u32>,
-    /// This host's addresses: nothing that comes out of a tunnel comes from them.
+    /// This host's addresses: no packet from a tunnel may have them as source.
     pub own: OwnAddresses,
 }
 
 impl IngressPolicy {
-    /// The usual rules.
+    /// The default rules.
     #[must_use]
     pub fn new(mode: Enforcement, network: Ipv4Net, subnet: Ipv4Net) -> Self {
         Self {
@@ -70,34 +72,33 @@ impl IngressPolicy {
         }
     }
 
-    /// Lets everything pass.
+    /// Accepts everything.
     #[must_use]
     pub fn off() -> Self {
         Self::new(Enforcement::Off, Ipv4Net::default(), Ipv4Net::default())
     }
 
-    /// Brings what may change up to date. To be called once a drain.
+    /// Takes over changes of [`Self::own`]. Call it once per drain.
     #[inline]
     pub fn refresh(&mut self) {
         self.own.refresh();
     }
 
-    /// Judges the interface that a datagram came over, whatever the mode: which one is to be
-    /// received on was said apart from it.
+    /// Checks the interface that a datagram arrived on. It applies in every mode, because it
+    /// has a flag of its own.
     ///
     /// # Errors
     /// [`Counter::InOtherInterface`].
     #[inline]
-    pub fn check_interface(&self, interface: Option<u32>) -> Result<(), Counter> {
+    pub(super) fn check_interface(&self, interface: Option<u32>) -> Result<(), Counter> {
         if self.interface.is_some() && interface != self.interface {
             return Err(Counter::InOtherInterface);
         }
         Ok(())
     }
 
-    /// Judges the outer source of a datagram, before anything inside is looked at. Returns
-    /// the peer that sent it; none where the sender is allowed by configuration, not by a
-    /// lease.
+    /// Checks the outer source of a datagram, before anything inside is parsed. Returns the
+    /// peer that sent it, or `None` if the sender is allowed by configuration and has no lease.
     ///
     /// # Errors
     /// [`Counter::InUnknownPeer`].
@@ -114,7 +115,8 @@ impl IngressPolicy {
         Err(Counter::InUnknownPeer)
     }
 
-    /// Judges the addresses inside. `allowed` is a sender without a lease.
+    /// Checks the inner addresses. `without_lease` says that the sender is allowed by
+    /// configuration.
     ///
     /// # Errors
     /// The counter of the first check that failed.
@@ -123,18 +125,18 @@ impl IngressPolicy {
         &self,
         routes: &RouteTable,
         outer: Ipv4Addr,
-        allowed: bool,
+        without_lease: bool,
         packet: &Packet<'_>,
     ) -> Result<(), Counter> {
         let (source, destination) = (packet.source(), packet.destination());
-        // The usual case first: from the peer's own subnet to ours, without options.
+        // The common case first: from the peer's own subnet to ours, without options.
         let holder = routes.lookup(source);
         let is_holders = holder.is_some_and(|peer| *peer.endpoint().ip() == outer);
         if !is_holders {
-            self.stranger(routes, outer, source, allowed)?;
+            self.check_other_source(routes, outer, source, without_lease)?;
         }
         if packet.header_len() > ipv4::MIN_HEADER_LEN {
-            options(packet)?;
+            check_options(packet)?;
         }
         if self.subnet.contains(&destination) {
             return match is_directed_broadcast(self.subnet, destination) {
@@ -152,26 +154,26 @@ impl IngressPolicy {
         })
     }
 
-    /// Judges a source that is not of the sender's subnet.
+    /// Checks a source outside of the sender's subnet.
     #[cold]
-    fn stranger(
+    fn check_other_source(
         &self,
         routes: &RouteTable,
         outer: Ipv4Addr,
         source: Ipv4Addr,
-        allowed: bool,
+        without_lease: bool,
     ) -> Result<(), Counter> {
         if is_martian(source) {
             return Err(Counter::InMartian);
         }
-        // What is on this host comes out of no tunnel, whoever sends it.
+        // Nothing on this host sends through a tunnel to it.
         if self.subnet.contains(&source) || self.own.contains(source) {
             return Err(Counter::InForeignSource);
         }
-        if allowed {
+        if without_lease {
             return Ok(());
         }
-        // Another node's own address is that node's, as much as its subnet.
+        // A node's own address belongs to that node as much as its subnet.
         let is_other_nodes = source != outer && routes.source(source).is_some();
         if is_other_nodes || self.network.contains(&source) || self.strict {
             return Err(Counter::InForeignSource);
@@ -184,22 +186,23 @@ fn contains(networks: &[Ipv4Net], address: Ipv4Addr) -> bool {
     networks.iter().any(|network| network.contains(&address))
 }
 
-/// Addresses that no packet between hosts carries: this network, loopback, link-local, groups,
-/// reserved and broadcast (RFC 6890).
+/// Addresses that no packet between hosts carries: this network, loopback, link-local,
+/// multicast, reserved and broadcast (RFC 6890).
 const fn is_martian(address: Ipv4Addr) -> bool {
     let [first, second, ..] = address.octets();
     first == 0 || first == 127 || first >= 224 || (first == 169 && second == 254)
 }
 
-/// To all hosts of a subnet. Networks of one or two addresses have no such address (RFC 3021).
+/// Networks of one or two addresses have no broadcast address (RFC 3021).
 fn is_directed_broadcast(subnet: Ipv4Net, destination: Ipv4Addr) -> bool {
     subnet.prefix_len() < 31 && destination.to_bits() == subnet.broadcast().to_bits()
 }
 
-/// Options that would lead a packet on past our rules (RFC 791: loose and strict source and
-/// record route), and lists of options which are none: the kernel would answer those.
+/// Refuses source routes (RFC 791: loose and strict source and record route), which would lead
+/// a packet on to destinations that the rules forbid, and malformed options, which the kernel
+/// would answer with ICMP.
 #[cold]
-fn options(packet: &Packet<'_>) -> Result<(), Counter> {
+fn check_options(packet: &Packet<'_>) -> Result<(), Counter> {
     const END: u8 = 0;
     const NO_OPERATION: u8 = 1;
     const LOOSE_SOURCE_ROUTE: u8 = 131;
@@ -212,7 +215,7 @@ fn options(packet: &Packet<'_>) -> Result<(), Counter> {
             LOOSE_SOURCE_ROUTE | STRICT_SOURCE_ROUTE => return Err(Counter::InSourceRoute),
             _ => {
                 let length = behind.first().copied().map_or(0, usize::from);
-                // The length counts kind and length too.
+                // The length covers the bytes of kind and length too.
                 match rest.get(length..) {
                     Some(next) if length >= 2 => next,
                     _ => return Err(Counter::InMalformed),
@@ -232,7 +235,7 @@ mod tests {
 
     const PEER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
     const OTHER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 3);
-    const STRANGER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
+    const UNKNOWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
 
     fn net(text: &str) -> Ipv4Net {
         text.parse().unwrap()
@@ -253,16 +256,16 @@ mod tests {
         IngressPolicy::new(Enforcement::Enforce, net("10.5.0.0/16"), net("10.5.1.0/24"))
     }
 
-    fn verdict(
+    fn checked(
         policy: &IngressPolicy,
         outer: Ipv4Addr,
         source: &str,
         destination: &str,
     ) -> Option<Counter> {
-        verdict_with(policy, outer, source, destination, &[])
+        checked_with(policy, outer, source, destination, &[])
     }
 
-    fn verdict_with(
+    fn checked_with(
         policy: &IngressPolicy,
         outer: Ipv4Addr,
         source: &str,
@@ -295,14 +298,14 @@ mod tests {
     }
 
     #[test]
-    fn the_matrix_of_spoofs() {
+    fn spoofed_addresses_are_refused() {
         use Counter::*;
         let (own, host) = ("10.5.1.7", "10.5.1.0");
         for (outer, source, destination, expected) in [
             (PEER, "10.5.2.2", own, None),
             (PEER, "10.5.2.0", host, None),
             (PEER, "198.51.100.7", own, None),
-            (STRANGER, "10.5.2.2", own, Some(InUnknownPeer)),
+            (UNKNOWN, "10.5.2.2", own, Some(InUnknownPeer)),
             (PEER, "10.5.3.2", own, Some(InForeignSource)),
             (PEER, "10.5.1.9", own, Some(InForeignSource)),
             (PEER, "10.5.77.1", own, Some(InForeignSource)),
@@ -319,13 +322,13 @@ mod tests {
             (PEER, "10.5.2.2", "224.0.0.1", Some(InMartian)),
             (PEER, "10.5.2.2", "255.255.255.255", Some(InMartian)),
         ] {
-            let found = verdict(&policy(), outer, source, destination);
+            let found = checked(&policy(), outer, source, destination);
             assert_eq!(found, expected, "{outer}: {source} -> {destination}");
         }
     }
 
     #[test]
-    fn nobody_speaks_for_this_host_or_for_another_node() {
+    fn nobody_sends_as_this_host_or_as_another_node() {
         use Counter::InForeignSource;
         let policy = IngressPolicy {
             allow_peers: vec![net("192.0.2.8/29")],
@@ -337,32 +340,32 @@ mod tests {
         let own = "10.5.1.7";
         for (outer, source, expected) in [
             (PEER, "203.0.113.5", Some(InForeignSource)),
-            (STRANGER, "203.0.113.5", Some(InForeignSource)),
+            (UNKNOWN, "203.0.113.5", Some(InForeignSource)),
             (PEER, "203.0.113.6", None),
             // Another node's public address, and its own.
             (PEER, "192.0.2.3", Some(InForeignSource)),
             (PEER, "192.0.2.2", None),
-            (STRANGER, "192.0.2.3", None),
-            // Our subnet, from whom nothing else is asked.
-            (STRANGER, "10.5.1.9", Some(InForeignSource)),
-            (STRANGER, "10.5.3.9", None),
+            (UNKNOWN, "192.0.2.3", None),
+            // An allowed sender may not use our subnet, but any other.
+            (UNKNOWN, "10.5.1.9", Some(InForeignSource)),
+            (UNKNOWN, "10.5.3.9", None),
         ] {
-            let found = verdict(&policy, outer, source, own);
+            let found = checked(&policy, outer, source, own);
             assert_eq!(found, expected, "{outer}: {source}");
         }
     }
 
     #[test]
-    fn a_subnets_broadcast_is_no_host() {
+    fn a_subnets_broadcast_address_is_refused() {
         let all = "10.5.1.255";
         let martian = Some(Counter::InMartian);
-        assert_eq!(verdict(&policy(), PEER, "10.5.2.2", all), martian);
+        assert_eq!(checked(&policy(), PEER, "10.5.2.2", all), martian);
         // Where there is no such address, the last one is a host's.
-        let narrow = IngressPolicy {
+        let pair = IngressPolicy {
             subnet: net("10.5.1.254/31"),
             ..policy()
         };
-        assert_eq!(verdict(&narrow, PEER, "10.5.2.2", all), None);
+        assert_eq!(checked(&pair, PEER, "10.5.2.2", all), None);
     }
 
     #[test]
@@ -374,7 +377,7 @@ mod tests {
             // Behind others.
             (&[1, 1, 131, 6, 4, 10, 96, 0], Some(InSourceRoute)),
             (&[68, 4, 5, 0, 131, 3, 4, 0], Some(InSourceRoute)),
-            // Record route, timestamp, router alert, security: none of our business.
+            // Record route, timestamp, router alert, security: not refused.
             (&[7, 7, 4, 0, 0, 0, 0, 0], None),
             (&[68, 8, 5, 0, 0, 0, 0, 0], None),
             (&[148, 4, 0, 0], None),
@@ -386,13 +389,13 @@ mod tests {
             (&[7, 9, 0, 0], Some(InMalformed)),
             (&[1, 1, 1, 7], Some(InMalformed)),
         ] {
-            let found = verdict_with(&policy(), PEER, "10.5.2.2", "10.5.1.7", options);
+            let found = checked_with(&policy(), PEER, "10.5.2.2", "10.5.1.7", options);
             assert_eq!(found, expected, "{options:?}");
         }
     }
 
     #[test]
-    fn only_the_chosen_interface_counts_where_one_was_chosen() {
+    fn only_the_configured_interface_is_accepted() {
         let chosen = IngressPolicy {
             interface: Some(2),
             ..policy()
@@ -406,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_allowed_on_purpose() {
+    fn exceptions_by_configuration() {
         let policy = IngressPolicy {
             strict: true,
             forward_extra: vec![net("10.96.0.0/12")],
@@ -414,15 +417,12 @@ mod tests {
             ..policy()
         };
         let own = "10.5.1.7";
-        let verdict = |outer, source, destination| verdict(&policy, outer, source, destination);
-        assert_eq!(verdict(PEER, "10.5.2.2", "10.96.0.1"), None);
-        assert_eq!(verdict(STRANGER, "10.5.3.2", own), None);
+        let checked = |outer, source, destination| checked(&policy, outer, source, destination);
+        assert_eq!(checked(PEER, "10.5.2.2", "10.96.0.1"), None);
+        assert_eq!(checked(UNKNOWN, "10.5.3.2", own), None);
+        assert_eq!(checked(UNKNOWN, "127.0.0.1", own), Some(Counter::InMartian));
         assert_eq!(
-            verdict(STRANGER, "127.0.0.1", own),
-            Some(Counter::InMartian)
-        );
-        assert_eq!(
-            verdict(PEER, "198.51.100.7", own),
+            checked(PEER, "198.51.100.7", own),
             Some(Counter::InForeignSource)
         );
     }

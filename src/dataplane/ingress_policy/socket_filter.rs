@@ -1,22 +1,21 @@
-//! The kernel's part of the peer check: datagrams from strangers are dropped at the socket,
-//! before they take room in its buffer and time of a worker.
+//! The kernel's part of the peer check: a socket filter drops datagrams of unknown senders
+//! before they take room in the receive buffer and a worker's time.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ipnet::Ipv4Net;
 
-use crate::dataplane::ingress_policy::bpf;
-use crate::dataplane::ingress_policy::{Enforcement, IngressPolicy};
+use super::{Enforcement, IngressPolicy, bpf};
 use crate::route::table::RouteTable;
 use crate::sys::udp::{Instruction, UdpSocket};
 
-/// What the receiving sockets' filters hold.
+/// What is attached to the receiving sockets.
 #[derive(Debug, PartialEq, Eq)]
-enum State {
-    /// No filter; the workers judge every sender.
-    Open,
+enum Attached {
+    /// Nothing: the workers check every sender.
+    Nothing,
     /// This program.
-    Filtered(Vec<Instruction>),
+    Program(Vec<Instruction>),
 }
 
 /// The receiving sockets and their filter.
@@ -24,76 +23,86 @@ enum State {
 pub(crate) struct SocketFilter {
     sockets: Vec<Arc<UdpSocket>>,
     /// Whether there is to be a filter at all.
-    wanted: bool,
-    allow: Vec<Ipv4Net>,
+    enabled: bool,
+    allow_peers: Vec<Ipv4Net>,
     interface: Option<u32>,
-    state: State,
-    /// Whether somebody captures, and wants to see strangers too.
-    lifted: bool,
-    /// Whether it was said why there is no filter.
-    told: bool,
-    /// What each socket's drops were at the last look, and all of them so far.
-    drops: Mutex<(Vec<u32>, u64)>,
+    attached: Attached,
+    /// Whether a capture wants to see unknown senders too.
+    bypass: bool,
+    /// Whether the reason for a missing filter has been logged.
+    logged: bool,
+    drops: Mutex<DropCounts>,
+}
+
+#[derive(Debug)]
+struct DropCounts {
+    /// Each socket's counter when it was last read.
+    last: Vec<u32>,
+    sum: u64,
 }
 
 impl SocketFilter {
-    /// A gate that stands open until [`SocketFilter::admit`].
+    /// The sockets accept everything until [`Self::admit_peers`].
     pub(crate) fn new(sockets: Vec<Arc<UdpSocket>>, policy: &IngressPolicy) -> Self {
         Self {
-            drops: Mutex::new((vec![0; sockets.len()], 0)),
+            drops: Mutex::new(DropCounts {
+                last: vec![0; sockets.len()],
+                sum: 0,
+            }),
             sockets,
-            // Where strangers are only counted, they must come through.
-            wanted: policy.socket_filter && policy.mode == Enforcement::Enforce,
-            allow: policy.allow_peers.clone(),
+            // Where unknown senders are only counted, their datagrams have to pass.
+            enabled: policy.socket_filter && policy.mode == Enforcement::Enforce,
+            allow_peers: policy.allow_peers.clone(),
             interface: policy.interface,
-            state: State::Open,
-            lifted: false,
-            told: false,
+            attached: Attached::Nothing,
+            bypass: false,
+            logged: false,
         }
     }
 
-    /// From now on the peers of this table come through, and who is allowed without a lease.
-    /// The kernel exchanges a filter at once; no datagram of a peer in both tables is lost.
-    pub(crate) fn admit(&mut self, table: &RouteTable) {
-        if !self.wanted {
+    /// Accepts the peers of this table, and senders that are allowed without a lease. The
+    /// kernel replaces a filter atomically: no datagram of a peer in both tables is lost.
+    pub(crate) fn admit_peers(&mut self, table: &RouteTable) {
+        if !self.enabled {
             return;
         }
-        let wanted = match self.lifted {
-            true => State::Open,
-            false => bpf::program(table.sources(), &self.allow, self.interface)
-                .map_or(State::Open, State::Filtered),
+        let wanted = match self.bypass {
+            true => Attached::Nothing,
+            false => bpf::program(table.sources(), &self.allow_peers, self.interface)
+                .map_or(Attached::Nothing, Attached::Program),
         };
-        if wanted == self.state {
+        if wanted == self.attached {
             return;
         }
-        let refused = match &wanted {
-            State::Filtered(program) => self.filter(program),
-            State::Open if self.lifted => {
-                self.remove();
+        let result = match &wanted {
+            Attached::Program(program) => self.attach(program),
+            Attached::Nothing if self.bypass => {
+                self.detach();
                 Ok(())
             }
-            State::Open => Err("there are too many peers for it".to_owned()),
+            Attached::Nothing => Err("there are too many peers for it".to_owned()),
         };
-        self.state = wanted;
-        if let Err(reason) = refused {
-            self.open(&reason);
+        self.attached = wanted;
+        if let Err(reason) = result {
+            self.give_up(&reason);
         }
     }
 
-    /// While somebody captures, strangers come as far as the workers, which drop them.
-    pub(crate) fn lift(&mut self, lifted: bool, table: &RouteTable) {
-        self.lifted = lifted;
-        self.admit(table);
+    /// Removes the filter for as long as a capture wants to see unknown senders. The workers
+    /// drop their datagrams.
+    pub(crate) fn set_bypass(&mut self, bypass: bool, table: &RouteTable) {
+        self.bypass = bypass;
+        self.admit_peers(table);
     }
 
-    fn remove(&self) {
+    fn detach(&self) {
         for socket in &self.sockets {
-            // There may be none.
+            // It fails if there is none.
             let _ = socket.remove_filter();
         }
     }
 
-    fn filter(&self, program: &[Instruction]) -> Result<(), String> {
+    fn attach(&self, program: &[Instruction]) -> Result<(), String> {
         self.sockets.iter().try_for_each(|socket| {
             socket
                 .set_filter(program)
@@ -101,43 +110,45 @@ impl SocketFilter {
         })
     }
 
-    /// An old filter would keep new peers out: none is better.
-    fn open(&mut self, reason: &str) {
-        self.remove();
-        self.state = State::Open;
-        if !self.told {
-            self.told = true;
+    /// Detaches the old filter, because it would drop the datagrams of new peers.
+    fn give_up(&mut self, reason: &str) {
+        self.detach();
+        self.attached = Attached::Nothing;
+        if !self.logged {
+            self.logged = true;
             tracing::info!(
                 event = "socket_filter",
                 reason,
-                "no socket filter: strangers are dropped by the packet threads alone"
+                "no socket filter: only the packet threads drop datagrams of unknown senders"
             );
         }
     }
 
-    /// Datagrams that the kernel dropped at these sockets: strangers', and those for which
-    /// there was no room. A socket's own count wraps; it must be looked at before it has
-    /// risen by 2^32: within an hour, at a million drops a second.
+    /// Datagrams that the kernel dropped at these sockets: refused by the filter, or no room
+    /// in the buffer. A socket's own counter wraps at 2^32. It must be read before that:
+    /// within an hour, at a million drops a second.
     pub(crate) fn drops(&self) -> u64 {
         let now = self.sockets.iter().map(|socket| socket.drops());
         let mut drops = self.drops.lock().unwrap_or_else(PoisonError::into_inner);
-        let (last, sum) = &mut *drops;
-        *sum += risen(last, now);
-        *sum
+        let drops = &mut *drops;
+        drops.sum += increase(&mut drops.last, now);
+        drops.sum
     }
 
-    /// Lets the sockets go; what they counted is kept.
+    /// Closes the sockets. Their drops stay counted.
     pub(crate) fn close(&mut self) {
         self.drops();
         self.sockets.clear();
     }
 }
 
-/// How much counters that wrap have risen since `last`, which becomes `now`.
-fn risen(last: &mut [u32], now: impl Iterator<Item = u32>) -> u64 {
-    let rises = last.iter_mut().zip(now);
-    let rises = rises.map(|(last, now)| u64::from(now.wrapping_sub(std::mem::replace(last, now))));
-    rises.sum()
+/// How much wrapping counters have increased since `last`, which becomes `now`.
+fn increase(last: &mut [u32], now: impl Iterator<Item = u32>) -> u64 {
+    let increases = last
+        .iter_mut()
+        .zip(now)
+        .map(|(last, now)| u64::from(now.wrapping_sub(std::mem::replace(last, now))));
+    increases.sum()
 }
 
 #[cfg(test)]
@@ -198,7 +209,7 @@ mod tests {
             .collect()
     }
 
-    fn gate(mode: Enforcement) -> (SocketFilter, Arc<UdpSocket>) {
+    fn filter(mode: Enforcement) -> (SocketFilter, Arc<UdpSocket>) {
         let any_port = SocketAddrV4::new(KNOWN, 0);
         let socket = Arc::new(UdpSocket::receiver(any_port).unwrap());
         (
@@ -208,15 +219,18 @@ mod tests {
     }
 
     #[test]
-    fn a_count_that_wraps_goes_on_rising() {
+    fn a_wrapping_counter_goes_on_increasing() {
         let mut last = vec![0, 0];
-        assert_eq!(risen(&mut last, [5, u32::MAX].into_iter()), 5 + 0xffff_ffff);
-        assert_eq!(risen(&mut last, [5, 2].into_iter()), 3);
-        assert_eq!(risen(&mut last, [5, 2].into_iter()), 0);
+        assert_eq!(
+            increase(&mut last, [5, u32::MAX].into_iter()),
+            5 + 0xffff_ffff
+        );
+        assert_eq!(increase(&mut last, [5, 2].into_iter()), 3);
+        assert_eq!(increase(&mut last, [5, 2].into_iter()), 0);
     }
 
     #[test]
-    fn over_another_interface_nobody_comes_in() {
+    fn datagrams_on_another_interface_are_dropped() {
         let any_port = SocketAddrV4::new(KNOWN, 0);
         let socket = Arc::new(UdpSocket::receiver(any_port).unwrap());
         // The first interface of a network namespace is its loopback.
@@ -225,64 +239,65 @@ mod tests {
                 interface: Some(interface),
                 ..policy(Enforcement::Enforce)
             };
-            let mut gate = SocketFilter::new(vec![Arc::clone(&socket)], &policy);
-            gate.admit(&table(&[KNOWN]));
+            let mut filter = SocketFilter::new(vec![Arc::clone(&socket)], &policy);
+            filter.admit_peers(&table(&[KNOWN]));
             assert_eq!(arrived(&socket), expected, "{interface}");
         }
     }
 
     #[test]
-    fn a_capture_sees_strangers_and_they_are_kept_out_again() {
+    fn a_bypass_admits_unknown_senders_until_it_ends() {
         let socket = UdpSocket::receiver(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0)).unwrap();
         let socket = Arc::new(socket);
         let table = table(&[KNOWN]);
-        let mut gate = SocketFilter::new(vec![Arc::clone(&socket)], &policy(Enforcement::Enforce));
-        gate.admit(&table);
+        let mut filter =
+            SocketFilter::new(vec![Arc::clone(&socket)], &policy(Enforcement::Enforce));
+        filter.admit_peers(&table);
         assert_eq!(arrived(&socket), [KNOWN, ALLOWED]);
-        gate.lift(true, &table);
+        filter.set_bypass(true, &table);
         assert_eq!(arrived(&socket), [KNOWN, OTHER, ALLOWED]);
-        gate.lift(false, &table);
+        filter.set_bypass(false, &table);
         assert_eq!(arrived(&socket), [KNOWN, ALLOWED]);
     }
 
     #[test]
-    fn strangers_are_dropped_by_the_kernel_and_newcomers_let_in() {
-        let (mut gate, socket) = gate(Enforcement::Enforce);
-        gate.admit(&table(&[KNOWN]));
+    fn unknown_senders_are_dropped_by_the_kernel_and_new_peers_admitted() {
+        let (mut filter, socket) = filter(Enforcement::Enforce);
+        filter.admit_peers(&table(&[KNOWN]));
         assert_eq!(arrived(&socket), [KNOWN, ALLOWED]);
-        assert_eq!(gate.drops(), 1);
-        gate.admit(&table(&[KNOWN, OTHER]));
+        assert_eq!(filter.drops(), 1);
+        filter.admit_peers(&table(&[KNOWN, OTHER]));
         assert_eq!(arrived(&socket), [KNOWN, OTHER, ALLOWED]);
-        gate.admit(&table(&[OTHER]));
+        filter.admit_peers(&table(&[OTHER]));
         assert_eq!(arrived(&socket), [OTHER, ALLOWED]);
-        assert_eq!(gate.drops(), 2);
-        gate.close();
-        assert_eq!(gate.drops(), 2);
+        assert_eq!(filter.drops(), 2);
+        filter.close();
+        assert_eq!(filter.drops(), 2);
     }
 
     #[test]
-    fn too_many_peers_open_the_gate_and_fewer_close_it() {
-        let (mut gate, socket) = gate(Enforcement::Enforce);
-        gate.admit(&table(&[KNOWN]));
+    fn too_many_peers_remove_the_filter_and_fewer_restore_it() {
+        let (mut filter, socket) = filter(Enforcement::Enforce);
+        filter.admit_peers(&table(&[KNOWN]));
         let subnet = |i: u32| Ipv4Net::new_assert(Ipv4Addr::from_bits(0x0a05_0000 + i), 32);
-        let crowd = (0..5000).map(|i| {
+        let many = (0..5000).map(|i| {
             let endpoint = SocketAddrV4::new(Ipv4Addr::from_bits(0xc000_0000 + 2 * i), 8472);
             (
                 subnet(i),
                 RemoteVtep::new(endpoint, MacAddr([2; 6]), PeerId(0)),
             )
         });
-        gate.admit(&table(&[KNOWN]).with(crowd));
-        assert_eq!(gate.state, State::Open);
+        filter.admit_peers(&table(&[KNOWN]).with(many));
+        assert_eq!(filter.attached, Attached::Nothing);
         assert_eq!(arrived(&socket), [KNOWN, OTHER, ALLOWED]);
-        gate.admit(&table(&[OTHER]));
+        filter.admit_peers(&table(&[OTHER]));
         assert_eq!(arrived(&socket), [OTHER, ALLOWED]);
     }
 
     #[test]
-    fn where_strangers_are_only_counted_they_come_through() {
-        let (mut gate, socket) = gate(Enforcement::Log);
-        gate.admit(&table(&[KNOWN]));
+    fn in_log_mode_unknown_senders_are_admitted() {
+        let (mut filter, socket) = filter(Enforcement::Log);
+        filter.admit_peers(&table(&[KNOWN]));
         assert_eq!(arrived(&socket), [KNOWN, OTHER, ALLOWED]);
     }
 }

@@ -1,20 +1,20 @@
-//! What leaves together: a plan of the sends of one drain.
+//! Plans the sends of one drain.
 //!
-//! Packets of one flow to one peer that have the same length travel as one message, cut
-//! by the kernel (`UDP_SEGMENT`); the last may be shorter and closes it. The plan holds
-//! spans, not references, so that it is kept from drain to drain without allocation.
+//! Packets of one flow to one peer that have the same length leave as one message, which the
+//! kernel cuts (`UDP_SEGMENT`). The last packet may be shorter and closes the message. A plan
+//! holds spans, not references, so it is reused from drain to drain without allocation.
 
 use std::net::SocketAddrV4;
 use std::ops::Range;
 
-/// Bytes of a message at most: below 65,507 (what UDP over IPv4 carries), and so that the
-/// frame with its headers stays below a device's `gso_max_size` of 65,536.
-pub const MAX_MESSAGE_LEN: u32 = 65_000;
-/// How far back an open message is looked for; beyond, a new one is begun.
-const LOOK_BACK: usize = 8;
+/// Maximum bytes of a message: UDP over IPv4 carries 65,507, and the frame with its headers
+/// must stay below a device's `gso_max_size` of 65,536.
+const MAX_MESSAGE_LEN: u32 = 65_000;
+/// How many of the latest messages are searched for one that a packet can join.
+const SEARCH_DEPTH: usize = 8;
 const NONE: u32 = u32::MAX;
 
-/// Where bytes lie in a buffer that the caller knows.
+/// The place of some bytes in a buffer of the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Span {
     /// First byte.
@@ -32,8 +32,8 @@ impl Span {
     }
 }
 
-/// One datagram: its header block in the header arena (may be empty) and its payload in
-/// the packet buffer.
+/// One datagram: a header block in the header arena, which may be empty, and a payload in the
+/// packet buffer.
 #[derive(Debug, Clone, Copy)]
 pub struct Datagram {
     /// Bytes in the header arena.
@@ -43,21 +43,21 @@ pub struct Datagram {
     next: u32,
 }
 
-/// What packets of one message have in common.
+/// What all packets of a message have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MessageKey {
     /// The peer's address and port.
     pub destination: SocketAddrV4,
-    /// Which of the sending sockets: the source port.
+    /// Number of the sending socket, which determines the source port.
     pub bucket: u16,
     /// Outer ECN codepoint.
     pub ecn: u8,
 }
 
-/// One message: datagrams of equal length, the last perhaps shorter.
+/// Datagrams of equal length; the last may be shorter.
 #[derive(Debug, Clone, Copy)]
 pub struct Message {
-    /// Where and how it leaves.
+    /// What its datagrams have in common.
     pub key: MessageKey,
     /// Length of each datagram but the last.
     pub segment_len: u32,
@@ -70,9 +70,8 @@ pub struct Message {
 }
 
 impl Message {
-    /// Bytes of the inner packets, where each datagram has `encapsulation` bytes before it.
-    #[must_use]
-    pub fn inner_bytes(&self, encapsulation: u32) -> u64 {
+    /// Bytes of the inner packets, each of which has `encapsulation` bytes before it.
+    pub(super) fn inner_bytes(&self, encapsulation: u32) -> u64 {
         u64::from(self.total_len.saturating_sub(self.count * encapsulation))
     }
 }
@@ -86,7 +85,7 @@ pub struct SendPlan {
 }
 
 impl SendPlan {
-    /// An empty plan; messages of up to `max_segments` datagrams (1: no segmentation).
+    /// An empty plan for messages of up to `max_segments` datagrams (1: no segmentation).
     #[must_use]
     pub fn new(max_segments: u32) -> Self {
         Self {
@@ -96,12 +95,12 @@ impl SendPlan {
         }
     }
 
-    /// Sets the most datagrams of a message from now on.
-    pub fn set_max_segments(&mut self, max_segments: u32) {
+    /// Limits the datagrams per message from now on.
+    pub(super) fn set_max_segments(&mut self, max_segments: u32) {
         self.max_segments = max_segments.max(1);
     }
 
-    /// Adds a datagram behind all earlier ones of its key.
+    /// Adds a datagram behind all earlier ones of the same key.
     pub fn push(&mut self, key: MessageKey, head: Span, payload: Span) {
         let len = head.len + payload.len;
         let number = self.datagrams.len() as u32;
@@ -110,7 +109,7 @@ impl SendPlan {
             payload,
             next: NONE,
         });
-        if let Some(at) = self.open_message(key, len) {
+        if let Some(at) = self.joinable_message(key, len) {
             let message = &mut self.messages[at];
             self.datagrams[message.last as usize].next = number;
             message.last = number;
@@ -130,10 +129,10 @@ impl SendPlan {
         });
     }
 
-    /// The latest message of this key, if the datagram may join it. An earlier one never
-    /// takes more, or a flow would be reordered.
-    fn open_message(&self, key: MessageKey, len: u32) -> Option<usize> {
-        let recent = self.messages.iter().enumerate().rev().take(LOOK_BACK);
+    /// The latest message of this key, if a datagram of this length may join it. Joining an
+    /// earlier message would reorder the flow.
+    fn joinable_message(&self, key: MessageKey, len: u32) -> Option<usize> {
+        let recent = self.messages.iter().enumerate().rev().take(SEARCH_DEPTH);
         let (at, message) = recent.into_iter().find(|(_, message)| message.key == key)?;
         let fits = !message.closed
             && len <= message.segment_len
@@ -149,7 +148,7 @@ impl SendPlan {
     }
 
     /// The datagrams of a message, in order.
-    pub fn datagrams(&self, message: &Message) -> impl Iterator<Item = &Datagram> {
+    pub(super) fn datagrams(&self, message: &Message) -> impl Iterator<Item = &Datagram> {
         let mut at = message.first;
         std::iter::from_fn(move || {
             let datagram = self.datagrams.get(at as usize)?;
@@ -158,19 +157,12 @@ impl SendPlan {
         })
     }
 
-    /// Number of datagrams in all messages.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.datagrams.len()
-    }
-
     /// Whether there is nothing to send.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.datagrams.is_empty()
     }
 
-    /// Forgets everything, and keeps the space.
+    /// Empties the plan and keeps its memory.
     pub fn clear(&mut self) {
         self.datagrams.clear();
         self.messages.clear();

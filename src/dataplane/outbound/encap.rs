@@ -1,4 +1,4 @@
-//! The way out: from the TUN device to the peers.
+//! From the TUN device to the peers.
 
 use std::io;
 use std::net::SocketAddrV4;
@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::batch::{MessageKey, SendPlan, Span};
+use super::pmtu_cache::PmtuCache;
 use super::transmit::{Buffers, Segmentation, Transmitter};
-use crate::dataplane::DeviceGone;
 use crate::dataplane::checksum;
 use crate::dataplane::counters::{Counter, Counters};
-use crate::dataplane::outbound::pmtu_cache::PmtuCache;
 use crate::dataplane::peer_counters::PeerCounters;
 use crate::dataplane::tap::Direction;
+use crate::dataplane::{DeviceGone, Options};
 use crate::offload::segment::{self, SegmentPlan};
 use crate::route::peer::PeerId;
 use crate::route::publish::RouteReader;
@@ -25,20 +25,20 @@ use crate::wire::vnet_hdr::VnetHdr;
 use crate::wire::vxlan::ecn;
 use crate::wire::vxlan::{ENCAP_LEN, EncapTemplate};
 
-/// Packets of one drain at most: then the other direction has its turn.
+/// Packets per drain. After them the other direction has its turn.
 const DRAIN_PACKETS: usize = 64;
-/// The longest packet that a TUN device hands over, with its virtio-net header.
+/// The longest packet of a TUN device, with its virtio-net header.
 const LONGEST: usize = 65_535 + VNET_HDR_LEN;
-/// Room before each packet: for the virtio-net header when it is read, then for the
-/// encapsulation. Packets start on cache lines.
+/// Bytes before each packet, for the virtio-net header on reading and then for the
+/// encapsulation. It keeps packets aligned to cache lines.
 const HEADROOM: usize = 64;
-/// Bytes of one drain: about eight packets of 64 KiB, which together stay in the second
-/// level cache of current processors.
+/// Bytes per drain: about eight packets of 64 KiB, which fit into the L2 cache of current
+/// CPUs.
 const BUFFER_LEN: usize = 512 * 1024 + LONGEST + HEADROOM;
-/// Room for header blocks; when it is used up, what is planned leaves at once. Eight packets
-/// of 64 KiB at an MTU of 1450 need 40 KiB.
+/// Space for header blocks. When it is full, planned packets are sent at once. Eight packets of
+/// 64 KiB at an MTU of 1450 need 40 KiB.
 const HEADS_LEN: usize = 64 * 1024;
-/// Datagrams of a message at most (`UDP_MAX_SEGMENTS` before Linux 6.9).
+/// Datagrams per message (`UDP_MAX_SEGMENTS` before Linux 6.9).
 const MAX_SEGMENTS: u32 = 64;
 
 /// Outer IPv4, UDP, VXLAN and inner Ethernet header.
@@ -46,8 +46,8 @@ const OUTER_LEN: u16 = 20 + 8 + ENCAP_LEN as u16;
 
 const _: () = assert!(HEADROOM >= ENCAP_LEN && HEADROOM >= VNET_HDR_LEN);
 
-/// The way out of one worker.
-pub struct Encap {
+/// One worker's outbound direction.
+pub(crate) struct Encap {
     tun: Arc<TunQueue>,
     vnet_len: usize,
     routes: RouteReader,
@@ -59,19 +59,17 @@ pub struct Encap {
     checksummer: Checksummer,
     plan: SendPlan,
     transmitter: Transmitter,
-    narrow: PmtuCache,
+    pmtu_cache: PmtuCache,
     counters: Arc<Counters>,
     peers: Arc<PeerCounters>,
 }
 
 impl Encap {
-    /// A way out of this queue; `vnet_hdr` says whether its packets have that header.
-    #[must_use]
-    pub fn new(
+    /// Reads from this queue. `vnet_hdr` tells whether its packets have a virtio-net header.
+    pub(crate) fn new(
         tun: Arc<TunQueue>,
         vnet_hdr: bool,
-        routes: RouteReader,
-        template: EncapTemplate,
+        options: &Options,
         transmitter: Transmitter,
         counters: Arc<Counters>,
         peers: Arc<PeerCounters>,
@@ -79,30 +77,27 @@ impl Encap {
         Self {
             tun,
             vnet_len: if vnet_hdr { VNET_HDR_LEN } else { 0 },
-            routes,
-            template,
+            routes: options.routes.reader(),
+            template: EncapTemplate::ipv4(options.vtep.vni, options.vtep.mac),
             buffer: vec![0; BUFFER_LEN].into_boxed_slice(),
             heads: vec![0; HEADS_LEN].into_boxed_slice(),
             heads_used: 0,
             checksummer: checksum::checksummer(),
             plan: SendPlan::new(max_segments(transmitter.segmentation())),
             transmitter,
-            narrow: PmtuCache::new(Instant::now()),
+            pmtu_cache: PmtuCache::new(Instant::now()),
             counters,
             peers,
         }
     }
 
-    /// Moves what is queued, up to a budget.
-    ///
-    /// # Errors
-    /// Only when the device is gone for good.
-    pub fn drain(&mut self) -> Result<(), DeviceGone> {
+    /// Processes queued packets up to a budget. Fails only when the device is gone for good.
+    pub(crate) fn drain(&mut self) -> Result<(), DeviceGone> {
         let mut used = 0;
-        let mut outcome = Ok(());
+        let mut result = Ok(());
         self.transmitter.observer_mut().refresh();
-        if !self.narrow.is_empty() {
-            self.narrow.expire(Instant::now());
+        if !self.pmtu_cache.is_empty() {
+            self.pmtu_cache.expire(Instant::now());
         }
         for _ in 0..DRAIN_PACKETS {
             let start = used + HEADROOM;
@@ -112,22 +107,22 @@ impl Encap {
             let from = start - self.vnet_len;
             match self.tun.read(&mut self.buffer[from..from + LONGEST]) {
                 Ok(len) => {
-                    self.admit(start, len.saturating_sub(self.vnet_len));
+                    self.process(start, len.saturating_sub(self.vnet_len));
                     used = (from + len).next_multiple_of(HEADROOM);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    outcome = Err(DeviceGone(error));
+                    result = Err(DeviceGone(error));
                     break;
                 }
             }
         }
         self.flush();
-        if let Some(destination) = self.transmitter.take_too_long() {
-            self.learn_narrow_path(destination);
+        if let Some(destination) = self.transmitter.take_oversized() {
+            self.learn_path_mtu(destination);
         }
-        outcome
+        result
     }
 
     fn flush(&mut self) {
@@ -140,8 +135,8 @@ impl Encap {
         self.heads_used = 0;
     }
 
-    /// Plans the packet that lies at `start`, or counts why not.
-    fn admit(&mut self, start: usize, len: usize) {
+    /// Plans the send of the packet at `start`, or counts the reason against it.
+    fn process(&mut self, start: usize, len: usize) {
         let header = match self.vnet_len {
             0 => VnetHdr::default(),
             _ => self.buffer[..start]
@@ -162,55 +157,56 @@ impl Encap {
         let packet = &self.buffer[start..start + len];
         self.transmitter
             .observer()
-            .show_inner(Direction::Out, packet, dropped);
+            .report_inner(Direction::Out, packet, dropped);
     }
 
     fn plan_packet(&mut self, start: usize, len: usize, header: &VnetHdr) -> Result<(), Counter> {
         let packet = &mut self.buffer[start..start + len];
         segment::finish_checksum(header, packet, self.checksummer)
             .map_err(|_| Counter::OutMalformed)?;
-        let way = self.way(start, len)?;
-        if let Some(mtu) = self.exceeded_mtu(&way, way.total_len) {
-            self.tell_sender(start, len, mtu);
+        let forwarding = self.route(start, len)?;
+        if let Some(mtu) = self.exceeded_mtu(&forwarding, forwarding.total_len) {
+            self.send_icmp_too_big(start, len, mtu);
             return Err(Counter::OutTooBig);
         }
         let frame = Span {
             start: (start - ENCAP_LEN) as u32,
-            len: (ENCAP_LEN + way.total_len) as u32,
+            len: (ENCAP_LEN + forwarding.total_len) as u32,
         };
-        self.buffer[start - ENCAP_LEN..start].copy_from_slice(&way.encapsulation);
-        self.plan.push(way.key, Span::default(), frame);
-        self.peers.sent(way.peer, 1, way.total_len as u64);
+        self.buffer[start - ENCAP_LEN..start].copy_from_slice(&forwarding.encapsulation);
+        self.plan.push(forwarding.key, Span::default(), frame);
+        self.peers
+            .sent(forwarding.peer, 1, forwarding.total_len as u64);
         Ok(())
     }
 
-    /// Cuts a super-packet: header blocks go to the arena, payload stays where it is.
+    /// Segments a super-packet. Header blocks go to the arena, payload stays in place.
     fn plan_super_packet(
         &mut self,
         start: usize,
         len: usize,
         header: &VnetHdr,
     ) -> Result<(), (Counter, u64)> {
-        let way = self.way(start, len);
+        let forwarding = self.route(start, len);
         let packet = &self.buffer[start..start + len];
-        let Ok(cut) = SegmentPlan::new(header, packet) else {
+        let Ok(segments) = SegmentPlan::new(header, packet) else {
             self.counters.add(Counter::TunRead, 1);
             return Err((Counter::OutMalformed, 1));
         };
-        let count = cut.count() as u64;
+        let count = segments.count() as u64;
         self.counters.add(Counter::TunRead, count);
-        let way = way.map_err(|reason| (reason, count))?;
-        let segment_len = cut.header_len() + usize::from(header.gso_size);
-        if let Some(mtu) = self.exceeded_mtu(&way, segment_len) {
-            self.tell_sender(start, len, mtu);
+        let forwarding = forwarding.map_err(|reason| (reason, count))?;
+        let segment_len = segments.header_len() + usize::from(header.gso_size);
+        if let Some(mtu) = self.exceeded_mtu(&forwarding, segment_len) {
+            self.send_icmp_too_big(start, len, mtu);
             return Err((Counter::OutTooBig, count));
         }
-        let block_len = ENCAP_LEN + cut.header_len();
+        let block_len = ENCAP_LEN + segments.header_len();
         if block_len > self.heads.len() {
             return Err((Counter::OutMalformed, count));
         }
         let (mut packets, mut bytes) = (0, 0);
-        for number in 0..cut.count() {
+        for number in 0..segments.count() {
             if self.heads_used + block_len > self.heads.len() {
                 flush(
                     &mut self.plan,
@@ -225,26 +221,26 @@ impl Encap {
                 len: block_len as u32,
             };
             let (encapsulation, headers) = self.heads[head.range()].split_at_mut(ENCAP_LEN);
-            encapsulation.copy_from_slice(&way.encapsulation);
-            let Ok(payload) = cut.write_header(number, headers, self.checksummer) else {
+            encapsulation.copy_from_slice(&forwarding.encapsulation);
+            let Ok(payload) = segments.write_header(number, headers, self.checksummer) else {
                 self.counters.add(Counter::OutMalformed, 1);
                 continue;
             };
             self.heads_used += block_len;
             packets += 1;
-            bytes += cut.header_len() + payload.len();
+            bytes += segments.header_len() + payload.len();
             let payload = Span {
                 start: (start + payload.start) as u32,
                 len: payload.len() as u32,
             };
-            self.plan.push(way.key, head, payload);
+            self.plan.push(forwarding.key, head, payload);
         }
-        self.peers.sent(way.peer, packets, bytes as u64);
+        self.peers.sent(forwarding.peer, packets, bytes as u64);
         Ok(())
     }
 
-    /// Where the packet at `start` goes, by its addresses.
-    fn way(&mut self, start: usize, len: usize) -> Result<Way, Counter> {
+    /// Looks up the peer for the packet at `start`.
+    fn route(&mut self, start: usize, len: usize) -> Result<Forwarding, Counter> {
         let packet =
             Packet::new_checked(&self.buffer[start..start + len]).map_err(|error| match error {
                 PacketError::Version => Counter::OutNotIpv4,
@@ -259,7 +255,7 @@ impl Encap {
             .current()
             .lookup(destination)
             .ok_or(Counter::OutNoRoute)?;
-        Ok(Way {
+        Ok(Forwarding {
             key: MessageKey {
                 destination: peer.endpoint(),
                 bucket: flow::bucket(flow::hash(&packet), self.transmitter.buckets()) as u16,
@@ -272,31 +268,31 @@ impl Encap {
         })
     }
 
-    /// The longest packet that fits, where this one does not and may not be fragmented.
-    fn exceeded_mtu(&self, way: &Way, packet_len: usize) -> Option<u16> {
-        if self.narrow.is_empty() || !way.dont_fragment {
+    /// The path MTU, if this packet exceeds it and must not be fragmented.
+    fn exceeded_mtu(&self, forwarding: &Forwarding, packet_len: usize) -> Option<u16> {
+        if self.pmtu_cache.is_empty() || !forwarding.dont_fragment {
             return None;
         }
-        self.narrow
-            .inner_mtu(*way.key.destination.ip())
+        self.pmtu_cache
+            .inner_mtu(*forwarding.key.destination.ip())
             .filter(|mtu| packet_len > usize::from(*mtu))
     }
 
-    /// Writes "fragmentation needed" for the packet at `start` into the device.
-    fn tell_sender(&mut self, start: usize, len: usize, mtu: u16) {
-        if !self.narrow.may_tell(Instant::now()) {
+    /// Answers the packet at `start` with "fragmentation needed", through the device.
+    fn send_icmp_too_big(&mut self, start: usize, len: usize, mtu: u16) {
+        if !self.pmtu_cache.may_send_icmp(Instant::now()) {
             return;
         }
         let packet = &self.buffer[start..start + len];
         let Ok(header) = Packet::new_checked(packet) else {
             return;
         };
-        // From the far end of the tunnel: the kernel takes no packet off the device that
-        // claims to come from this host.
+        // Sent as the far end of the tunnel: the kernel accepts no packet from the device
+        // whose source is this host.
         let source = self.routes.current().subnet_address(header.destination());
         let mut message = [0; VNET_HDR_LEN + icmp::V4_MAX_LEN];
         let space = &mut message[self.vnet_len..];
-        // What must not be answered is not.
+        // An error means that the packet must not be answered (RFC 1122 section 3.2.2).
         let Ok(length) = icmp::fragmentation_needed(packet, source, mtu, space) else {
             return;
         };
@@ -305,24 +301,26 @@ impl Encap {
         }
     }
 
-    /// The kernel refused to cut a message, because its datagrams are longer than what the
-    /// device below takes.
-    fn learn_narrow_path(&mut self, destination: SocketAddrV4) {
+    /// The kernel refused to cut a message because its datagrams exceed the MTU of the path.
+    fn learn_path_mtu(&mut self, destination: SocketAddrV4) {
         let Ok(mtu) = self.transmitter.path_mtu(destination) else {
             return;
         };
         let inner = mtu.saturating_sub(OUTER_LEN);
-        if self.narrow.learn(*destination.ip(), inner, Instant::now()) {
+        if self
+            .pmtu_cache
+            .insert(*destination.ip(), inner, Instant::now())
+        {
             tracing::warn!(
-                event = "path_narrow", peer = %destination.ip(), path_mtu = mtu, inner_mtu = inner,
-                "packets of the overlay's MTU do not fit on the way to this peer; set \"MTU\" in \
+                event = "path_mtu_low", peer = %destination.ip(), path_mtu = mtu, inner_mtu = inner,
+                "packets of the overlay's MTU do not fit the path to this peer; set \"MTU\" in \
                  the network config's Backend, or raise the MTU of the interface"
             );
         }
     }
 }
 
-/// Sends what is planned.
+/// Sends the planned packets.
 fn flush(plan: &mut SendPlan, transmitter: &mut Transmitter, heads: &[u8], packets: &[u8]) {
     if plan.is_empty() {
         return;
@@ -332,14 +330,13 @@ fn flush(plan: &mut SendPlan, transmitter: &mut Transmitter, heads: &[u8], packe
     plan.set_max_segments(max_segments(transmitter.segmentation()));
 }
 
-/// Where a packet goes.
-struct Way {
+/// The result of the lookup for one packet.
+struct Forwarding {
     key: MessageKey,
     peer: PeerId,
     encapsulation: [u8; ENCAP_LEN],
-    /// Length of the packet without padding.
+    /// Length in bytes without padding.
     total_len: usize,
-    /// Whether the packet may not be fragmented.
     dont_fragment: bool,
 }
 

@@ -1,6 +1,6 @@
 //! From the TUN device to the peers.
 
 pub mod batch;
-pub mod encap;
-pub mod pmtu_cache;
-pub mod transmit;
+pub(super) mod encap;
+mod pmtu_cache;
+pub(super) mod transmit;

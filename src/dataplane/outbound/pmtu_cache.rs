@@ -1,98 +1,93 @@
-//! Peers whose path takes less than the device's MTU promises, and how often to say so.
+//! Peers whose path MTU is below the overlay's, and a rate limit for the ICMP messages about it.
 //!
-//! The outer packets carry no DF, so whatever is too long still arrives, in fragments. That
-//! is slow: whoever sent a packet with DF inside is told the size that fits (RFC 1191).
+//! Outer packets carry no DF, so too long ones still arrive, in fragments. That is slow: the
+//! sender of a packet with DF inside is told the MTU that fits (RFC 1191).
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-/// How long a path counts as narrow; then it is tried anew.
+/// How long an entry is valid; then the full MTU is tried again.
 const LIFETIME: Duration = Duration::from_secs(60);
-/// Paths remembered at most; more are left to fragmentation.
-const MAX_PATHS: usize = 256;
-/// Messages at once, and the pause after which there may be one more.
-const BURST: u32 = 20;
-const PAUSE: Duration = Duration::from_millis(50);
+/// Packets to peers beyond this number are left to fragmentation.
+const MAX_ENTRIES: usize = 256;
+/// Messages that may be sent at once, and the interval after which one more may follow.
+const ICMP_BURST: u32 = 20;
+const ICMP_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Narrow paths by the peer's public address. Empty on nearly every host.
+/// Path MTUs by the peer's public address. Empty on nearly every host.
 #[derive(Debug)]
-pub struct PmtuCache {
-    paths: Vec<PmtuEntry>,
-    messages: u32,
+pub(super) struct PmtuCache {
+    entries: Vec<Entry>,
+    tokens: u32,
     refilled: Instant,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct PmtuEntry {
+struct Entry {
     peer: Ipv4Addr,
     inner_mtu: u16,
-    until: Instant,
+    expires: Instant,
 }
 
 impl PmtuCache {
-    /// None yet.
-    #[must_use]
-    pub fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant) -> Self {
         Self {
-            paths: Vec::new(),
-            messages: BURST,
+            entries: Vec::new(),
+            tokens: ICMP_BURST,
             refilled: now,
         }
     }
 
-    /// Remembers that inner packets of more than `inner_mtu` bytes do not fit on the way to
-    /// this peer. Returns whether that is news.
-    pub fn learn(&mut self, peer: Ipv4Addr, inner_mtu: u16, now: Instant) -> bool {
-        let learned = PmtuEntry {
+    /// Remembers the longest inner packet that fits the path to a peer. Returns whether that
+    /// is new.
+    pub(super) fn insert(&mut self, peer: Ipv4Addr, inner_mtu: u16, now: Instant) -> bool {
+        let entry = Entry {
             peer,
             inner_mtu,
-            until: now + LIFETIME,
+            expires: now + LIFETIME,
         };
-        if let Some(known) = self.paths.iter_mut().find(|path| path.peer == peer) {
-            let news = known.inner_mtu != inner_mtu;
-            *known = learned;
-            return news;
+        if let Some(known) = self.entries.iter_mut().find(|entry| entry.peer == peer) {
+            let is_new = known.inner_mtu != inner_mtu;
+            *known = entry;
+            return is_new;
         }
-        let room = self.paths.len() < MAX_PATHS;
-        if room {
-            self.paths.push(learned);
+        let has_room = self.entries.len() < MAX_ENTRIES;
+        if has_room {
+            self.entries.push(entry);
         }
-        room
+        has_room
     }
 
-    /// Forgets paths whose time is over.
-    pub fn expire(&mut self, now: Instant) {
-        self.paths.retain(|path| path.until > now);
+    pub(super) fn expire(&mut self, now: Instant) {
+        self.entries.retain(|entry| entry.expires > now);
     }
 
-    /// Whether every path takes what the device promises.
     #[inline]
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.paths.is_empty()
+    pub(super) const fn is_empty(&self) -> bool {
+        self.entries.is_empty()
     }
 
-    /// Longest inner packet in bytes that fits on the way to a peer, where that is known to
-    /// be less than the device's MTU.
-    #[must_use]
-    pub fn inner_mtu(&self, peer: Ipv4Addr) -> Option<u16> {
-        let path = self.paths.iter().find(|path| path.peer == peer)?;
-        Some(path.inner_mtu)
+    /// The longest inner packet in bytes that fits the path to a peer, if that is known to be
+    /// less than the device's MTU.
+    pub(super) fn inner_mtu(&self, peer: Ipv4Addr) -> Option<u16> {
+        let entry = self.entries.iter().find(|entry| entry.peer == peer)?;
+        Some(entry.inner_mtu)
     }
 
-    /// Whether another message may be sent now.
-    pub fn may_tell(&mut self, now: Instant) -> bool {
-        let pauses = now.saturating_duration_since(self.refilled).as_millis() / PAUSE.as_millis();
-        if pauses > 0 {
-            self.messages = u32::try_from(pauses)
-                .unwrap_or(BURST)
-                .saturating_add(self.messages)
-                .min(BURST);
+    /// Whether another ICMP message may be sent now.
+    pub(super) fn may_send_icmp(&mut self, now: Instant) -> bool {
+        let elapsed = now.saturating_duration_since(self.refilled);
+        let intervals = elapsed.as_millis() / ICMP_INTERVAL.as_millis();
+        if intervals > 0 {
+            self.tokens = u32::try_from(intervals)
+                .unwrap_or(ICMP_BURST)
+                .saturating_add(self.tokens)
+                .min(ICMP_BURST);
             self.refilled = now;
         }
-        match self.messages.checked_sub(1) {
+        match self.tokens.checked_sub(1) {
             Some(left) => {
-                self.messages = left;
+                self.tokens = left;
                 true
             }
             None => false,
@@ -107,39 +102,39 @@ mod tests {
     const PEER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
 
     #[test]
-    fn a_path_is_news_once_and_forgotten_after_a_minute() {
+    fn an_entry_is_new_once_and_expires_after_a_minute() {
         let start = Instant::now();
-        let mut paths = PmtuCache::new(start);
-        assert!(paths.is_empty());
-        assert!(paths.learn(PEER, 1350, start));
-        assert!(!paths.learn(PEER, 1350, start));
-        assert!(paths.learn(PEER, 1300, start));
-        assert_eq!(paths.inner_mtu(PEER), Some(1300));
-        assert_eq!(paths.inner_mtu(Ipv4Addr::LOCALHOST), None);
-        paths.expire(start + LIFETIME - Duration::from_secs(1));
-        assert!(!paths.is_empty());
-        paths.expire(start + LIFETIME);
-        assert!(paths.is_empty());
+        let mut cache = PmtuCache::new(start);
+        assert!(cache.is_empty());
+        assert!(cache.insert(PEER, 1350, start));
+        assert!(!cache.insert(PEER, 1350, start));
+        assert!(cache.insert(PEER, 1300, start));
+        assert_eq!(cache.inner_mtu(PEER), Some(1300));
+        assert_eq!(cache.inner_mtu(Ipv4Addr::LOCALHOST), None);
+        cache.expire(start + LIFETIME - Duration::from_secs(1));
+        assert!(!cache.is_empty());
+        cache.expire(start + LIFETIME);
+        assert!(cache.is_empty());
     }
 
     #[test]
-    fn no_more_paths_than_there_is_room() {
+    fn the_number_of_entries_is_bounded() {
         let now = Instant::now();
-        let mut paths = PmtuCache::new(now);
+        let mut cache = PmtuCache::new(now);
         for number in 0..1000u32 {
-            paths.learn(Ipv4Addr::from_bits(number), 1000, now);
+            cache.insert(Ipv4Addr::from_bits(number), 1000, now);
         }
-        assert_eq!(paths.paths.len(), MAX_PATHS);
+        assert_eq!(cache.entries.len(), MAX_ENTRIES);
     }
 
     #[test]
-    fn a_burst_then_one_a_pause() {
+    fn a_burst_then_one_message_per_interval() {
         let start = Instant::now();
-        let mut paths = PmtuCache::new(start);
-        let mut told = |at| (0..100).filter(|_| paths.may_tell(at)).count();
-        assert_eq!(told(start), BURST as usize);
-        assert_eq!(told(start + PAUSE / 2), 0);
-        assert_eq!(told(start + PAUSE), 1);
-        assert_eq!(told(start + Duration::from_secs(3600)), BURST as usize);
+        let mut cache = PmtuCache::new(start);
+        let mut sent = |at| (0..100).filter(|_| cache.may_send_icmp(at)).count();
+        assert_eq!(sent(start), ICMP_BURST as usize);
+        assert_eq!(sent(start + ICMP_INTERVAL / 2), 0);
+        assert_eq!(sent(start + ICMP_INTERVAL), 1);
+        assert_eq!(sent(start + Duration::from_secs(3600)), ICMP_BURST as usize);
     }
 }

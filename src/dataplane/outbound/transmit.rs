@@ -1,5 +1,4 @@
-//! From a plan to the sockets: one sendmmsg for each source port, and what to do when
-//! the kernel refuses.
+//! Sends a plan with one sendmmsg per source port, and handles the errors of the kernel.
 
 use std::io;
 use std::net::SocketAddrV4;
@@ -13,61 +12,59 @@ use crate::sys::poll;
 use crate::sys::udp::{MessageHead, PathMtuSocket, SendBatch, Sending, UdpSocket};
 use crate::wire::vxlan::ENCAP_LEN;
 
-/// Messages of one call at most.
+/// Messages per system call.
 const MESSAGES: usize = 64;
 /// Outer IPv4 and UDP header.
 const IP_UDP_LEN: usize = 28;
-/// How long a worker waits for a full socket, once a flush. Longer, and the TUN queue
-/// behind it overflows without being counted by us.
-const PATIENCE: Duration = Duration::from_millis(1);
+/// How long a worker waits for room in a full socket, once per call. If it waited longer, the
+/// TUN queue would overflow, which only the kernel counts.
+const FULL_SOCKET_TIMEOUT: Duration = Duration::from_millis(1);
 
-/// Sends plans through a pool of sockets, each a source port.
-pub struct Transmitter {
+/// Sends plans through a pool of sockets. Each socket is a source port.
+pub(crate) struct Transmitter {
     sockets: Arc<[UdpSocket]>,
-    path: PathMtuSocket,
+    path_mtu: PathMtuSocket,
     send: SendBatch,
-    /// For datagrams of a refused message, one by one.
+    /// Sends the datagrams of a refused message one by one.
     resend: SendBatch,
     counters: Arc<Counters>,
     segmentation: Segmentation,
-    too_long: Option<SocketAddrV4>,
+    /// The latest destination whose path MTU was exceeded.
+    oversized: Option<SocketAddrV4>,
     observer: Observer,
-    /// Source port of each socket.
     ports: Vec<u16>,
 }
 
 /// Whether the kernel cuts messages into datagrams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Segmentation {
-    /// By `UDP_SEGMENT`.
+pub(crate) enum Segmentation {
+    /// Yes, by `UDP_SEGMENT`.
     Kernel,
-    /// It refused at run time, or was told not to.
+    /// No: it does not support it, has refused at run time, or it is turned off.
     Off,
 }
 
-/// Where the bytes of a plan's spans lie.
+/// The buffers that the spans of a plan refer to.
 #[derive(Clone, Copy)]
-pub struct Buffers<'a> {
+pub(super) struct Buffers<'a> {
     /// Arena of header blocks.
-    pub heads: &'a [u8],
-    /// Buffer of packets.
-    pub packets: &'a [u8],
+    pub(super) heads: &'a [u8],
+    pub(super) packets: &'a [u8],
 }
 
-/// What to do with the message that the kernel refused.
+/// What to do with a message that the kernel refused.
 enum ErrorAction {
-    Again,
+    Retry,
     WaitAndRetry,
     OneByOne,
     Drop(Counter),
 }
 
 impl Transmitter {
-    /// A transmitter over these sockets, 1 to 64 of them, and a probe with their address.
-    #[must_use]
-    pub fn new(
+    /// Sends through these sockets, 1 to 64 of them. `path_mtu` has the same source address.
+    pub(crate) fn new(
         sockets: Arc<[UdpSocket]>,
-        path: PathMtuSocket,
+        path_mtu: PathMtuSocket,
         counters: Arc<Counters>,
         segmentation: Segmentation,
         observer: Observer,
@@ -76,55 +73,47 @@ impl Transmitter {
         Self {
             ports: sockets.iter().map(port).collect(),
             sockets,
-            path,
+            path_mtu,
             send: SendBatch::new(MESSAGES),
             resend: SendBatch::new(MESSAGES * 2),
             counters,
             segmentation,
-            too_long: None,
+            oversized: None,
             observer,
         }
     }
 
-    /// Who captures what is sent.
-    #[must_use]
-    pub const fn observer(&self) -> &Observer {
+    pub(super) const fn observer(&self) -> &Observer {
         &self.observer
     }
 
-    /// The same, to look for changes.
-    pub const fn observer_mut(&mut self) -> &mut Observer {
+    pub(super) const fn observer_mut(&mut self) -> &mut Observer {
         &mut self.observer
     }
 
-    /// Where datagrams went that are longer than the path takes, if there were any.
-    pub const fn take_too_long(&mut self) -> Option<SocketAddrV4> {
-        self.too_long.take()
+    /// A destination whose path MTU was exceeded since the last call.
+    pub(super) const fn take_oversized(&mut self) -> Option<SocketAddrV4> {
+        self.oversized.take()
     }
 
-    /// The largest IP packet in bytes that leaves for this destination in one piece.
-    ///
-    /// # Errors
-    /// When there is no route.
-    pub fn path_mtu(&self, destination: SocketAddrV4) -> io::Result<u16> {
-        self.path.mtu(destination)
+    /// The largest IP packet in bytes that the path to this destination takes.
+    pub(super) fn path_mtu(&self, destination: SocketAddrV4) -> io::Result<u16> {
+        self.path_mtu.get(destination)
     }
 
     /// Number of source ports.
-    #[must_use]
-    pub fn buckets(&self) -> usize {
+    pub(super) fn buckets(&self) -> usize {
         self.sockets.len()
     }
 
     /// Whether messages may have more than one datagram.
-    #[must_use]
-    pub const fn segmentation(&self) -> Segmentation {
+    pub(super) const fn segmentation(&self) -> Segmentation {
         self.segmentation
     }
 
-    /// Sends everything, or counts what could not be sent; never waits longer than a
-    /// millisecond for each socket.
-    pub fn flush(&mut self, plan: &SendPlan, buffers: Buffers<'_>) {
+    /// Sends the whole plan, and counts what could not be sent. Waits at most
+    /// [`FULL_SOCKET_TIMEOUT`] per call.
+    pub(super) fn flush(&mut self, plan: &SendPlan, buffers: Buffers<'_>) {
         let used = plan
             .messages()
             .iter()
@@ -146,12 +135,12 @@ impl Transmitter {
         while messages.peek().is_some() {
             let Self {
                 sockets,
-                path,
+                path_mtu,
                 send,
                 resend,
                 counters,
                 segmentation,
-                too_long,
+                oversized,
                 observer,
                 ports,
             } = self;
@@ -172,12 +161,12 @@ impl Transmitter {
             let socket = &sockets[bucket];
             Attempt {
                 socket,
-                path,
+                path_mtu,
                 resend,
                 counters,
                 segmentation,
-                too_long,
-                scene: Scene {
+                oversized,
+                context: SendContext {
                     plan,
                     buffers,
                     observer,
@@ -192,8 +181,8 @@ impl Transmitter {
 fn head_of(message: &Message, segmented: bool) -> MessageHead {
     MessageHead {
         destination: message.key.destination,
-        // A single datagram goes without: kernels up to early 2025 refuse UDP_SEGMENT
-        // where the path MTU is smaller than the segment.
+        // Not for a single datagram: kernels up to early 2025 refuse UDP_SEGMENT if the path
+        // MTU is smaller than the segment.
         segment: if segmented {
             u16::try_from(message.segment_len).ok()
         } else {
@@ -203,41 +192,40 @@ fn head_of(message: &Message, segmented: bool) -> MessageHead {
     }
 }
 
-/// One sendmmsg with its retries.
+/// One sendmmsg and its retries.
 struct Attempt<'a> {
     socket: &'a UdpSocket,
-    path: &'a PathMtuSocket,
+    path_mtu: &'a PathMtuSocket,
     resend: &'a mut SendBatch,
     counters: &'a Counters,
     segmentation: &'a mut Segmentation,
-    too_long: &'a mut Option<SocketAddrV4>,
-    scene: Scene<'a>,
+    oversized: &'a mut Option<SocketAddrV4>,
+    context: SendContext<'a>,
 }
 
-/// The datagrams of a plan, and who captures them.
+/// The plan that is sent, and its capture.
 #[derive(Clone, Copy)]
-struct Scene<'a> {
+struct SendContext<'a> {
     plan: &'a SendPlan,
     buffers: Buffers<'a>,
     observer: &'a Observer,
-    /// Source port.
     port: u16,
 }
 
-impl Scene<'_> {
-    /// Shows `count` datagrams of a message, from number `from` on.
+impl SendContext<'_> {
+    /// Shows `count` datagrams of a message to captures, from number `from` on.
     #[inline]
-    fn show(&self, message: &Message, from: usize, count: usize, dropped: Option<Counter>) {
-        if self.observer.is_open() {
+    fn report(&self, message: &Message, from: usize, count: usize, dropped: Option<Counter>) {
+        if self.observer.is_active() {
             for datagram in self.plan.datagrams(message).skip(from).take(count) {
-                self.show_one(message, datagram, dropped);
+                self.report_one(message, datagram, dropped);
             }
         }
     }
 
     #[cold]
-    fn show_one(&self, message: &Message, datagram: &Datagram, dropped: Option<Counter>) {
-        self.observer.show(&Observation {
+    fn report_one(&self, message: &Message, datagram: &Datagram, dropped: Option<Counter>) {
+        self.observer.report(&Observation {
             point: ObservationPoint::Outer {
                 remote: message.key.destination,
                 port: self.port,
@@ -257,40 +245,41 @@ impl Attempt<'_> {
     fn send(&mut self, mut sending: Sending<'_>, messages: &[Option<&Message>]) {
         let mut at = 0;
         let mut refusals = 0;
-        let mut patient = true;
+        let mut may_wait = true;
         while at < sending.len() {
             self.counters.add(Counter::SendCalls, 1);
             match sending.send(self.socket, at) {
                 Ok(sent) => {
-                    let left = messages[at..at + sent].iter().flatten();
-                    for message in left.clone() {
-                        self.scene.show(message, 0, usize::MAX, None);
+                    let sent_messages = messages[at..at + sent].iter().flatten();
+                    for message in sent_messages.clone() {
+                        self.context.report(message, 0, usize::MAX, None);
                     }
-                    let (packets, bytes) = left.fold((0, 0), |(packets, bytes), message| {
-                        let inner = message.inner_bytes(ENCAP_LEN as u32);
-                        (packets + u64::from(message.count), bytes + inner)
-                    });
-                    book(self.counters, packets, bytes);
+                    let (packets, bytes) =
+                        sent_messages.fold((0, 0), |(packets, bytes), message| {
+                            let inner = message.inner_bytes(ENCAP_LEN as u32);
+                            (packets + u64::from(message.count), bytes + inner)
+                        });
+                    count_sent(self.counters, packets, bytes);
                     at += sent.max(1);
                     refusals = 0;
                 }
                 Err(error) => {
                     let Some(message) = messages[at] else { return };
                     refusals += 1;
-                    match action_after(&error, message.count > 1, refusals, patient) {
-                        ErrorAction::Again => continue,
+                    match action_after(&error, message.count > 1, refusals, may_wait) {
+                        ErrorAction::Retry => continue,
                         ErrorAction::WaitAndRetry => {
-                            patient = false;
+                            may_wait = false;
                             let _ = poll::wait_writable(
                                 std::os::fd::AsFd::as_fd(self.socket),
-                                PATIENCE,
+                                FULL_SOCKET_TIMEOUT,
                             );
                             continue;
                         }
-                        ErrorAction::OneByOne => self.one_by_one(message, &error),
+                        ErrorAction::OneByOne => self.send_one_by_one(message, &error),
                         ErrorAction::Drop(counter) => {
                             self.counters.add(counter, u64::from(message.count));
-                            self.scene.show(message, 0, usize::MAX, Some(counter));
+                            self.context.report(message, 0, usize::MAX, Some(counter));
                         }
                     }
                     at += 1;
@@ -300,24 +289,24 @@ impl Attempt<'_> {
         }
     }
 
-    /// Kernels before 6.13 say EINVAL for datagrams longer than the device below takes.
-    fn is_too_long(&self, message: &Message, error: &io::Error) -> bool {
+    /// Kernels before 6.13 report EINVAL for datagrams that exceed the MTU of the path.
+    fn is_oversized(&self, message: &Message, error: &io::Error) -> bool {
         match error.raw_os_error() {
             Some(libc::EMSGSIZE) => true,
             Some(libc::EINVAL) => {
-                let mtu = self.path.mtu(message.key.destination);
+                let mtu = self.path_mtu.get(message.key.destination);
                 mtu.is_ok_and(|mtu| message.segment_len as usize + IP_UDP_LEN > usize::from(mtu))
             }
             _ => false,
         }
     }
 
-    /// Sends each datagram of a refused message by itself. Without UDP_SEGMENT the kernel
-    /// may fragment what is too long for the path.
-    fn one_by_one(&mut self, message: &Message, error: &io::Error) {
+    /// Sends each datagram of a refused message by itself. Without UDP_SEGMENT the kernel may
+    /// fragment datagrams that exceed the path MTU.
+    fn send_one_by_one(&mut self, message: &Message, error: &io::Error) {
         self.counters.add(Counter::SegmentFallbacks, 1);
-        if self.is_too_long(message, error) {
-            *self.too_long = Some(message.key.destination);
+        if self.is_oversized(message, error) {
+            *self.oversized = Some(message.key.destination);
         } else if *self.segmentation == Segmentation::Kernel {
             *self.segmentation = Segmentation::Off;
             tracing::warn!(
@@ -326,26 +315,26 @@ impl Attempt<'_> {
             );
         }
         let mut sending = self.resend.start();
-        for datagram in self.scene.plan.datagrams(message) {
+        for datagram in self.context.plan.datagrams(message) {
             if sending.is_full() {
                 break;
             }
             sending.message(head_of(message, false));
-            sending.piece(&self.scene.buffers.heads[datagram.head.range()]);
-            sending.piece(&self.scene.buffers.packets[datagram.payload.range()]);
+            sending.piece(&self.context.buffers.heads[datagram.head.range()]);
+            sending.piece(&self.context.buffers.packets[datagram.payload.range()]);
         }
         let (mut at, mut refusals) = (0, 0);
         while at < sending.len() {
             self.counters.add(Counter::SendCalls, 1);
             match sending.send(self.socket, at) {
                 Ok(sent) => {
-                    self.scene.show(message, at, sent, None);
-                    let datagrams = self.scene.plan.datagrams(message).skip(at).take(sent);
+                    self.context.report(message, at, sent, None);
+                    let datagrams = self.context.plan.datagrams(message).skip(at).take(sent);
                     let bytes = datagrams.map(|datagram| {
                         let len = datagram.head.len + datagram.payload.len;
                         u64::from(len).saturating_sub(ENCAP_LEN as u64)
                     });
-                    book(self.counters, sent as u64, bytes.sum());
+                    count_sent(self.counters, sent as u64, bytes.sum());
                     at += sent.max(1);
                     refusals = 0;
                 }
@@ -354,7 +343,7 @@ impl Attempt<'_> {
                     match action_after(&error, false, refusals, false) {
                         ErrorAction::Drop(counter) => {
                             self.counters.add(counter, 1);
-                            self.scene.show(message, at, 1, Some(counter));
+                            self.context.report(message, at, 1, Some(counter));
                             at += 1;
                             refusals = 0;
                         }
@@ -366,20 +355,20 @@ impl Attempt<'_> {
     }
 }
 
-/// A call sent so many packets.
+/// Counts a call that sent this many packets.
 #[inline]
-fn book(counters: &Counters, packets: u64, bytes: u64) {
+fn count_sent(counters: &Counters, packets: u64, bytes: u64) {
     counters.add(Counter::Sent, packets);
     counters.add(Counter::SentBytes, bytes);
     counters.batch(Call::Send, packets);
 }
 
-fn action_after(error: &io::Error, segmented: bool, refusals: u32, patient: bool) -> ErrorAction {
+fn action_after(error: &io::Error, segmented: bool, refusals: u32, may_wait: bool) -> ErrorAction {
     match error.raw_os_error() {
-        Some(libc::EINTR) => ErrorAction::Again,
-        // The answer to an earlier datagram (ICMP port unreachable): this one was not tried.
-        Some(libc::ECONNREFUSED) if refusals == 1 => ErrorAction::Again,
-        Some(libc::EAGAIN | libc::ENOBUFS) if patient => ErrorAction::WaitAndRetry,
+        Some(libc::EINTR) => ErrorAction::Retry,
+        // An ICMP port unreachable about an earlier datagram: this one was not tried.
+        Some(libc::ECONNREFUSED) if refusals == 1 => ErrorAction::Retry,
+        Some(libc::EAGAIN | libc::ENOBUFS) if may_wait => ErrorAction::WaitAndRetry,
         Some(libc::EAGAIN | libc::ENOBUFS) => ErrorAction::Drop(Counter::OutQueueFull),
         Some(libc::EMSGSIZE | libc::EINVAL | libc::EIO | libc::EOPNOTSUPP) if segmented => {
             ErrorAction::OneByOne
@@ -394,125 +383,4 @@ fn action_after(error: &io::Error, segmented: bool, refusals: u32, patient: bool
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::dataplane::outbound::batch::{MessageKey, Span};
-    use crate::dataplane::tap::Taps;
-    use crate::sys::udp::ReceiveBatch;
-    use std::net::Ipv4Addr;
-    use std::time::Instant;
-
-    fn transmitter(counters: &Arc<Counters>) -> Transmitter {
-        let sockets = (0..2)
-            .map(|_| UdpSocket::sender(Ipv4Addr::LOCALHOST).unwrap())
-            .collect();
-        let path = PathMtuSocket::new(Ipv4Addr::LOCALHOST).unwrap();
-        let observer = Taps::default().observer();
-        Transmitter::new(
-            sockets,
-            path,
-            Arc::clone(counters),
-            Segmentation::Kernel,
-            observer,
-        )
-    }
-
-    fn received(socket: &UdpSocket, count: usize) -> Vec<Vec<u8>> {
-        let mut batch = ReceiveBatch::new(32, 65_536);
-        let deadline = Instant::now() + Duration::from_secs(5);
-        let mut all = Vec::new();
-        while all.len() < count && Instant::now() < deadline {
-            let Ok(slots) = batch.receive(socket, usize::MAX) else {
-                continue;
-            };
-            for slot in 0..slots {
-                let info = batch.datagram(slot);
-                all.push(batch.buffer()[info.start..info.start + info.len].to_vec());
-            }
-        }
-        all
-    }
-
-    #[test]
-    fn every_datagram_of_a_plan_arrives_whole_and_is_counted() {
-        let receiver = UdpSocket::receiver(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let destination = receiver.local_address().unwrap();
-        let counters = Arc::new(Counters::default());
-        let mut transmitter = transmitter(&counters);
-        let heads: Vec<u8> = (0..100).collect();
-        let packets: Vec<u8> = (0..10_000u32).map(|i| (i % 251) as u8).collect();
-        let mut plan = SendPlan::new(64);
-        let mut expected = Vec::new();
-        for number in 0..100u32 {
-            let len = [700, 700, 300][number as usize % 3];
-            let head = Span {
-                start: number,
-                len: 1,
-            };
-            let payload = Span {
-                start: number * 90,
-                len,
-            };
-            let key = MessageKey {
-                destination,
-                bucket: (number % 2) as u16,
-                ecn: 0,
-            };
-            plan.push(key, head, payload);
-            expected.push([&heads[head.range()], &packets[payload.range()]].concat());
-        }
-        transmitter.flush(
-            &plan,
-            Buffers {
-                heads: &heads,
-                packets: &packets,
-            },
-        );
-        let mut all = received(&receiver, expected.len());
-        all.sort();
-        expected.sort();
-        assert_eq!(all, expected);
-        assert_eq!(counters.get(Counter::Sent), 100);
-    }
-
-    #[test]
-    fn a_refused_message_costs_itself_alone() {
-        let receiver = UdpSocket::receiver(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let destination = receiver.local_address().unwrap();
-        let counters = Arc::new(Counters::default());
-        let mut transmitter = transmitter(&counters);
-        let packets = vec![1; 70_000];
-        let mut plan = SendPlan::new(64);
-        // Broadcast without SO_BROADCAST is refused with EACCES.
-        let forbidden = SocketAddrV4::new(Ipv4Addr::BROADCAST, 9);
-        for (destination, len) in [
-            (destination, 10),
-            (forbidden, 10),
-            (destination, 66_000),
-            (destination, 20),
-        ] {
-            let key = MessageKey {
-                destination,
-                bucket: 0,
-                ecn: 0,
-            };
-            plan.push(key, Span::default(), Span { start: 0, len });
-        }
-        transmitter.flush(
-            &plan,
-            Buffers {
-                heads: &[],
-                packets: &packets,
-            },
-        );
-        assert_eq!(received(&receiver, 2), [vec![1; 10], vec![1; 20]]);
-        let dropped = [
-            Counter::Sent,
-            Counter::OutForbidden,
-            Counter::OutTooBig,
-            Counter::OutUnreachable,
-        ];
-        let [sent, forbidden, too_big, unreachable] = dropped.map(|counter| counters.get(counter));
-        assert_eq!((sent, too_big, forbidden + unreachable), (2, 1, 1));
-    }
-}
+mod tests;

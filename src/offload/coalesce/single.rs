@@ -44,7 +44,7 @@ pub fn classify_partial(packet: &[u8], tun_mtu: usize) -> VnetHdr {
 /// Callers have found that the inner packet, which is `packet` here, fills the datagram.
 /// `None` if the packet is none of this kind: complete, or not UDP.
 #[must_use]
-pub fn classify_flat_giant(packet: &[u8], segment: u16) -> Option<VnetHdr> {
+pub fn classify_unsegmented_udp(packet: &[u8], segment: u16) -> Option<VnetHdr> {
     let partial = Partial::find(packet)?;
     let payload = partial.packet.bytes.len().checked_sub(partial.header_len)?;
     let is_super = partial.packet.protocol == ip::UDP && segment > 0;

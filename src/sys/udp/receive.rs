@@ -1,4 +1,4 @@
-//! Receiving many datagrams with one recvmmsg.
+//! Receives many datagrams with one recvmmsg.
 
 use std::io;
 use std::mem;
@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 
 use super::{CONTROL_LEN, Control, UdpSocket, control_messages, empty_address, empty_message};
 
-/// A set of buffers that one recvmmsg fills.
+/// The buffers of one recvmmsg.
 pub struct ReceiveBatch {
     buffer: Box<[u8]>,
     slot_len: usize,
@@ -21,22 +21,22 @@ pub struct ReceiveBatch {
 // before each call and never read outside `receive`; moving the batch moves none of them.
 unsafe impl Send for ReceiveBatch {}
 
-/// What came with a datagram.
+/// A received datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DatagramInfo {
-    /// Where its bytes lie in the batch's buffer.
+    /// Offset of its bytes in the batch's buffer.
     pub start: usize,
     /// Its length in bytes.
     pub len: usize,
-    /// Sender.
+    /// Address and port of the sender.
     pub source: SocketAddrV4,
-    /// Where the kernel joined datagrams: the length of each but the last.
+    /// If the kernel joined datagrams, the length of each but the last.
     pub segment: Option<usize>,
     /// The outer type of service byte.
     pub tos: u8,
-    /// Index of the interface that it came over, where the socket tells.
+    /// Index of the interface that it arrived on, if the socket reports it.
     pub interface: Option<u32>,
-    /// Bytes were cut: it was longer than a slot.
+    /// Whether it was longer than a slot, so that bytes are missing.
     pub truncated: bool,
 }
 
@@ -58,24 +58,18 @@ impl ReceiveBatch {
         }
     }
 
-    /// Number of datagrams that one call can bring.
-    #[must_use]
-    pub fn slots(&self) -> usize {
-        self.messages.len()
-    }
-
-    /// All buffers, one after the other.
+    /// The buffers of all slots, one after the other.
     #[must_use]
     pub fn buffer(&mut self) -> &mut [u8] {
         &mut self.buffer
     }
 
-    /// Receives what is there, up to `limit` datagrams and the number of slots, without
-    /// waiting; returns the number of datagrams.
+    /// Receives queued datagrams without waiting, at most `limit` and at most one per slot.
+    /// Returns their number.
     ///
     /// # Errors
-    /// `WouldBlock` when there is none; else the error of an earlier datagram of ours
-    /// (`ConnectionRefused`), which says nothing about this socket.
+    /// `WouldBlock` if the queue is empty; `ConnectionRefused` for an ICMP error about an
+    /// earlier datagram of this host.
     pub fn receive(&mut self, socket: &UdpSocket, limit: usize) -> io::Result<usize> {
         let slots = self.messages.len().min(limit);
         let chunks = self.buffer.chunks_exact_mut(self.slot_len);
@@ -92,7 +86,7 @@ impl ReceiveBatch {
             header.msg_iov = &raw mut self.pieces[slot];
             header.msg_iovlen = 1;
             header.msg_control = (&raw mut self.controls[slot]).cast();
-            // Reset each time: the kernel leaves the length of the last call's messages.
+            // Reset each time, because the kernel overwrites it with the used length.
             header.msg_controllen = CONTROL_LEN as _;
             header.msg_flags = 0;
         }
@@ -110,7 +104,7 @@ impl ReceiveBatch {
         usize::try_from(received).map_err(|_| io::Error::last_os_error())
     }
 
-    /// What the last call brought into a slot below the number it returned.
+    /// The datagram in a slot, which must be below the number that the last call returned.
     #[must_use]
     pub fn datagram(&self, slot: usize) -> DatagramInfo {
         let message = &self.messages[slot];

@@ -1,4 +1,4 @@
-//! Sending many datagrams with one sendmmsg.
+//! Sends many datagrams with one sendmmsg.
 
 use std::io;
 use std::mem;
@@ -7,18 +7,19 @@ use std::os::fd::AsRawFd;
 
 use super::{CONTROL_LEN, Control, UdpSocket, empty_address, empty_message, put_control};
 
-/// One datagram to send, or several of equal length in one.
+/// Head of a message: one datagram, or several of equal length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MessageHead {
-    /// Where to.
+    /// Address and port of the receiver.
     pub destination: SocketAddrV4,
-    /// Length at which the kernel cuts (`UDP_SEGMENT`); `None` sends one datagram.
+    /// Length of the datagrams that the kernel cuts the message into (`UDP_SEGMENT`); `None`
+    /// sends one datagram.
     pub segment: Option<u16>,
     /// ECN codepoint of the outer header; DSCP is 0.
     pub ecn: u8,
 }
 
-/// Space for one sendmmsg.
+/// The buffers of one sendmmsg.
 pub struct SendBatch {
     messages: Vec<libc::mmsghdr>,
     pieces: Vec<libc::iovec>,
@@ -33,13 +34,13 @@ pub struct SendBatch {
 // until the call, and never read after it.
 unsafe impl Send for SendBatch {}
 
-/// A sendmmsg being put together: it borrows every piece until it is sent.
+/// A sendmmsg under construction. It borrows every piece until it is sent.
 pub struct Sending<'a> {
     batch: &'a mut SendBatch,
 }
 
 impl SendBatch {
-    /// Space for this many messages a call; pieces grow as needed and are kept.
+    /// Space for this many messages per call. Space for pieces grows as needed.
     #[must_use]
     pub fn new(messages: usize) -> Self {
         Self {
@@ -52,7 +53,7 @@ impl SendBatch {
         }
     }
 
-    /// Starts a call.
+    /// Starts a new call.
     pub fn start(&mut self) -> Sending<'_> {
         self.messages.clear();
         self.pieces.clear();
@@ -82,7 +83,7 @@ impl<'a> Sending<'a> {
         self.len() == 0
     }
 
-    /// Begins the next message; its pieces follow.
+    /// Begins the next message. Its pieces follow.
     pub fn message(&mut self, head: MessageHead) {
         let batch = &mut *self.batch;
         batch.first_piece.push(batch.pieces.len());
@@ -114,7 +115,7 @@ impl<'a> Sending<'a> {
         batch.messages.push(message);
     }
 
-    /// Adds bytes to the message begun last.
+    /// Adds bytes to the current message.
     #[inline]
     pub fn piece(&mut self, bytes: &'a [u8]) {
         self.batch.pieces.push(libc::iovec {
@@ -123,10 +124,10 @@ impl<'a> Sending<'a> {
         });
     }
 
-    /// Sends the messages from number `from` on; returns how many left.
+    /// Sends the messages from number `from` on. Returns how many were sent.
     ///
     /// # Errors
-    /// The error of message `from`; those behind it were not tried.
+    /// The error of message `from`. Later messages were not tried.
     pub fn send(&mut self, socket: &UdpSocket, from: usize) -> io::Result<usize> {
         let batch = &mut *self.batch;
         let count = batch.messages.len();
