@@ -208,11 +208,11 @@ fn drops_have_reasons_and_unknown_sources_are_seen() {
         &["frame.interface_name", "ip.src", "frame.comment"],
     );
     let container = lab.a.container().address();
-    let stranger = lab.topology.hosts()[2].address();
+    let unknown = lab.topology.hosts()[2].address();
     let peer = lab.b.host.address();
     for expected in [
         format!("flannel.1|{container}|dropped: out_no_route: No lease covers the destination."),
-        format!("eth0|{stranger}|dropped: in_unknown_peer: From an address that no lease names"),
+        format!("eth0|{unknown}|dropped: in_unknown_peer: From an address that no lease names"),
         format!("eth0|{peer}|dropped: in_short: Shorter than VXLAN, Ethernet and IP headers."),
     ] {
         let found = all.iter().any(|line| line.starts_with(&expected));

@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
-use super::lab::{Lab, STRANGER, losing_nothing, status};
+use super::lab::{FOREIGN_SUBNET, Lab, losing_nothing, status};
 
 use crate::support::fleet::put_all;
 use crate::support::need;
 use crate::support::nodes::{NodeUnderTest, PREFIX, eventually, possible};
 
 /// A lease of a host that does not exist.
-const STRANGERS: &str = r#"{"PublicIP":"192.0.2.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:00:00:00:00:99"}}"#;
+const FOREIGN_LEASE: &str = r#"{"PublicIP":"192.0.2.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:00:00:00:00:99"}}"#;
 
 fn lines(node: &NodeUnderTest) -> usize {
     node.log().lines().count()
@@ -61,9 +61,9 @@ fn a_lease_that_went_while_history_was_compacted_is_missed_by_nobody() {
     let flags = ["--lease-ttl=60", "--mass-delete-hold=3"].map(String::from);
     let nodes = lab.nodes(&[[lab.endpoints()].as_slice(), &flags].concat());
     let before = lab.leases();
-    let stranger = format!("{PREFIX}/subnets/{STRANGER}-24");
-    let subnet = format!("{STRANGER}/24");
-    lab.ctl(&["put", &stranger, STRANGERS]);
+    let foreign = format!("{PREFIX}/subnets/{FOREIGN_SUBNET}-24");
+    let subnet = format!("{FOREIGN_SUBNET}/24");
+    lab.ctl(&["put", &foreign, FOREIGN_LEASE]);
     for node in &nodes {
         eventually("the unknown lease has a route", || {
             !route(node, &subnet).is_empty()
@@ -76,7 +76,7 @@ fn a_lease_that_went_while_history_was_compacted_is_missed_by_nobody() {
         lab.members[0].port = 12_379;
         lab.members[0].start();
         lab.wait();
-        lab.ctl(&["del", &stranger]);
+        lab.ctl(&["del", &foreign]);
         for number in 0..20 {
             lab.ctl(&["put", "x", &number.to_string()]);
         }
@@ -134,7 +134,7 @@ fn ten_thousand_invalid_records_cost_no_packet_and_little_memory() {
                     _ => format!("13.{high}.{low}.1-24"),
                 };
                 let value = match n % 2 {
-                    0 => STRANGERS.into(),
+                    0 => FOREIGN_LEASE.into(),
                     _ => vec![0xff; 200],
                 };
                 (format!("{PREFIX}/subnets/{name}"), value)
@@ -185,14 +185,14 @@ fn a_deleted_or_taken_record_is_logged_and_nothing_else_changes() {
     });
 
     // Another host takes the key without asking, as flannel of v0.11 can.
-    lab.ctl(&["put", &own, STRANGERS]);
+    lab.ctl(&["put", &own, FOREIGN_LEASE]);
     eventually("it is logged", || {
         status(&nodes[0])["datastore"]["lease"] == "taken"
             && nodes[0].log().contains("taken by another host")
     });
     std::thread::sleep(Duration::from_secs(3));
     let found = lab.ctl(&["get", "--print-value-only", &own]);
-    assert_eq!(found.trim(), STRANGERS, "it is not overwritten");
+    assert_eq!(found.trim(), FOREIGN_LEASE, "it is not overwritten");
     // The state of this host stays as it is, and in use.
     assert!(route(&nodes[0], &far).contains("flannel.1"));
     let table = nodes[0].output("ip", &["-o", "addr", "show", "flannel.1"]);
@@ -238,7 +238,7 @@ fn a_record_that_is_free_again_is_taken_back() {
     let nodes = lab.nodes(&[lab.endpoints(), "--lease-ttl=60".into()]);
     let before = lab.leases();
     let own = key(&nodes[0]);
-    lab.ctl(&["put", &own, STRANGERS]);
+    lab.ctl(&["put", &own, FOREIGN_LEASE]);
     eventually("it is logged", || {
         status(&nodes[0])["datastore"]["lease"] == "taken"
     });

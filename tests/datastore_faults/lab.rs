@@ -11,7 +11,7 @@ pub(crate) use crate::support::nodes::losing_nothing;
 use crate::support::nodes::{self, NodeUnderTest, PREFIX, eventually};
 
 /// A subnet that no daemon leases: `SubnetMax` is below it.
-pub(crate) const STRANGER: &str = "10.5.253.0";
+pub(crate) const FOREIGN_SUBNET: &str = "10.5.253.0";
 
 /// An etcd member on a host, on the usual ports. Killed on drop.
 pub(crate) struct Member {
@@ -198,14 +198,14 @@ impl Lab {
 
     /// Adds a peer to the datastore and removes it again; the node must notice both.
     pub(crate) fn news_arrive(&self, node: &NodeUnderTest) {
-        let key = format!("{PREFIX}/subnets/{STRANGER}-24");
+        let key = format!("{PREFIX}/subnets/{FOREIGN_SUBNET}-24");
         let value = r#"{"PublicIP":"192.0.2.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:00:00:00:00:99"}}"#;
         // After a member has started or stopped, etcdctl may fail once.
         let change = |arguments: &[&str]| {
             eventually("etcd takes a write", || self.try_ctl(arguments).is_some());
         };
         change(&["put", &key, value]);
-        let routed = || node.output("ip", &["route", "show", &format!("{STRANGER}/24")]);
+        let routed = || node.output("ip", &["route", "show", &format!("{FOREIGN_SUBNET}/24")]);
         eventually("a new peer gets a route", || !routed().is_empty());
         change(&["del", &key]);
         eventually("its route is removed with it", || routed().is_empty());

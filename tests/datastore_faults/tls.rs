@@ -61,7 +61,7 @@ fn certificates_are_replaced_and_bad_ones_named_without_loss() {
     let mut lab = Lab::new(1);
     let folder = lab.folder.path().to_owned();
     let server = lab.topology.hosts()[2].address().to_string();
-    let (authority, stranger) = (Authority::new("our CA"), Authority::new("another CA"));
+    let (authority, other_ca) = (Authority::new("our CA"), Authority::new("another CA"));
     let ca = folder.join("ca.pem");
     std::fs::write(&ca, &authority.pem).unwrap();
     let ca = ca.display();
@@ -103,7 +103,7 @@ fn certificates_are_replaced_and_bad_ones_named_without_loss() {
         log_names(&nodes[0], "expired");
         renew(&mut lab, &authority, "elsewhere.example", 4000);
         log_names(&nodes[0], "elsewhere.example");
-        renew(&mut lab, &stranger, &server, 4000);
+        renew(&mut lab, &other_ca, &server, 4000);
         log_names(&nodes[0], "UnknownIssuer");
         renew(&mut lab, &authority, &server, 4000);
         lab.wait();

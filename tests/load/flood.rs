@@ -193,7 +193,7 @@ struct Books {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum From {
-    Stranger,
+    UnknownSource,
     /// An unknown source with a peer's address.
     SpoofedPeer,
 }
@@ -230,14 +230,14 @@ fn rain(filter: &str, who: From) -> Rain {
     // Touch the buffers before memory is measured.
     a.transfer(&b, 16 << 20);
     b.transfer(&a, 16 << 20);
-    let stranger = &topology.hosts()[2];
+    let unknown = &topology.hosts()[2];
     let (source, frame) = match who {
-        From::Stranger => (stranger.address(), nonsense()),
+        From::UnknownSource => (unknown.address(), nonsense()),
         From::SpoofedPeer => {
             // It does not answer ARP, so that the peer gets its own packets.
             for (setting, value) in [("arp_ignore", "1"), ("arp_announce", "2")] {
                 let setting = format!("net/ipv4/conf/all/{setting}");
-                stranger.node().sysctl(&setting, value).unwrap();
+                unknown.node().sysctl(&setting, value).unwrap();
             }
             let peer = a.host.address();
             let take = async |netlink: &uvxlan::host::netlink::Netlink| {
@@ -245,12 +245,12 @@ fn rain(filter: &str, who: From) -> Rain {
                 netlink.set_up(loopback, true).await?;
                 netlink.add_address(loopback, peer, 32).await
             };
-            stranger.node().netlink(take).unwrap();
+            unknown.node().netlink(take).unwrap();
             (peer, spoofed(&b, &store, [10, 5, 254, 9]))
         }
     };
     let junk_frames = Junk {
-        host: stranger,
+        host: unknown,
         source,
         to: b.host.address(),
         frame: &frame,
@@ -344,11 +344,11 @@ impl Rain {
 }
 
 #[test]
-fn a_flood_from_a_stranger_costs_the_peers_little() {
+fn a_flood_from_an_unknown_source_costs_the_peers_little() {
     need!(possible(&[]));
     let _machine = alone();
-    let rain = rain("auto", From::Stranger);
-    rain.show("a stranger, socket filter");
+    let rain = rain("auto", From::UnknownSource);
+    rain.show("unknown source, socket filter");
     rain.assert_bounded();
     rain.assert_passes(90);
     assert!(rain.pings.1 * 10 >= rain.pings.0 * 9, "{:?}", rain.pings);
@@ -365,8 +365,8 @@ fn a_flood_from_a_stranger_costs_the_peers_little() {
 fn without_the_filter_a_flood_is_counted_and_bounded_too() {
     need!(possible(&[]));
     let _machine = alone();
-    let rain = rain("off", From::Stranger);
-    rain.show("a stranger, no filter");
+    let rain = rain("off", From::UnknownSource);
+    rain.show("unknown source, no filter");
     rain.assert_bounded();
     rain.assert_passes(FLOOR_WITHOUT_FILTER);
     let counted = counter(&rain.log, "in_unknown_peer") + counter(&rain.log, "socket_drops");

@@ -328,7 +328,7 @@ fn a_foreign_route_to_a_peers_subnet_is_neither_replaced_nor_ignored() {
     need!(tools());
     let cluster = Cluster::new(1, CONFIG);
     let a = cluster.start(0);
-    let stranger = r#"{"PublicIP":"192.0.2.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:00:00:00:00:99"}}"#;
+    let foreign = r#"{"PublicIP":"192.0.2.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:00:00:00:00:99"}}"#;
     // One that takes precedence over ours, and one that does not.
     for (number, metric) in [(252, "0"), (253, "100")] {
         let subnet = format!("10.5.{number}.0/24");
@@ -336,7 +336,7 @@ fn a_foreign_route_to_a_peers_subnet_is_neither_replaced_nor_ignored() {
         // Until the next check.
         std::thread::sleep(Duration::from_secs(3));
         let key = format!("{PREFIX}/subnets/10.5.{number}.0-24");
-        cluster.etcd.ctl(&["put", &key, stranger]);
+        cluster.etcd.ctl(&["put", &key, foreign]);
         let told = format!("subnet={subnet} error=no route to {subnet} was installed");
         soon("it is logged", || a.log().contains(&told));
         let routes = a.output("ip", &["route", "show", &subnet]);
@@ -401,8 +401,8 @@ fn junk_in_the_store_costs_itself_alone() {
     });
     assert!(a.ping(&b, 10).is_complete());
     let routes = a.output("ip", &["route"]);
-    for stranger in ["10.5.1.", "10.5.2.", "10.9.1.", "10.5.3.", "10.5.4."] {
-        assert!(!routes.contains(stranger), "{routes}");
+    for foreign in ["10.5.1.", "10.5.2.", "10.9.1.", "10.5.3.", "10.5.4."] {
+        assert!(!routes.contains(foreign), "{routes}");
     }
     let log = a.log();
     for (name, _, reason) in &junk {

@@ -220,8 +220,8 @@ impl Overlay {
     pub(crate) fn assert_nothing_dropped(&self) -> Totals {
         let totals = self.dataplane.totals();
         // IPv6 neighbour discovery of the device itself and the like do not matter here.
-        let strangers = [Counter::OutNotIpv4, Counter::OutNotUnicast];
-        for counter in Counter::ALL.iter().filter(|c| !strangers.contains(c)) {
+        let expected = [Counter::OutNotIpv4, Counter::OutNotUnicast];
+        for counter in Counter::ALL.iter().filter(|c| !expected.contains(c)) {
             if matches!(counter.kind(), CounterKind::DropIn | CounterKind::DropOut) {
                 assert_eq!(totals.get(*counter), 0, "{}", counter.label());
             }

@@ -346,12 +346,12 @@ async fn tls_with_a_ca_alone_and_mutual() {
 
 #[tokio::test]
 async fn a_member_of_another_ca_is_refused_by_name() {
-    let (dir, stranger) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (dir, other_ca) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let tls = certificates(dir.path(), false);
     let Some(etcd) = Etcd::start(Some(tls)).await else {
         return;
     };
-    let wrong = certificates(stranger.path(), false);
+    let wrong = certificates(other_ca.path(), false);
     let options = EtcdOptions {
         ca_file: Some(wrong.ca),
         ..etcd.options()

@@ -90,11 +90,11 @@ async fn faults_of_tls_are_named() {
     let other = etcd::certificates(folder.path(), true);
     let other_ca = flag("cafile", &other.ca);
     examine(&url, &[&other_ca, &cert, &key]).expect("datastore-tls", "error", "unknown authority");
-    let (stranger, its_key) = (
+    let (other, its_key) = (
         flag("certfile", &other.client_cert),
         flag("keyfile", &other.client_key),
     );
-    examine(&url, &[&ca, &stranger, &its_key]).expect("datastore-tls", "error", "refuses our");
+    examine(&url, &[&ca, &other, &its_key]).expect("datastore-tls", "error", "refuses our");
     let by_name = url.replace("127.0.0.1", "localhost");
     examine(&by_name, &[&ca, &cert, &key]).expect("datastore-tls", "error", "other names");
     examine(&url, &["--etcd-cafile=/nonexistent/ca.pem"]).expect(

@@ -17,7 +17,8 @@ pub(crate) const NETWORK: &str = "10.5.0.0/16";
 pub(crate) const HEALTH: u16 = 8285;
 
 /// A foreign rule in the nat table, like Docker's.
-pub(crate) const STRANGER: &str = "-A POSTROUTING -s 198.18.0.0/24 ! -o docker0 -j MASQUERADE\n";
+pub(crate) const FOREIGN_RULE: &str =
+    "-A POSTROUTING -s 198.18.0.0/24 ! -o docker0 -j MASQUERADE\n";
 
 /// The tool that has the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

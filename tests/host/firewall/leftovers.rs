@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use super::bench::{Bench, NETWORK, STRANGER, Tool, of_iptables, of_nftables, parts_of_iptables};
+use super::bench::{
+    Bench, FOREIGN_RULE, NETWORK, Tool, of_iptables, of_nftables, parts_of_iptables,
+};
 
 use crate::support::need;
 use crate::support::nodes::{eventually, possible};
@@ -40,10 +42,10 @@ fn with_comments(rules: Vec<String>) -> Vec<String> {
 
 /// All of them at once, with a foreign rule in the middle.
 pub(crate) fn seed(bench: &Bench) {
-    let stranger = format!("-t nat {}", STRANGER.trim());
+    let foreign = format!("-t nat {}", FOREIGN_RULE.trim());
     let rules = of_v0_11(NETWORK, OLD_SUBNET, " --random-fully")
         .into_iter()
-        .chain([stranger])
+        .chain([foreign])
         .chain(with_comments(of_v0_11(NETWORK, OLD_SUBNET, "")));
     for rule in rules {
         bench.shell(&format!("iptables {rule}"));
@@ -83,7 +85,7 @@ pub(crate) fn seed(bench: &Bench) {
 fn wanted(tool: Tool, network: &str, subnet: ipnet::Ipv4Net, masquerade: bool) -> [String; 2] {
     match tool {
         Tool::Nft => [
-            STRANGER.to_owned(),
+            FOREIGN_RULE.to_owned(),
             of_nftables(network, subnet, masquerade),
         ],
         Tool::IptablesNft | Tool::IptablesLegacy => {
@@ -91,9 +93,9 @@ fn wanted(tool: Tool, network: &str, subnet: ipnet::Ipv4Net, masquerade: bool) -
             // Chains come first, and the foreign rule was there before ours.
             let jump = rules.find("-A ").unwrap();
             let (chains, rules) = rules.split_at(jump);
-            let stranger = format!("{chains}{STRANGER}{rules}");
-            let alone = format!("{STRANGER}{chains}{rules}");
-            [if masquerade { stranger } else { alone }, String::new()]
+            let foreign = format!("{chains}{FOREIGN_RULE}{rules}");
+            let alone = format!("{FOREIGN_RULE}{chains}{rules}");
+            [if masquerade { foreign } else { alone }, String::new()]
         }
     }
 }
@@ -128,7 +130,7 @@ fn rules_are_flannels_stay_and_nothing_else_is_left() {
 fn a_change_of_tool_moves_the_rules() {
     need!(possible(&["iptables", "nft"]));
     let bench = Bench::new(Tool::IptablesNft);
-    bench.shell(&format!("iptables -t nat {}", STRANGER.trim()));
+    bench.shell(&format!("iptables -t nat {}", FOREIGN_RULE.trim()));
     let mut node = bench.node(&["--ip-masq", "--firewall=iptables"]);
     let subnet = node.env.unwrap().subnet;
     for tool in [Tool::Nft, Tool::IptablesNft] {
@@ -146,7 +148,7 @@ fn a_change_of_network_takes_the_old_ones_rules_away() {
     for tool in Tool::ALL {
         for overwritten in [false, true] {
             let bench = Bench::new(tool);
-            bench.shell(&format!("iptables -t nat {}", STRANGER.trim()));
+            bench.shell(&format!("iptables -t nat {}", FOREIGN_RULE.trim()));
             let mut node = bench.node(&["--ip-masq", &tool.flag()]);
             node.stop_daemon();
             // As if v0.11 had run with the old network in between.
@@ -176,7 +178,7 @@ fn rules_no_longer_wanted_are_removed() {
     need!(possible(&["iptables", "nft"]));
     for tool in Tool::ALL {
         let bench = Bench::new(tool);
-        bench.shell(&format!("iptables -t nat {}", STRANGER.trim()));
+        bench.shell(&format!("iptables -t nat {}", FOREIGN_RULE.trim()));
         let mut node = bench.node(&[&tool.flag(), "--ip-masq"]);
         node.stop_daemon();
         node.flags.pop();

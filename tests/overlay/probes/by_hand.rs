@@ -17,7 +17,7 @@ use crate::support::need;
 use crate::support::nodes::{NodeUnderTest, eventually, possible};
 
 const MAC: MacAddr = MacAddr([2, 0x11, 0x22, 0x33, 0x44, 0x55]);
-const STRANGER: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 77);
+const UNKNOWN: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 77);
 
 /// A host that has a lease but answers nothing by itself.
 struct Hand {
@@ -267,14 +267,14 @@ fn only_valid_probes_are_answered() {
         },
     );
     step(
-        "a stranger gets nothing",
+        "an unknown source gets no reply",
         &[("in_unknown_peer", 1)],
         &|| {
-            shell(&hand.host, &format!("ip addr add {STRANGER}/32 dev eth0"));
-            shell(one, &format!("ip route replace {STRANGER}/32 dev eth0"));
-            let open = || UdpSocket::unfragmented_sender(STRANGER).unwrap();
-            let stranger = hand.host.namespace().run(open).unwrap();
-            stranger
+            shell(&hand.host, &format!("ip addr add {UNKNOWN}/32 dev eth0"));
+            shell(one, &format!("ip route replace {UNKNOWN}/32 dev eth0"));
+            let open = || UdpSocket::unfragmented_sender(UNKNOWN).unwrap();
+            let socket = hand.host.namespace().run(open).unwrap();
+            socket
                 .send_to(&hand.frame(&request(204)), hand.node)
                 .unwrap();
             hand.answers()

@@ -17,7 +17,7 @@ use crate::support::need;
 use crate::support::wire::UNDERLAY;
 
 /// A sender without a lease.
-const STRANGER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 66);
+const UNKNOWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 66);
 /// Addresses of sender and receiver on a second link.
 const SECOND: [Ipv4Addr; 2] = [
     Ipv4Addr::new(198, 51, 100, 1),
@@ -31,7 +31,7 @@ enum Sent {
     FromOutside,
     ForeignSource,
     ToClusterIp,
-    ByStranger,
+    ByUnknown,
     OtherVni,
 }
 
@@ -46,7 +46,7 @@ impl Sent {
             FromOutside => set_address(SOURCE, [198, 51, 100, 7])(&mut frame),
             ForeignSource => set_address(SOURCE, [10, 3, 105, 9])(&mut frame),
             ToClusterIp => set_address(DESTINATION, [10, 96, 0, 1])(&mut frame),
-            ByStranger => from = Some(STRANGER),
+            ByUnknown => from = Some(UNKNOWN),
             OtherVni => frame[6] = 9,
         }
         (from, frame)
@@ -147,7 +147,7 @@ fn each_mode_and_exception_accepts_what_it_should() {
         ),
         (
             "allow-peer",
-            |policy| policy.allow_peers = vec![Ipv4Net::from(STRANGER)],
+            |policy| policy.allow_peers = vec![Ipv4Net::from(UNKNOWN)],
             [
                 Arrives,
                 Arrives,
@@ -180,7 +180,7 @@ fn each_mode_and_exception_accepts_what_it_should() {
             FromOutside,
             ForeignSource,
             ToClusterIp,
-            ByStranger,
+            ByUnknown,
             OtherVni,
         ];
         for (sent, end) in sent.into_iter().zip(ends) {

@@ -319,8 +319,8 @@ fn the_socket_filter_drops_unknown_sources_earlier() {
     need!(available());
     let receiving = Receiving::guarded(true);
     let dataplane = receiving.dataplane().unwrap();
-    let stranger = Ipv4Addr::new(192, 0, 2, 77);
-    for (from, dropped) in [(None, 0), (Some(stranger), 1)] {
+    let unknown = Ipv4Addr::new(192, 0, 2, 77);
+    for (from, dropped) in [(None, 0), (Some(unknown), 1)] {
         let before = dataplane.totals();
         let arrived = receiving.send_from(from, &[(receiving.frame(7, 0), 0)]);
         let after = settled(dataplane, &before, 2 - dropped);
