@@ -9,44 +9,22 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use uvxlan::testbed::Topology;
 use uvxlan::testbed::traffic::{PingRequest, ping, udp_echo};
 
+use crate::support::directory::NodePair;
 use crate::support::need;
-use crate::support::nodes::{self, NodeUnderTest, PROGRAM, eventually, possible};
+use crate::support::nodes::{NodeUnderTest, PROGRAM, eventually, possible};
+
+type Lab = NodePair;
 
 /// Two nodes without probes, so that only the test's packets are seen.
-struct Lab {
-    topology: Topology,
-    folder: tempfile::TempDir,
-    a: NodeUnderTest,
-    b: NodeUnderTest,
+fn lab() -> Lab {
+    NodePair::start(3, &["--probe-interval=0"])
 }
 
 impl Lab {
-    fn new() -> Self {
-        let topology = Topology::with_hosts(3).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let store = folder.path().join("store");
-        std::fs::create_dir_all(store.join("subnets")).unwrap();
-        std::fs::write(store.join("config"), nodes::CONFIG).unwrap();
-        let flags = [
-            format!("--store=dir:{}", store.display()),
-            "--probe-interval=0".to_owned(),
-        ];
-        let a = NodeUnderTest::start(&topology.hosts()[0], folder.path(), &flags);
-        let b = NodeUnderTest::start(&topology.hosts()[1], folder.path(), &flags);
-        eventually("the containers reach each other", || a.reaches(&b));
-        Self {
-            topology,
-            folder,
-            a,
-            b,
-        }
-    }
-
     fn file(&self) -> PathBuf {
-        self.folder.path().join("capture.pcapng")
+        self.store.folder.path().join("capture.pcapng")
     }
 
     /// The program in host a's namespace.
@@ -70,6 +48,14 @@ impl Lab {
             std::fs::metadata(&file).is_ok_and(|found| found.len() > 0)
         });
         Running(child)
+    }
+
+    /// Starts a capture on host a into a pipe.
+    fn begin_piped(&self, arguments: &[&str]) -> Running {
+        let mut command = self.program(&["capture"]);
+        command.args(arguments);
+        let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        Running(piped.spawn().unwrap())
     }
 
     /// A datagram to host a's tunnel port, from another host.
@@ -129,7 +115,7 @@ fn tshark(file: &Path, filter: &str, fields: &[&str]) -> Vec<String> {
 #[test]
 fn tshark_reads_both_views_of_a_conversation() {
     need!(possible(&["ip", "tshark"]));
-    let lab = Lab::new();
+    let lab = lab();
     let (a, b) = (&lab.a, &lab.b);
     let capture = lab.begin(&[]);
     assert!(a.ping(b, 3).is_complete());
@@ -171,7 +157,7 @@ fn tshark_reads_both_views_of_a_conversation() {
 #[test]
 fn drops_have_reasons_and_unknown_sources_are_seen() {
     need!(possible(&["ip", "tshark"]));
-    let lab = Lab::new();
+    let lab = lab();
     let capture = lab.begin(&["--dropped"]);
     // No daemon leases that subnet (SubnetMax is below it), but a route leads to the device.
     let nowhere = Ipv4Addr::new(10, 5, 253, 9);
@@ -225,7 +211,7 @@ fn drops_have_reasons_and_unknown_sources_are_seen() {
 #[test]
 fn filters_count_and_length_are_kept() {
     need!(possible(&["ip", "tshark"]));
-    let lab = Lab::new();
+    let lab = lab();
     let (a, b) = (&lab.a, &lab.b);
     let peer = b.host.address().to_string();
     let mut capture = lab.begin(&[
@@ -267,7 +253,7 @@ fn filters_count_and_length_are_kept() {
 #[test]
 fn only_root_and_the_daemons_user_may_capture() {
     need!(possible(&["ip", "setpriv"]));
-    let lab = Lab::new();
+    let lab = lab();
     let socket = lab.a.folder.join("control");
     let open = |path: &Path, mode| {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
@@ -277,7 +263,7 @@ fn only_root_and_the_daemons_user_may_capture() {
     for folder in socket.ancestors().skip(1).take(2) {
         open(folder, 0o755);
     }
-    let program = lab.folder.path().join("uvxlan");
+    let program = lab.store.folder.path().join("uvxlan");
     std::fs::copy(PROGRAM, &program).unwrap();
     let run = |command: &str| {
         let mut run = Command::new("setpriv");
@@ -331,13 +317,8 @@ fn echoes(
 }
 
 /// All drops of a node, by name.
-fn drops(lab: &Lab, node: &NodeUnderTest) -> Vec<(String, u64)> {
-    let mut command = Command::new(PROGRAM);
-    command
-        .args(["status", "--json", "--control-socket"])
-        .arg(node.folder.join("control"));
-    let output = lab.a.host.namespace().command(command).output().unwrap();
-    let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+fn drops(node: &NodeUnderTest) -> Vec<(String, u64)> {
+    let status = node.status();
     let counters = status["counters"].as_array().unwrap().iter();
     counters
         .filter(|counter| {
@@ -354,23 +335,17 @@ fn drops(lab: &Lab, node: &NodeUnderTest) -> Vec<(String, u64)> {
 #[test]
 fn a_reader_that_sleeps_costs_no_packet() {
     need!(possible(&["ip"]));
-    let lab = Lab::new();
+    let lab = lab();
     let (a, b) = (&lab.a, &lab.b);
-    let before = [drops(&lab, a), drops(&lab, b)];
+    let before = [drops(a), drops(b)];
     assert!(before[0].len() > 10);
-    let mut command = lab.program(&["capture"]);
-    let child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut reader = Running(child);
+    let mut reader = lab.begin_piped(&[]);
     // Not a byte is read meanwhile: pipe, socket and queue (8192 packets) soon fill up.
     std::thread::sleep(Duration::from_millis(300));
     let answered = echoes(a, b, 32, |answered| answered < 9600);
     assert_eq!(answered, 9600, "a datagram was lost");
     assert!(a.ping(b, 20).is_complete());
-    assert_eq!([drops(&lab, a), drops(&lab, b)], before);
+    assert_eq!([drops(a), drops(b)], before);
     let mut stdout = reader.0.stdout.take().unwrap();
     let drained = std::thread::spawn(move || {
         let mut bytes = Vec::new();
@@ -403,14 +378,8 @@ fn ends(child: &mut Child, within: Duration) -> Option<i32> {
 #[test]
 fn a_capture_ends_while_packets_keep_coming_to_a_slow_reader() {
     need!(possible(&["ip"]));
-    let lab = Lab::new();
-    let mut command = lab.program(&["capture", "--seconds", "1"]);
-    let child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut capture = Running(child);
+    let lab = lab();
+    let mut capture = lab.begin_piped(&["--seconds", "1"]);
     // About 400 kB are read per second, and more is sent as long as the capture runs.
     let mut stdout = capture.0.stdout.take().unwrap();
     let reader = std::thread::spawn(move || {
@@ -440,14 +409,8 @@ fn a_capture_ends_while_packets_keep_coming_to_a_slow_reader() {
 #[test]
 fn a_second_interrupt_ends_a_capture_that_nobody_reads() {
     need!(possible(&["ip"]));
-    let lab = Lab::new();
-    let mut command = lab.program(&["capture"]);
-    let child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut capture = Running(child);
+    let lab = lab();
+    let mut capture = lab.begin_piped(&[]);
     std::thread::sleep(Duration::from_millis(300));
     echoes(&lab.a, &lab.b, 64, |answered| answered < 3200);
     let pid = Pid::from_raw(i32::try_from(capture.0.id()).unwrap()).unwrap();

@@ -6,11 +6,11 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use uvxlan::testbed::Topology;
 
+use crate::support::directory::DirectoryStore;
 use crate::support::need;
 use crate::support::nodes::{CONFIG, NodeUnderTest, PROGRAM, eventually, executable, possible};
 
@@ -19,39 +19,36 @@ const PROMPTLY: Duration = Duration::from_secs(3);
 
 struct Lab {
     topology: Topology,
-    folder: tempfile::TempDir,
+    store: DirectoryStore,
     told: UnixDatagram,
 }
 
 impl Lab {
     fn new() -> Self {
         let topology = Topology::two_hosts().unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        fs::create_dir_all(folder.path().join("store/subnets")).unwrap();
-        fs::write(folder.path().join("store/config"), CONFIG).unwrap();
-        let told = UnixDatagram::bind(folder.path().join("notify")).unwrap();
+        let store = DirectoryStore::new(CONFIG);
+        let told = UnixDatagram::bind(store.folder.path().join("notify")).unwrap();
         told.set_nonblocking(true).unwrap();
         Self {
             topology,
-            folder,
+            store,
             told,
         }
     }
 
     /// The daemon under a service manager with `WatchdogSec=10`.
     fn program(&self) -> PathBuf {
-        let path = self.folder.path().join("daemon");
+        let path = self.store.folder.path().join("daemon");
         let text = format!(
             "#!/bin/sh\nNOTIFY_SOCKET={} WATCHDOG_USEC=10000000 exec {PROGRAM} \"$@\"\n",
-            self.folder.path().join("notify").display()
+            self.store.folder.path().join("notify").display()
         );
         executable(&path, &text);
         path
     }
 
     fn flags(&self) -> [String; 1] {
-        let store = self.folder.path().join("store");
-        [format!("--store=dir:{}", store.display())]
+        [self.store.flag()]
     }
 
     /// Messages to the service manager since the last call.
@@ -77,16 +74,6 @@ fn occupy(node: &NodeUnderTest) {
     signal(rustix::process::Signal::CONT);
 }
 
-fn status(node: &NodeUnderTest) -> serde_json::Value {
-    let mut command = Command::new(PROGRAM);
-    command
-        .args(["status", "--json", "--control-socket"])
-        .arg(node.folder.join("control"));
-    let output = node.host.namespace().command(command).output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
 fn metrics(node: &NodeUnderTest) -> String {
     let connected = node
         .host
@@ -105,7 +92,7 @@ fn metrics(node: &NodeUnderTest) -> String {
 impl Drop for Lab {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let log = self.folder.path().join("host-a/log");
+            let log = self.store.folder.path().join("host-a/log");
             eprintln!("log:\n{}", fs::read_to_string(log).unwrap_or_default());
         }
     }
@@ -117,10 +104,10 @@ fn a_device_that_cannot_be_made_costs_neither_answers_nor_the_watchdog_nor_the_s
     let lab = Lab::new();
     let (first, second) = lab.topology.pair().unwrap();
     let mut a =
-        NodeUnderTest::start_program(&lab.program(), first, lab.folder.path(), &lab.flags());
-    let b = NodeUnderTest::start(second, lab.folder.path(), &lab.flags());
+        NodeUnderTest::start_program(&lab.program(), first, lab.store.folder.path(), &lab.flags());
+    let b = NodeUnderTest::start(second, lab.store.folder.path(), &lab.flags());
     eventually("the containers reach each other", || a.reaches(&b));
-    assert_eq!(status(&a)["phase"], "serving");
+    assert_eq!(a.status()["phase"], "serving");
 
     occupy(&a);
     eventually("the failure is logged", || {
@@ -130,7 +117,7 @@ fn a_device_that_cannot_be_made_costs_neither_answers_nor_the_watchdog_nor_the_s
     // Longer than two checks, and than the first pauses between two retries.
     for _ in 0..10 {
         let asked = Instant::now();
-        let answer = status(&a);
+        let answer = a.status();
         let phase = answer["phase"].as_str().unwrap();
         assert!(phase.contains("rebuilding the device"), "{phase}");
         assert!(metrics(&a).contains("uvxlan_serving"), "the metrics page");
@@ -142,17 +129,17 @@ fn a_device_that_cannot_be_made_costs_neither_answers_nor_the_watchdog_nor_the_s
     assert!(told.contains("WATCHDOG=1"), "the watchdog was fed: {told}");
 
     // Peers are added and removed meanwhile.
-    let record = lab.folder.path().join("store/subnets/10.5.253.0-24");
+    let record = lab.store.path().join("subnets/10.5.253.0-24");
     let value = r#"{"PublicIP":"192.0.2.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:00:00:00:00:99"}}"#;
     fs::write(&record, value).unwrap();
     eventually("the new peer is known", || {
-        status(&a)["peers"].as_array().unwrap().len() == 2
+        a.status()["peers"].as_array().unwrap().len() == 2
     });
     a.change(&["link", "del", "flannel.1"]);
     eventually("everything is as before", || a.reaches(&b) && b.reaches(&a));
     let route = a.output("ip", &["route", "show", "10.5.253.0/24"]);
     assert!(route.contains("dev flannel.1"), "{route}");
-    assert_eq!(status(&a)["phase"], "serving");
+    assert_eq!(a.status()["phase"], "serving");
 
     occupy(&a);
     eventually("it fails again", || {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::lab::{FOREIGN_SUBNET, Lab, losing_nothing, status};
+use super::lab::{FOREIGN_SUBNET, Lab, losing_nothing};
 
 use crate::support::fleet::put_all;
 use crate::support::need;
@@ -115,7 +115,7 @@ fn ten_thousand_invalid_records_cost_no_packet_and_little_memory() {
     let resident = pids.map(resident);
     let logged = [0, 1].map(|n: usize| lines(&nodes[n]));
     let refused = |node: &NodeUnderTest| {
-        let status = status(node);
+        let status = node.status();
         let counts = status["refused_total"].as_array().unwrap();
         counts
             .iter()
@@ -187,7 +187,7 @@ fn a_deleted_or_taken_record_is_logged_and_nothing_else_changes() {
     // Another host takes the key without asking, as flannel of v0.11 can.
     lab.ctl(&["put", &own, FOREIGN_LEASE]);
     eventually("it is logged", || {
-        status(&nodes[0])["datastore"]["lease"] == "taken"
+        nodes[0].status()["datastore"]["lease"] == "taken"
             && nodes[0].log().contains("taken by another host")
     });
     std::thread::sleep(Duration::from_secs(3));
@@ -240,11 +240,11 @@ fn a_record_that_is_free_again_is_taken_back() {
     let own = key(&nodes[0]);
     lab.ctl(&["put", &own, FOREIGN_LEASE]);
     eventually("it is logged", || {
-        status(&nodes[0])["datastore"]["lease"] == "taken"
+        nodes[0].status()["datastore"]["lease"] == "taken"
     });
     lab.ctl(&["del", &own]);
     eventually("it is ours again", || {
-        lab.leases() == before && status(&nodes[0])["datastore"]["lease"] == "held"
+        lab.leases() == before && nodes[0].status()["datastore"]["lease"] == "held"
     });
     eventually("the containers reach each other again", || {
         nodes[0].reaches(&nodes[1]) && nodes[1].reaches(&nodes[0])
@@ -265,7 +265,7 @@ fn an_outage_longer_than_the_ttl_costs_nothing() {
         lab.wait();
         for node in &nodes {
             eventually("the lease is held again", || {
-                status(node)["datastore"]["lease"] == "held"
+                node.status()["datastore"]["lease"] == "held"
             });
         }
         assert_eq!(lab.leases(), before, "the same subnets");

@@ -8,6 +8,7 @@ use uvxlan::testbed::{Host, Topology};
 
 pub(crate) use crate::support::nodes::losing_nothing;
 
+use crate::support::etcd::with_client;
 use crate::support::nodes::{self, NodeUnderTest, PREFIX, eventually};
 
 /// A subnet that no daemon leases: `SubnetMax` is below it.
@@ -213,18 +214,8 @@ impl Lab {
 
     /// Runs `work` with a client of the first member.
     pub(crate) fn with_client(&self, work: impl AsyncFnOnce(etcd_client::Client) + Send) {
-        let url = self.members[0].url();
-        let ran = self.members[0].host.namespace().run(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
-            runtime.block_on(async {
-                let client = etcd_client::Client::connect([url], None).await.unwrap();
-                work(client).await;
-            });
-        });
-        ran.unwrap();
+        let member = &self.members[0];
+        with_client(&member.host, member.url(), work);
     }
 
     /// The leases, by key.
@@ -238,17 +229,6 @@ impl Lab {
         let keys = text.lines().filter(|line| !line.is_empty());
         keys.map(str::to_owned).collect()
     }
-}
-
-/// The status of the node's daemon.
-pub(crate) fn status(node: &NodeUnderTest) -> serde_json::Value {
-    let mut command = Command::new(nodes::PROGRAM);
-    command
-        .args(["status", "--json", "--control-socket"])
-        .arg(node.folder.join("control"));
-    let output = node.host.namespace().command(command).output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 impl Drop for Lab {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::lab::{Lab, losing_nothing, status};
+use super::lab::{Lab, losing_nothing};
 
 use crate::support::need;
 use crate::support::nodes::{NodeUnderTest, eventually, possible};
@@ -43,7 +43,7 @@ fn a_daemon_killed_while_etcd_is_down_forwards_again_and_follows_it_later() {
     let log = nodes[0].log();
     assert!(log.contains("event=\"offline_start\""), "{log}");
     assert!(log.contains("age_seconds="), "{log}");
-    let now = status(&nodes[0]);
+    let now = nodes[0].status();
     assert_eq!(now["datastore"]["lease"], "unconfirmed", "{now}");
     assert!(now["datastore"]["memory_seconds"].is_u64(), "{now}");
     assert!(now["datastore"]["heard_seconds_ago"].is_null(), "{now}");
@@ -58,9 +58,9 @@ fn a_daemon_killed_while_etcd_is_down_forwards_again_and_follows_it_later() {
         lab.wait();
         lab.news_arrive(&nodes[0]);
         eventually("the lease is held", || {
-            status(&nodes[0])["datastore"]["lease"] == "held"
+            nodes[0].status()["datastore"]["lease"] == "held"
         });
-        let now = status(&nodes[0]);
+        let now = nodes[0].status();
         assert!(now["datastore"]["memory_seconds"].is_null(), "{now}");
         lab.news_arrive(&nodes[1]);
     });

@@ -15,7 +15,6 @@ use uvxlan::subnet::store::{Store, WatchEvent, WriteOutcome};
 use crate::support::contract::{self, TTL, next, quiet, written};
 use crate::support::etcd::{Etcd, PREFIX, certificates, free_port, until_up};
 use crate::support::fleet::{attrs, follow, subnet};
-use crate::support::proxy::Proxy;
 
 const NAME: &str = "172.20.97.0-24";
 /// As flannel v0.11 writes it.
@@ -183,43 +182,10 @@ async fn a_replaced_store_is_noticed_past_our_cursor_too() {
     let Some(mut etcd) = Etcd::start(None).await else {
         return;
     };
-    let proxy = Proxy::start(etcd.port()).await;
-    let options = EtcdOptions {
-        endpoints: vec![proxy.url()],
-        ..etcd.options()
-    };
+    let (proxy, options) = etcd.behind_proxy().await;
     let store = EtcdV2Store::new(options).unwrap();
-    written(store.create(NAME, value(), TTL).await.unwrap());
-    let cursor = store.list().await.unwrap().revision;
-    let mut events = store.watch(cursor);
-    quiet(&mut events, Duration::from_secs(1)).await;
-    proxy.shut();
-    etcd.kill();
-    etcd.wipe();
-    assert!(etcd.run().await);
-    let direct = etcd.v2_store();
-    until_up(&direct).await;
-    for round in 0..cursor + 3 {
-        let name = format!("172.20.{round}.0-24");
-        written(direct.create(&name, value(), TTL).await.unwrap());
-    }
-    assert!(direct.list().await.unwrap().revision > cursor);
-    proxy.open();
-    match next(&mut events).await {
-        WatchEvent::Resync(listing) => {
-            assert!(!listing.records.iter().any(|record| record.name == NAME));
-        }
-        event => panic!("{event:?}"),
-    }
-    // The watch resumes after a disconnect, without another list.
-    proxy.shut();
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    proxy.open();
-    written(direct.create("172.21.1.0-24", value(), TTL).await.unwrap());
-    match next(&mut events).await {
-        WatchEvent::Put(record) => assert_eq!(record.name, "172.21.1.0-24"),
-        event => panic!("{event:?}"),
-    }
+    let direct = EtcdV2Store::new(etcd.options()).unwrap();
+    contract::a_replaced_store_is_noticed(&mut etcd, &proxy, &store, &direct).await;
 }
 
 /// A server that answers every request alike, and reports whether credentials were sent.

@@ -65,6 +65,14 @@ fn settings(address: &str) -> DeviceSettings {
     }
 }
 
+/// Configures the device; returns its index.
+async fn configured(netlink: &Netlink) -> u32 {
+    let device = netlink.expect_link(DEVICE).await.unwrap().index;
+    let done = configure(netlink, device, settings("10.3.9.0")).await;
+    done.unwrap();
+    device
+}
+
 /// Runs `work` in the node, with any error type.
 fn in_node<T: Send>(node: &Node, work: impl AsyncFnOnce(Netlink) -> T + Send) -> T {
     let run = async || work(Netlink::connect().unwrap()).await;
@@ -129,10 +137,7 @@ fn somebody_elses_device_is_not_taken() {
 #[test]
 fn a_tap_is_not_mistaken_for_our_tun() {
     for (mode, ours) in [("tun", true), ("tap", false)] {
-        let node = match node_with_tun(mode) {
-            Ok(node) => node,
-            Err(reason) => return crate::support::skipped(reason),
-        };
+        let node = need!(node_with_tun(mode));
         in_node(&node, async |netlink| {
             let outcome = take_over_kernel_vxlan(&netlink, DEVICE).await;
             assert_eq!(outcome.is_ok(), ours, "{mode}: {outcome:?}");
@@ -146,10 +151,7 @@ fn a_tap_is_not_mistaken_for_our_tun() {
 
 #[test]
 fn the_device_gets_mtu_one_address_and_no_ipv6() {
-    let node = match node_with_tun("tun") {
-        Ok(node) => node,
-        Err(reason) => return crate::support::skipped(reason),
-    };
+    let node = need!(node_with_tun("tun"));
     in_node(&node, async |netlink| {
         let index = netlink.expect_link(DEVICE).await.unwrap().index;
         for (address, prefix_len) in [("10.3.7.0", 32), ("10.3.9.1", 24), ("169.254.7.7", 16)] {
@@ -189,15 +191,9 @@ fn the_device_gets_mtu_one_address_and_no_ipv6() {
 
 #[test]
 fn routes_follow_the_peers_and_foreign_ones_stay() {
-    let node = match node_with_tun("tun") {
-        Ok(node) => node,
-        Err(reason) => return crate::support::skipped(reason),
-    };
+    let node = need!(node_with_tun("tun"));
     in_node(&node, async |netlink| {
-        let device = netlink.expect_link(DEVICE).await.unwrap().index;
-        configure(&netlink, device, settings("10.3.9.0"))
-            .await
-            .unwrap();
+        let device = configured(&netlink).await;
         let foreign = foreign_route(&netlink).await.unwrap();
 
         let peers = subnets(&["10.3.5.0/24", "10.3.6.0/24", "10.3.7.0/24"]);
@@ -285,15 +281,9 @@ async fn expect_ours(netlink: &Netlink, device: u32, expected: &[&str]) {
 
 #[test]
 fn a_wrong_route_of_ours_is_corrected() {
-    let node = match node_with_tun("tun") {
-        Ok(node) => node,
-        Err(reason) => return crate::support::skipped(reason),
-    };
+    let node = need!(node_with_tun("tun"));
     in_node(&node, async |netlink| {
-        let device = netlink.expect_link(DEVICE).await.unwrap().index;
-        configure(&netlink, device, settings("10.3.9.0"))
-            .await
-            .unwrap();
+        let device = configured(&netlink).await;
         let crooked = Route {
             gateway: Some(ip("10.3.5.77")),
             ..overlay_route(net("10.3.5.0/24"), device)

@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 
 use uvxlan::sys::poll;
 use uvxlan::sys::udp::{MessageHead, SendBatch, UdpSocket as Batched};
-use uvxlan::testbed::{Host, Topology};
+use uvxlan::testbed::Host;
 use uvxlan::wire::vxlan::{DEFAULT_PORT, EncapTemplate};
 use uvxlan::wire::{MacAddr, Vni};
 
 use crate::support::alone::alone;
+use crate::support::directory::NodePair;
 use crate::support::need;
-use crate::support::nodes::{CONFIG, NodeUnderTest, counter, eventually, possible, spoofed};
+use crate::support::nodes::{NodeUnderTest, counter, possible, spoofed};
 
 /// Duration of the flood.
 const FLOOD: Duration = Duration::from_secs(3);
@@ -214,19 +215,13 @@ struct Rain {
 }
 
 fn rain(filter: &str, who: From) -> Rain {
-    let topology = Topology::with_hosts(3).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let store = folder.path().join("store");
-    std::fs::create_dir_all(&store).unwrap();
-    std::fs::write(store.join("config"), CONFIG).unwrap();
-    let flags = [
-        format!("--store=dir:{}", store.display()),
-        format!("--socket-filter={filter}"),
-    ];
-    let start =
-        |number: usize| NodeUnderTest::start(&topology.hosts()[number], folder.path(), &flags);
-    let (mut a, mut b) = (start(0), start(1));
-    eventually("the containers reach each other", || a.reaches(&b));
+    let filter = format!("--socket-filter={filter}");
+    let NodePair {
+        topology,
+        store,
+        mut a,
+        mut b,
+    } = NodePair::start(3, &[&filter]);
     // Touch the buffers before memory is measured.
     a.transfer(&b, 16 << 20);
     b.transfer(&a, 16 << 20);
@@ -246,7 +241,7 @@ fn rain(filter: &str, who: From) -> Rain {
                 netlink.add_address(loopback, peer, 32).await
             };
             unknown.node().netlink(take).unwrap();
-            (peer, spoofed(&b, &store, [10, 5, 254, 9]))
+            (peer, spoofed(&b, &store.path(), [10, 5, 254, 9]))
         }
     };
     let junk_frames = Junk {

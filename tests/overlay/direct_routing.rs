@@ -3,6 +3,7 @@
 
 use uvxlan::testbed::{Host, Topology};
 
+use crate::support::directory::DirectoryStore;
 use crate::support::need;
 use crate::support::nodes::{NodeUnderTest, eventually, possible};
 
@@ -11,26 +12,14 @@ const CONFIG: &str = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}
 /// Two hosts in one segment and a third behind a router, each with a daemon.
 struct Segments {
     topology: Topology,
-    folder: tempfile::TempDir,
+    _store: DirectoryStore,
 }
 
 impl Segments {
     fn new(direct: bool) -> (Self, [NodeUnderTest; 3]) {
-        let this = Self {
-            topology: Topology::two_segments(2, 1).unwrap(),
-            folder: tempfile::tempdir().unwrap(),
-        };
-        let store = this.folder.path().join("store");
-        std::fs::create_dir(&store).unwrap();
+        let topology = Topology::two_segments(2, 1).unwrap();
         let option = format!(r#""vxlan", "DirectRouting": {direct}"#);
-        let config = CONFIG.replace(r#""vxlan""#, &option);
-        std::fs::write(store.join("config"), config).unwrap();
-        // No probes, since packets in the tunnel are counted here.
-        let flags = [
-            format!("--store=dir:{}", store.display()),
-            "--probe-interval=0".into(),
-        ];
-        let hosts: Vec<&Host> = this.topology.hosts().iter().collect();
+        let store = DirectoryStore::new(&CONFIG.replace(r#""vxlan""#, &option));
         let start = |host: &Host| {
             // The router must not send redirects to the hosts.
             for name in ["all", "eth0"] {
@@ -38,9 +27,14 @@ impl Segments {
                 host.node().sysctl(&name, "0").unwrap();
             }
             count_on_arrival(host);
-            NodeUnderTest::start(host, this.folder.path(), &flags)
+            // No probes, since packets in the tunnel are counted here.
+            store.start(host, &["--probe-interval=0"])
         };
-        let nodes = [start(hosts[0]), start(hosts[1]), start(hosts[2])];
+        let nodes = [0, 1, 2].map(|number| start(&topology.hosts()[number]));
+        let this = Self {
+            topology,
+            _store: store,
+        };
         (this, nodes)
     }
 

@@ -1,7 +1,7 @@
 //! Next to a flannel node, with the kernel's vxlan on the other host, known from its lease alone;
 //! and in place of one, on a host where flannel ran before.
 
-use std::path::Path;
+use std::net::Ipv4Addr;
 use std::process::Command;
 
 use ipnet::Ipv4Net;
@@ -10,6 +10,7 @@ use uvxlan::testbed::{Container, Host, KernelVxlan, Topology, kernel_has_vxlan};
 use uvxlan::wire::vxlan::DEFAULT_PORT;
 use uvxlan::wire::{MacAddr, Vni};
 
+use crate::support::directory::DirectoryStore;
 use crate::support::need;
 use crate::support::nodes::{self, NodeUnderTest, eventually, possible};
 
@@ -41,15 +42,38 @@ fn checks() -> Result<(), String> {
     kernel_has_vxlan()
 }
 
-fn write_lease(store: &Path, subnet: Ipv4Net, value: &str) {
-    let name = format!("{}-{}", subnet.network(), subnet.prefix_len());
-    std::fs::create_dir_all(store.join("subnets")).unwrap();
-    std::fs::write(store.join("subnets").join(name), value).unwrap();
+/// Key of the lease of flannel's host.
+const KERNEL_LEASE: &str = "subnets/10.5.200.0-24";
+
+/// flannel's device with one peer; it stays as long as the host.
+fn flannel_device(host: &Host, subnet: Ipv4Net, public_ip: Ipv4Addr, mac: MacAddr) {
+    let device = KernelVxlan::start(
+        host,
+        Vni::DEFAULT,
+        DEFAULT_PORT,
+        kernel_subnet(),
+        KERNEL_MAC,
+    )
+    .unwrap();
+    device.add_peer(subnet, public_ip, mac).unwrap();
+}
+
+/// Our daemon in place of flannel on its host, not started yet.
+fn successor(store: &DirectoryStore, host: &Host) -> NodeUnderTest {
+    NodeUnderTest {
+        program: nodes::PROGRAM.into(),
+        host: host.clone(),
+        folder: store.folder.path().join("ours"),
+        flags: vec![store.flag()],
+        daemon: None,
+        env: None,
+        container: Some(host.add_container(kernel_subnet(), 1450).unwrap()),
+    }
 }
 
 /// The host's subnet and MAC in the store.
-fn own_lease(store: &Path, host: &Host) -> (Ipv4Net, MacAddr) {
-    for entry in std::fs::read_dir(store.join("subnets")).unwrap() {
+fn own_lease(store: &DirectoryStore, host: &Host) -> (Ipv4Net, MacAddr) {
+    for entry in std::fs::read_dir(store.path().join("subnets")).unwrap() {
         let entry = entry.unwrap();
         let value = std::fs::read_to_string(entry.path()).unwrap_or_default();
         let Ok(lease) = serde_json::from_str::<serde_json::Value>(&value) else {
@@ -93,35 +117,23 @@ fn a_flannel_node_is_known_from_its_lease_alone() {
     for form in [newest, v0_11] {
         let topology = Topology::two_hosts().unwrap();
         let (ours, kernel) = topology.pair().unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let store = folder.path().join("store");
-        std::fs::create_dir(&store).unwrap();
-        std::fs::write(store.join("config"), CONFIG).unwrap();
-        write_lease(&store, kernel_subnet(), &form(kernel));
+        let store = DirectoryStore::new(CONFIG);
+        store.put(KERNEL_LEASE, &form(kernel));
 
-        let flags = [format!("--store=dir:{}", store.display())];
-        let node = NodeUnderTest::start(ours, folder.path(), &flags);
+        let node = store.start(ours, &[]);
         let subnet = node.env.unwrap().subnet;
         let (leased, mac) = own_lease(&store, ours);
         assert_eq!(leased, subnet);
 
         // What flannel does with our lease.
-        let vxlan = KernelVxlan::start(
-            kernel,
-            Vni::DEFAULT,
-            DEFAULT_PORT,
-            kernel_subnet(),
-            KERNEL_MAC,
-        )
-        .unwrap();
-        vxlan.add_peer(subnet, ours.address(), mac).unwrap();
+        flannel_device(kernel, subnet, ours.address(), mac);
         let far = kernel.add_container(kernel_subnet(), 1450).unwrap();
         eventually("the containers reach each other", || {
             reached(node.container(), &far)
         });
         assert_traffic(node.container(), &far);
         assert_eq!(
-            std::fs::read_to_string(store.join("subnets/10.5.200.0-24")).unwrap(),
+            std::fs::read_to_string(store.path().join(KERNEL_LEASE)).unwrap(),
             form(kernel),
             "a foreign record is left alone"
         );
@@ -133,39 +145,15 @@ fn it_takes_over_where_flannel_ran() {
     need!(checks());
     let topology = Topology::two_hosts().unwrap();
     let (before, other) = topology.pair().unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let store = folder.path().join("store");
-    std::fs::create_dir(&store).unwrap();
-    std::fs::write(store.join("config"), CONFIG).unwrap();
-    write_lease(&store, kernel_subnet(), &newest(before));
-    let flags = [format!("--store=dir:{}", store.display())];
-    let peer = NodeUnderTest::start(other, folder.path(), &flags);
+    let store = DirectoryStore::new(CONFIG);
+    store.put(KERNEL_LEASE, &newest(before));
+    let peer = store.start(other, &[]);
     let (peer_subnet, peer_mac) = own_lease(&store, other);
 
     // flannel on the first host, with its device and a container.
-    let flannel = KernelVxlan::start(
-        before,
-        Vni::DEFAULT,
-        DEFAULT_PORT,
-        kernel_subnet(),
-        KERNEL_MAC,
-    )
-    .unwrap();
-    flannel
-        .add_peer(peer_subnet, other.address(), peer_mac)
-        .unwrap();
-    let container = before.add_container(kernel_subnet(), 1450).unwrap();
-    eventually("flannel works", || reached(&container, peer.container()));
-
-    let mut node = NodeUnderTest {
-        program: nodes::PROGRAM.into(),
-        host: before.clone(),
-        folder: folder.path().join("ours"),
-        flags: flags.to_vec(),
-        daemon: None,
-        env: None,
-        container: Some(container),
-    };
+    flannel_device(before, peer_subnet, other.address(), peer_mac);
+    let mut node = successor(&store, before);
+    eventually("flannel works", || node.reaches(&peer));
     node.start_daemon();
     assert_eq!(
         node.env.unwrap().subnet,
@@ -191,17 +179,7 @@ fn it_takes_over_where_flannel_ran() {
     command.args(["link", "show", "flannel.1"]);
     let gone = before.namespace().command(command).output().unwrap();
     assert!(!gone.status.success(), "the device is gone");
-    let flannel = KernelVxlan::start(
-        before,
-        Vni::DEFAULT,
-        DEFAULT_PORT,
-        kernel_subnet(),
-        KERNEL_MAC,
-    )
-    .unwrap();
-    flannel
-        .add_peer(peer_subnet, other.address(), peer_mac)
-        .unwrap();
+    flannel_device(before, peer_subnet, other.address(), peer_mac);
     eventually("flannel works again", || peer.reaches(&node));
 }
 
@@ -218,34 +196,12 @@ fn the_subnet_file_of_flannel_keeps_the_subnet_without_a_lease() {
     for subnet_file in [flannels, overwritten] {
         let topology = Topology::two_hosts().unwrap();
         let (before, other) = topology.pair().unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let store = folder.path().join("store");
-        std::fs::create_dir(&store).unwrap();
-        std::fs::write(store.join("config"), CONFIG).unwrap();
-        let flags = [format!("--store=dir:{}", store.display())];
-        let peer = NodeUnderTest::start(other, folder.path(), &flags);
+        let store = DirectoryStore::new(CONFIG);
+        let peer = store.start(other, &[]);
         let (peer_subnet, peer_mac) = own_lease(&store, other);
 
-        let flannel = KernelVxlan::start(
-            before,
-            Vni::DEFAULT,
-            DEFAULT_PORT,
-            kernel_subnet(),
-            KERNEL_MAC,
-        )
-        .unwrap();
-        flannel
-            .add_peer(peer_subnet, other.address(), peer_mac)
-            .unwrap();
-        let mut node = NodeUnderTest {
-            program: nodes::PROGRAM.into(),
-            host: before.clone(),
-            folder: folder.path().join("ours"),
-            flags: flags.to_vec(),
-            daemon: None,
-            env: None,
-            container: Some(before.add_container(kernel_subnet(), 1450).unwrap()),
-        };
+        flannel_device(before, peer_subnet, other.address(), peer_mac);
+        let mut node = successor(&store, before);
         std::fs::create_dir(&node.folder).unwrap();
         std::fs::write(node.folder.join("subnet.env"), subnet_file).unwrap();
         node.start_daemon();

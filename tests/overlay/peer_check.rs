@@ -2,37 +2,24 @@
 //! which there was no buffer.
 
 use std::net::{SocketAddrV4, UdpSocket};
-use std::path::Path;
 
 use uvxlan::sys::udp::{MessageHead, SendBatch, UdpSocket as Batched};
-use uvxlan::testbed::Topology;
 use uvxlan::wire::vxlan::DEFAULT_PORT;
 
+use crate::support::directory::NodePair;
 use crate::support::need;
-use crate::support::nodes::{CONFIG, NodeUnderTest, counter, eventually, possible, spoofed};
-
-fn pair(topology: &Topology, folder: &Path, flags: &[&str]) -> [NodeUnderTest; 2] {
-    let store = folder.join("store");
-    std::fs::create_dir_all(&store).unwrap();
-    std::fs::write(store.join("config"), CONFIG).unwrap();
-    let mut all = vec![format!("--store=dir:{}", store.display())];
-    all.extend(flags.iter().map(|flag| (*flag).to_owned()));
-    [0, 1].map(|number| NodeUnderTest::start(&topology.hosts()[number], folder, &all))
-}
+use crate::support::nodes::{counter, eventually, possible, spoofed};
 
 #[test]
 fn in_log_mode_the_log_names_sender_and_rule_and_not_each_packet() {
     need!(possible(&[]));
-    let topology = Topology::two_hosts().unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let flags = ["--peer-check=log", "--workers=1"];
-    let [a, mut b] = pair(&topology, folder.path(), &flags);
-    eventually("the containers reach each other", || a.reaches(&b));
+    let mut pair = NodePair::start(2, &["--peer-check=log", "--workers=1"]);
+    let (a, b, store) = (&pair.a, &mut pair.b, &pair.store);
     let open = || Batched::sender(a.host.address()).unwrap();
     let socket = a.host.namespace().run(open).unwrap();
     let frames = [
-        spoofed(&b, &folder.path().join("store"), [10, 5, 254, 9]),
-        spoofed(&b, &folder.path().join("store"), [127, 0, 0, 1]),
+        spoofed(b, &store.path(), [10, 5, 254, 9]),
+        spoofed(b, &store.path(), [127, 0, 0, 1]),
     ];
     let mut batch = SendBatch::new(2);
     for _ in 0..200 {
@@ -79,10 +66,8 @@ fn in_log_mode_the_log_names_sender_and_rule_and_not_each_packet() {
 #[test]
 fn packets_that_find_no_room_in_the_device_are_counted() {
     need!(possible(&["ip"]));
-    let topology = Topology::two_hosts().unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let [a, mut b] = pair(&topology, folder.path(), &["--workers=1"]);
-    eventually("the containers reach each other", || a.reaches(&b));
+    let mut pair = NodePair::start(2, &["--workers=1"]);
+    let (a, b) = (&pair.a, &mut pair.b);
     b.change(&["link", "set", "flannel.1", "txqueuelen", "1"]);
     let open = || UdpSocket::bind((b.container().address(), 0)).unwrap();
     let socket = b.container().namespace().run(open).unwrap();

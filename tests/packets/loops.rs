@@ -12,8 +12,9 @@ use uvxlan::dataplane::ingress_policy::{Enforcement, IngressPolicy};
 use uvxlan::testbed::{Container, Host, Topology};
 use uvxlan::wire::MacAddr;
 
+use crate::support::directory::DirectoryStore;
 use crate::support::need;
-use crate::support::nodes::{CONFIG, NodeUnderTest, eventually, possible};
+use crate::support::nodes::{CONFIG, eventually, possible};
 use crate::support::wire::{
     DEVICE, KERNEL_MAC, MTU, OUR_MAC, kernel_subnet, network, our_subnet, policed_end,
 };
@@ -151,23 +152,19 @@ fn the_daemon_excludes_looping_peers_and_readmits_them() {
     need!(possible(&["ip"]));
     let topology = Topology::two_hosts().unwrap();
     let (ours, _) = topology.pair().unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let store = folder.path().join("store");
-    std::fs::create_dir_all(store.join("subnets")).unwrap();
-    std::fs::write(store.join("config"), CONFIG).unwrap();
+    let store = DirectoryStore::new(CONFIG);
     let write = |name: &str, public_ip: &str, mac: &str| {
         let value = format!(
             "{{\"PublicIP\":\"{public_ip}\",\"PublicIPv6\":null,\"BackendType\":\"vxlan\",\
              \"BackendData\":{{\"VNI\":1,\"VtepMAC\":\"{mac}\"}}}}"
         );
-        std::fs::write(store.join("subnets").join(name), value).unwrap();
+        store.put(&format!("subnets/{name}"), &value);
     };
     // A second address of the host, and an ordinary peer.
     run(ours, &["addr", "add", "198.51.100.5/32", "dev", "lo"]);
     write("10.5.1.0-24", "198.51.100.5", "0e:00:00:00:00:01");
     write("10.5.2.0-24", "203.0.113.9", "0e:00:00:00:00:02");
-    let flags = [format!("--store=dir:{}", store.display())];
-    let node = NodeUnderTest::start(ours, folder.path(), &flags);
+    let node = store.start(ours, &[]);
     let routed = |subnet: &str| {
         node.output("ip", &["route"])
             .lines()

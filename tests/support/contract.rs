@@ -6,6 +6,9 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use uvxlan::subnet::store::{Store, WatchEvent, WriteOutcome};
 
+use super::etcd::{Etcd, until_up};
+use super::proxy::Proxy;
+
 /// A TTL longer than any test.
 pub(crate) const TTL: Duration = Duration::from_secs(60);
 const A: &str = "10.5.1.0-24";
@@ -177,5 +180,53 @@ async fn one_of_two_wins(store: &dyn Store, other: &dyn Store) {
             }
             both => panic!("round {round}: {both:?}"),
         }
+    }
+}
+
+/// An etcd that is replaced by an empty one gives a resync, even if the new one's history is past
+/// our cursor by the time that we reconnect. `store` connects through the proxy, `direct` without.
+pub(crate) async fn a_replaced_store_is_noticed(
+    etcd: &mut Etcd,
+    proxy: &Proxy,
+    store: &dyn Store,
+    direct: &dyn Store,
+) {
+    let value = || Bytes::from_static(b"{}");
+    // Two hosts, and a cursor that stays small however long they run.
+    written(store.create(A, value(), TTL).await.unwrap());
+    written(direct.create(B, value(), TTL).await.unwrap());
+    let cursor = store.list().await.unwrap().revision;
+    let mut events = store.watch(cursor);
+    quiet(&mut events, Duration::from_secs(1)).await;
+    proxy.shut();
+    etcd.kill();
+    etcd.wipe();
+    assert!(etcd.run().await);
+    // The other host is back, and others have joined, before our watch reconnects.
+    until_up(direct).await;
+    for round in 2..cursor + 5 {
+        let name = format!("10.5.{round}.0-24");
+        written(direct.create(&name, value(), TTL).await.unwrap());
+    }
+    let listed = direct.list().await.unwrap();
+    assert!(listed.revision > cursor);
+    proxy.open();
+    match next(&mut events).await {
+        WatchEvent::Resync(listing) => {
+            assert!(!listing.records.iter().any(|record| record.name == A));
+            assert_eq!(listing.records.len(), listed.records.len());
+        }
+        event => panic!("{event:?}"),
+    }
+    quiet(&mut events, Duration::from_millis(500)).await;
+
+    // The watch resumes after a disconnect, without another list.
+    proxy.shut();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    proxy.open();
+    written(direct.create("10.6.1.0-24", value(), TTL).await.unwrap());
+    match next(&mut events).await {
+        WatchEvent::Put(record) => assert_eq!(record.name, "10.6.1.0-24"),
+        event => panic!("{event:?}"),
     }
 }

@@ -11,6 +11,9 @@ use uvxlan::subnet::store::Store;
 use uvxlan::subnet::store::etcd::EtcdOptions;
 use uvxlan::subnet::store::etcd_v2::EtcdV2Store;
 use uvxlan::subnet::store::etcd_v3::EtcdStore;
+use uvxlan::testbed::Host;
+
+use super::proxy::Proxy;
 
 /// The etcd prefix of all tests.
 pub(crate) const PREFIX: &str = "/coreos.com/network";
@@ -308,6 +311,16 @@ impl Etcd {
         }
     }
 
+    /// Options for this etcd behind a proxy.
+    pub(crate) async fn behind_proxy(&self) -> (Proxy, EtcdOptions) {
+        let proxy = Proxy::start(self.port()).await;
+        let options = EtcdOptions {
+            endpoints: vec![proxy.url()],
+            ..self.options()
+        };
+        (proxy, options)
+    }
+
     pub(crate) fn store(&self) -> EtcdStore {
         EtcdStore::new(self.options()).unwrap()
     }
@@ -350,6 +363,19 @@ impl Drop for Etcd {
         }
         self.kill();
     }
+}
+
+/// Runs `work` with a client of an etcd on a host.
+pub(crate) fn with_client<T: Send>(
+    host: &Host,
+    url: String,
+    work: impl AsyncFnOnce(etcd_client::Client) -> T + Send,
+) -> T {
+    let connected = host.node().block_on(async || {
+        let client = etcd_client::Client::connect([url], None).await.unwrap();
+        work(client).await
+    });
+    connected.unwrap()
 }
 
 /// Waits until the store answers, for tests that just started etcd.

@@ -8,6 +8,7 @@
 
 pub(crate) mod alone;
 pub(crate) mod contract;
+pub(crate) mod directory;
 pub(crate) mod etcd;
 pub(crate) mod fleet;
 pub(crate) mod inner;
@@ -23,9 +24,12 @@ pub(crate) use skip::skipped;
 /// Skips the test, with the reason, if the host does not support what it needs.
 macro_rules! need {
     ($check:expr) => {
-        if let Err(reason) = $check {
-            crate::support::skipped(reason);
-            return;
+        match $check {
+            Ok(found) => found,
+            Err(reason) => {
+                crate::support::skipped(reason);
+                return;
+            }
         }
     };
 }

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -314,6 +314,22 @@ impl NodeUnderTest {
         command.args(arguments);
         let output = self.host.namespace().command(command).output().unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Runs one of our commands against the daemon, in the host's namespace.
+    pub(crate) fn ask(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(PROGRAM);
+        command
+            .args(arguments)
+            .arg("--control-socket")
+            .arg(self.folder.join("control"));
+        self.host.namespace().command(command).output().unwrap()
+    }
+
+    pub(crate) fn status(&self) -> serde_json::Value {
+        let output = self.ask(&["status", "--json"]);
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
     }
 
     /// Runs `ip` in the host's namespace, which must succeed.

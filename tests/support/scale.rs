@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use uvxlan::sys::netns::Namespace;
 use uvxlan::testbed::Topology;
 
+use super::etcd::with_client;
 use super::fleet::{key, put_all, subnet, value};
 use super::nodes::{EtcdOnHost, NodeUnderTest, PREFIX, eventually};
 
@@ -76,18 +77,7 @@ impl Scale {
 
     /// Runs `work` with an etcd client on etcd's host.
     fn with_client<T: Send>(&self, work: impl AsyncFnOnce(etcd_client::Client) -> T + Send) -> T {
-        let url = self.etcd.url();
-        let ran = self.topology.hosts()[2].namespace().run(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
-            runtime.block_on(async {
-                let client = etcd_client::Client::connect([url], None).await.unwrap();
-                work(client).await
-            })
-        });
-        ran.unwrap()
+        with_client(&self.topology.hosts()[2], self.etcd.url(), work)
     }
 
     pub(crate) fn start(&self, number: usize) -> NodeUnderTest {

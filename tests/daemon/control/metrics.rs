@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
-use super::Lab;
+use super::lab;
 
 use crate::support::need;
 use crate::support::nodes::{NodeUnderTest, TIMEOUT, eventually, possible};
@@ -75,7 +75,7 @@ fn promtool(arguments: &[&str], stdin: &str) {
 #[test]
 fn prometheus_finds_the_metrics() {
     need!(possible(&["ip"]));
-    let lab = Lab::new();
+    let lab = lab();
     lab.a.transfer(&lab.b, 1 << 20);
     eventually("a probe is on the page", || {
         sum(&page(&lab.a), "uvxlan_probe_rtt_seconds_count") > 0.0
@@ -110,7 +110,7 @@ fn prometheus_finds_the_metrics() {
 #[test]
 fn every_packet_is_on_the_page_under_one_name() {
     need!(possible(&["ip"]));
-    let lab = Lab::new();
+    let lab = lab();
     let (a, b) = (&lab.a, &lab.b);
     a.transfer(b, 4 << 20);
     // Outbound without a peer; inbound from a peer, too short for VXLAN.

@@ -13,74 +13,26 @@ use std::time::Duration;
 use serde_json::Value;
 use uvxlan::testbed::Topology;
 
+use crate::support::directory::{DirectoryStore, NodePair};
 use crate::support::need;
 use crate::support::nodes::{self, NodeUnderTest, PROGRAM, eventually, possible};
 
-/// Two nodes with a common directory store.
-struct Lab {
-    _topology: Topology,
-    folder: tempfile::TempDir,
-    a: NodeUnderTest,
-    b: NodeUnderTest,
-}
-
-impl Lab {
-    fn new() -> Self {
-        let topology = Topology::two_hosts().unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let store = folder.path().join("store");
-        std::fs::create_dir_all(store.join("subnets")).unwrap();
-        std::fs::write(store.join("config"), nodes::CONFIG).unwrap();
-        let flags = [
-            format!("--store=dir:{}", store.display()),
-            "--probe-interval=1".to_owned(),
-        ];
-        let (one, two) = topology.pair().unwrap();
-        let a = NodeUnderTest::start(one, folder.path(), &flags);
-        let b = NodeUnderTest::start(two, folder.path(), &flags);
-        eventually("the containers reach each other", || a.reaches(&b));
-        Self {
-            _topology: topology,
-            folder,
-            a,
-            b,
-        }
-    }
-
-    fn put(&self, name: &str, value: &str) {
-        let path = self.folder.path().join("store/subnets").join(name);
-        std::fs::write(path, value).unwrap();
-    }
+fn lab() -> NodePair {
+    NodePair::start(2, &["--probe-interval=1"])
 }
 
 fn socket(node: &NodeUnderTest) -> PathBuf {
     node.folder.join("control")
 }
 
-/// Runs one of our commands against a node's daemon, in the node's namespace.
-fn ask(node: &NodeUnderTest, arguments: &[&str]) -> Output {
-    let mut command = Command::new(PROGRAM);
-    command
-        .args(arguments)
-        .arg("--control-socket")
-        .arg(socket(node));
-    node.host.namespace().command(command).output().unwrap()
-}
-
 fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn status(node: &NodeUnderTest) -> Value {
-    let output = ask(node, &["status", "--json"]);
-    assert!(output.status.success(), "{output:?}");
-    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 #[test]
 fn without_flags_the_daemon_that_runs_here_is_asked() {
     need!(possible(&["ip"]));
-    let lab = Lab::new();
+    let lab = lab();
     let run = |arguments: &[&str]| {
         let mut command = Command::new(PROGRAM);
         command.args(arguments).env_remove("UVXLAN_STORE");
@@ -99,15 +51,15 @@ fn without_flags_the_daemon_that_runs_here_is_asked() {
 #[test]
 fn status_shows_node_peers_and_drops() {
     need!(possible(&["ip"]));
-    let lab = Lab::new();
+    let lab = lab();
     let (a, b) = (&lab.a, &lab.b);
     let env = a.env.unwrap();
     eventually("the peer is probed", || {
-        let peer = &status(a)["peers"][0];
+        let peer = &a.status()["peers"][0];
         peer["rtt_us"].as_u64().is_some() && peer["path_mtu"] == 1450
     });
     a.transfer(b, 1 << 20);
-    let now = status(a);
+    let now = a.status();
     assert_eq!(now["phase"], "serving");
     assert_eq!(now["node"]["subnet"], env.subnet.to_string());
     assert_eq!(now["node"]["public_ip"], a.host.address().to_string());
@@ -115,7 +67,7 @@ fn status_shows_node_peers_and_drops() {
     assert_eq!(now["datastore"]["lease"], "held");
     assert_eq!(now["pid"], a.daemon.as_ref().unwrap().pid());
     // The rest of the first lines, compared with the kernel and the store.
-    let lease = lab.folder.path().join("store/subnets");
+    let lease = lab.store.path().join("subnets");
     let lease = lease.join(env.subnet.to_string().replace('/', "-"));
     let lease: Value = serde_json::from_slice(&std::fs::read(lease).unwrap()).unwrap();
     assert_eq!(now["node"]["vtep_mac"], lease["BackendData"]["VtepMAC"]);
@@ -148,7 +100,7 @@ fn status_shows_node_peers_and_drops() {
     assert!(peer["in_packets"].as_u64().unwrap() > 0, "{peer}");
     assert_eq!(peer["public_ip"], b.host.address().to_string());
     eventually("a packet from it arrived, and a probe was answered", || {
-        let peer = &status(a)["peers"][0];
+        let peer = &a.status()["peers"][0];
         peer["seen_seconds_ago"]
             .as_u64()
             .is_some_and(|ago| ago <= 10)
@@ -170,7 +122,7 @@ fn status_shows_node_peers_and_drops() {
             .sum()
     };
     eventually("the counters add up", || {
-        let counters = &status(a)["counters"];
+        let counters = &a.status()["counters"];
         value(counters, "tun_read") == value(counters, "sent") + drops(counters, "drop-out")
             && value(counters, "udp_read")
                 == value(counters, "delivered")
@@ -179,17 +131,17 @@ fn status_shows_node_peers_and_drops() {
     });
 
     // For users: a packet without a lease, and a record that is refused.
-    lab.put(
+    lab.store.put(
         "10.5.251.0-24",
         r#"{"PublicIP":"127.0.0.1","BackendType":"vxlan"}"#,
     );
     let nowhere = "10.5.252.9";
     let _ = a.output("ping", &["-c1", "-W1", "-I", "flannel.1", nowhere]);
     eventually("they are shown", || {
-        let shown = text(&ask(a, &["status"]));
+        let shown = text(&a.ask(&["status"]));
         shown.contains("REFUSED RECORDS (1)") && shown.contains("10.5.251.0-24")
     });
-    let shown = text(&ask(a, &["status"]));
+    let shown = text(&a.ask(&["status"]));
     for words in [
         "serving 10.5.",
         "lease held",
@@ -209,9 +161,9 @@ fn status_shows_node_peers_and_drops() {
 #[test]
 fn a_silent_peer_is_called_silent_and_ok_again() {
     need!(possible(&["ip"]));
-    let lab = Lab::new();
+    let lab = lab();
     let state = || {
-        status(&lab.a)["peers"][0]["state"]
+        lab.a.status()["peers"][0]["state"]
             .as_str()
             .unwrap()
             .to_owned()
@@ -226,9 +178,9 @@ fn a_silent_peer_is_called_silent_and_ok_again() {
 #[test]
 fn a_peer_that_hears_nothing_is_called_one_way() {
     need!(possible(&["ip", "iptables"]));
-    let lab = Lab::new();
+    let lab = lab();
     let state = |node: &NodeUnderTest| {
-        let state = &status(node)["peers"][0]["state"];
+        let state = &node.status()["peers"][0]["state"];
         state.as_str().unwrap().to_owned()
     };
     eventually("both are reachable", || {
@@ -244,7 +196,7 @@ fn a_peer_that_hears_nothing_is_called_one_way() {
     eventually("the other side receives nothing, but is received", || {
         state(&lab.a) == "one-way" && state(&lab.b) == "silent"
     });
-    let shown = text(&ask(&lab.a, &["status"]));
+    let shown = text(&lab.a.ask(&["status"]));
     assert!(shown.contains("one-way: packets arrive from it"), "{shown}");
     rule("-D");
     eventually("both are reachable again", || {
@@ -255,10 +207,10 @@ fn a_peer_that_hears_nothing_is_called_one_way() {
 #[test]
 fn trace_shows_where_a_packet_goes_and_where_it_ends() {
     need!(possible(&["ip"]));
-    let lab = Lab::new();
+    let lab = lab();
     let (a, b) = (&lab.a, &lab.b);
     let trace = |to: &str| {
-        let output = ask(a, &["trace", to]);
+        let output = a.ask(&["trace", to]);
         (output.status.code().unwrap(), text(&output))
     };
     let there = b.container().address().to_string();
@@ -274,7 +226,7 @@ fn trace_shows_where_a_packet_goes_and_where_it_ends() {
     ] {
         assert!(said.contains(words), "{words}:\n{said}");
     }
-    let output = ask(a, &["trace", "--json", &there]);
+    let output = a.ask(&["trace", "--json", &there]);
     let steps: Value = serde_json::from_slice(&output.stdout).unwrap();
     let names: Vec<_> = steps.as_array().unwrap().iter().collect();
     assert!(names.iter().all(|step| step["passes"] == true), "{steps:#}");
@@ -284,7 +236,7 @@ fn trace_shows_where_a_packet_goes_and_where_it_ends() {
     assert!(lease.is_some() && lease < back, "{steps:#}");
     let (code, said) = trace(&a.container().address().to_string());
     assert!(code == 0 && said.contains("our own subnet"), "{said}");
-    let output = ask(a, &["trace", "--json", "10.5.252.9"]);
+    let output = a.ask(&["trace", "--json", "10.5.252.9"]);
     let steps: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(steps[1]["passes"], false, "{steps:#}");
     assert_eq!(output.status.code(), Some(1));
@@ -295,7 +247,7 @@ fn trace_shows_where_a_packet_goes_and_where_it_ends() {
         code == 1 && said.contains("outside of the overlay"),
         "{said}"
     );
-    lab.put(
+    lab.store.put(
         "10.5.251.0-24",
         r#"{"PublicIP":"127.0.0.1","BackendType":"vxlan"}"#,
     );
@@ -316,7 +268,7 @@ fn trace_shows_where_a_packet_goes_and_where_it_ends() {
 #[test]
 fn the_socket_is_for_owner_and_group_and_survives_nonsense() {
     need!(possible(&["ip"]));
-    let lab = Lab::new();
+    let lab = lab();
     let path = socket(&lab.a);
     let mode = std::fs::metadata(&path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o660);
@@ -341,7 +293,7 @@ fn the_socket_is_for_owner_and_group_and_survives_nonsense() {
     let idle: Vec<_> = (0..10)
         .map(|_| UnixStream::connect(&path).unwrap())
         .collect();
-    assert_eq!(status(&lab.a)["phase"], "serving");
+    assert_eq!(lab.a.status()["phase"], "serving");
     drop(idle);
     let nobody = Command::new(PROGRAM)
         .args(["status", "--control-socket", "/nonexistent/socket"])
@@ -383,10 +335,10 @@ fn a_daemon_that_waits_says_for_what() {
 #[test]
 fn ping_asks_peers_and_containers_with_small_and_large_packets() {
     need!(possible(&["ip"]));
-    let lab = Lab::new();
+    let lab = lab();
     let (a, b) = (&lab.a, &lab.b);
     let ping = |to: &str| {
-        let output = ask(a, &["ping", to, "-c", "4", "-i", "0.05"]);
+        let output = a.ask(&["ping", to, "-c", "4", "-i", "0.05"]);
         (output.status.code().unwrap(), text(&output))
     };
     for to in [
@@ -410,20 +362,15 @@ fn ping_asks_peers_and_containers_with_small_and_large_packets() {
 fn a_daemon_that_cannot_be_asked_forwards_all_the_same() {
     need!(possible(&["ip"]));
     let topology = Topology::two_hosts().unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let store = folder.path().join("store");
-    std::fs::create_dir_all(store.join("subnets")).unwrap();
-    std::fs::write(store.join("config"), nodes::CONFIG).unwrap();
+    let store = DirectoryStore::new(nodes::CONFIG);
     let (one, two) = topology.pair().unwrap();
     // The metrics port is taken, and there is a directory where the socket should be.
     let _taken = one
         .namespace()
         .run(|| std::net::TcpListener::bind("127.0.0.1:9472").unwrap())
         .unwrap();
-    std::fs::create_dir_all(folder.path().join("host-a/control/full")).unwrap();
-    let flags = [format!("--store=dir:{}", store.display())];
-    let a = NodeUnderTest::start(one, folder.path(), &flags);
-    let b = NodeUnderTest::start(two, folder.path(), &flags);
+    std::fs::create_dir_all(store.folder.path().join("host-a/control/full")).unwrap();
+    let (a, b) = (store.start(one, &[]), store.start(two, &[]));
     eventually("the containers reach each other", || a.reaches(&b));
     let log = a.log();
     assert!(

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Lab, ask, socket, text};
+use super::{lab, socket, text};
 
+use crate::support::directory::NodePair;
 use crate::support::need;
 use crate::support::nodes::{NodeUnderTest, PROGRAM, eventually, possible};
 
@@ -43,13 +44,13 @@ impl Drop for Tmux {
 }
 
 /// A terminal for a command, if tmux is installed.
-fn terminal(lab: &Lab, command: &str) -> Option<Tmux> {
+fn terminal(lab: &NodePair, command: &str) -> Option<Tmux> {
     if Command::new("tmux").arg("-V").output().is_err() {
         crate::support::skipped("no program tmux");
         return None;
     }
     let tmux = Tmux {
-        socket: lab.folder.path().join("tmux"),
+        socket: lab.store.folder.path().join("tmux"),
     };
     let command = format!("{command}; echo left with $?; sleep 60");
     tmux.run(&["new-session", "-d", "-x", "120", "-y", "40", &command]);
@@ -71,7 +72,7 @@ fn signal(node: &NodeUnderTest, signal: Signal) {
 #[test]
 fn top_shows_traffic_and_obeys_its_keys() {
     need!(possible(&["ip"]));
-    let lab = Lab::new();
+    let lab = lab();
     let command = format!(
         "{PROGRAM} top --interval 0.3 --control-socket {}",
         socket(&lab.a).display()
@@ -123,14 +124,14 @@ fn top_shows_traffic_and_obeys_its_keys() {
         tmux.screen().contains("left with 0")
     });
     // Not for a pipe.
-    let output = ask(&lab.a, &["top"]);
+    let output = lab.a.ask(&["top"]);
     assert_eq!(output.status.code(), Some(2));
 }
 
 #[test]
 fn a_watch_outlives_the_daemon_and_not_its_reader() {
     need!(possible(&["ip"]));
-    let mut lab = Lab::new();
+    let mut lab = lab();
     let command = format!(
         "{PROGRAM} status --watch --control-socket {}",
         socket(&lab.a).display()

@@ -13,7 +13,6 @@ use uvxlan::subnet::validate::Rejection;
 
 use crate::support::etcd::{Etcd, PREFIX, until_up};
 use crate::support::fleet::{attrs, follow, follow_for, follow_from, key, put_all, value};
-use crate::support::proxy::Proxy;
 
 const WAIT: Duration = Duration::from_secs(30);
 
@@ -178,11 +177,7 @@ async fn a_replaced_store_gets_our_lease_again() {
     };
     let mut client = etcd.client().await;
     put_all(&mut client, (1..=2).map(|n| (key(n), value(n, 0)))).await;
-    let proxy = Proxy::start(etcd.port()).await;
-    let options = EtcdOptions {
-        endpoints: vec![proxy.url()],
-        ..etcd.options()
-    };
+    let (proxy, options) = etcd.behind_proxy().await;
     let store = Arc::new(EtcdStore::new(options).unwrap());
     let stop = CancellationToken::new();
     let listing = store.list().await.unwrap();

@@ -7,7 +7,7 @@ use uvxlan::subnet::store::etcd::EtcdOptions;
 use uvxlan::subnet::store::etcd_v3::EtcdStore;
 use uvxlan::subnet::store::{Store, WatchEvent};
 
-use crate::support::contract::{TTL, next, quiet, written};
+use crate::support::contract::{self, TTL, next, quiet, written};
 use crate::support::etcd::{Etcd, until_up};
 use crate::support::proxy::Proxy;
 
@@ -123,54 +123,10 @@ async fn a_replaced_store_is_noticed_past_our_cursor_too() {
     let Some(mut etcd) = Etcd::start(None).await else {
         return;
     };
-    let proxy = Proxy::start(etcd.port()).await;
-    let options = EtcdOptions {
-        endpoints: vec![proxy.url()],
-        ..etcd.options()
-    };
+    let (proxy, options) = etcd.behind_proxy().await;
     let store = EtcdStore::new(options).unwrap();
-    // Two hosts, and a cursor that stays small however long they run.
-    written(store.create(NAME, value(), TTL).await.unwrap());
-    written(
-        etcd.store()
-            .create("10.5.2.0-24", value(), TTL)
-            .await
-            .unwrap(),
-    );
-    let cursor = store.list().await.unwrap().revision;
-    let mut events = store.watch(cursor);
-    quiet(&mut events, Duration::from_secs(1)).await;
-    proxy.shut();
-    etcd.kill();
-    etcd.wipe();
-    assert!(etcd.run().await);
-    // The other host is back, and others have joined, before our watch reconnects.
-    let direct = etcd.store();
-    until_up(&direct).await;
-    for round in 2..=cursor + 3 {
-        let name = format!("10.5.{round}.0-24");
-        written(direct.create(&name, value(), TTL).await.unwrap());
-    }
-    assert!(direct.list().await.unwrap().revision > cursor);
-    proxy.open();
-    match next(&mut events).await {
-        WatchEvent::Resync(listing) => {
-            assert!(!listing.records.iter().any(|record| record.name == NAME));
-            assert_eq!(listing.records.len(), usize::try_from(cursor + 2).unwrap());
-        }
-        event => panic!("{event:?}"),
-    }
-    quiet(&mut events, Duration::from_millis(500)).await;
-
-    // The watch resumes after a disconnect, without another list.
-    proxy.shut();
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    proxy.open();
-    written(direct.create("10.6.1.0-24", value(), TTL).await.unwrap());
-    match next(&mut events).await {
-        WatchEvent::Put(record) => assert_eq!(record.name, "10.6.1.0-24"),
-        event => panic!("{event:?}"),
-    }
+    let direct = EtcdStore::new(etcd.options()).unwrap();
+    contract::a_replaced_store_is_noticed(&mut etcd, &proxy, &store, &direct).await;
 }
 
 #[tokio::test]
@@ -178,11 +134,7 @@ async fn a_member_that_ends_every_stream_is_not_run_down() {
     let Some(etcd) = Etcd::start(None).await else {
         return;
     };
-    let proxy = Proxy::start(etcd.port()).await;
-    let options = EtcdOptions {
-        endpoints: vec![proxy.url()],
-        ..etcd.options()
-    };
+    let (proxy, options) = etcd.behind_proxy().await;
     let store = EtcdStore::new(options).unwrap();
     let _events = store.watch(store.list().await.unwrap().revision);
     // Each watch is created and confirmed, and ends soon after.

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use super::{Findings, Lab, Paused, doctor, until_healthy};
+use super::{Findings, Lab, Paused, doctor, lab, until_healthy};
 
 use crate::support::need;
 use crate::support::nodes::{PROGRAM, possible};
@@ -237,7 +237,7 @@ fn each_is_named(faults: &[Fault], look: impl Fn(&Lab, &Fault) -> Findings + Syn
     std::thread::scope(|scope| {
         for part in faults.chunks(5) {
             scope.spawn(move || {
-                let lab = Lab::new();
+                let lab = lab();
                 until_healthy("a healthy pair", || lab.examine());
                 for fault in part {
                     let found = look(&lab, fault);
@@ -258,7 +258,7 @@ fn a_healthy_pair_has_no_finding_and_each_fault_beside_the_daemon_is_named() {
         lab.shell(&lab.a, fault.mend);
         found
     });
-    let lab = Lab::new();
+    let lab = lab();
     until_healthy("a healthy pair", || lab.examine());
     assert!(lab.examine().success);
     lab.examine_with(&["--iface=nope0"])
@@ -272,7 +272,7 @@ fn a_healthy_pair_has_no_finding_and_each_fault_beside_the_daemon_is_named() {
 #[test]
 fn rules_of_the_older_iptables_are_read_too() {
     need!(possible(&["ip", "iptables", "iptables-legacy"]));
-    let lab = Lab::new();
+    let lab = lab();
     until_healthy("a healthy pair", || lab.examine());
     let rule = "iptables-legacy -A INPUT -p udp --dport 8472 -j DROP";
     lab.shell(&lab.a, rule);
@@ -303,7 +303,7 @@ fn each_fault_that_the_daemon_would_repair_is_named_while_it_hangs() {
 #[test]
 fn what_keeps_a_daemon_from_starting_is_named() {
     need!(possible(&["ip", "iptables", "unshare", "setpriv"]));
-    let mut lab = Lab::new();
+    let mut lab = lab();
     drop(lab.a.daemon.take());
     lab.examine().expect("daemon", "warning", "not running");
     // The killed daemon left its state file; the doctor does not fail if it is damaged.
@@ -343,7 +343,7 @@ fn what_keeps_a_daemon_from_starting_is_named() {
     drop(taken);
 
     let through = |program: &str, arguments: &[&str]| {
-        let store = format!("--store=dir:{}", lab.store().display());
+        let store = lab.store.flag();
         let mut command = Command::new(program);
         command
             .args(arguments)
@@ -359,7 +359,7 @@ fn what_keeps_a_daemon_from_starting_is_named() {
     // A kernel with known faults, according to /proc.
     let script = "echo $1-test >$2/release && mount --bind $2/release /proc/sys/kernel/osrelease \
                   && shift 2 && exec \"$@\"";
-    let folder = lab.folder.path().to_str().unwrap();
+    let folder = lab.store.folder.path().to_str().unwrap();
     let on_kernel = |version: &str| {
         through(
             "unshare",

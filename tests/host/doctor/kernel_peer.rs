@@ -11,19 +11,14 @@ use uvxlan::wire::{MacAddr, Vni};
 
 use super::{examine, until_healthy};
 
+use crate::support::directory::DirectoryStore;
 use crate::support::need;
-use crate::support::nodes::{CONFIG, NodeUnderTest, PROGRAM, eventually, possible};
+use crate::support::nodes::{CONFIG, NodeUnderTest, eventually, possible};
 
 const MAC: MacAddr = MacAddr([0x0e, 0x11, 0x22, 0x33, 0x44, 0x55]);
 
 fn peer_of(node: &NodeUnderTest) -> Value {
-    let mut command = Command::new(PROGRAM);
-    command
-        .args(["status", "--json", "--control-socket"])
-        .arg(node.folder.join("control"));
-    let output = node.host.namespace().command(command).output().unwrap();
-    let status: Value = serde_json::from_slice(&output.stdout).unwrap();
-    status["peers"][0].clone()
+    node.status()["peers"][0].clone()
 }
 
 fn iptables(host: &Host, change: &str) {
@@ -41,23 +36,16 @@ fn a_peer_of_the_kernel_has_a_round_trip_and_its_silence_is_named() {
     need!(kernel_has_vxlan());
     let topology = Topology::two_hosts().unwrap();
     let (one, two) = topology.pair().unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let store = folder.path().join("store");
-    std::fs::create_dir_all(store.join("subnets")).unwrap();
-    std::fs::write(store.join("config"), CONFIG).unwrap();
+    let store = DirectoryStore::new(CONFIG);
     let subnet = Ipv4Net::new_assert([10, 5, 200, 0].into(), 24);
     let lease = format!(
         r#"{{"PublicIP":"{}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{MAC}"}}}}"#,
         two.address()
     );
-    std::fs::write(store.join("subnets/10.5.200.0-24"), lease).unwrap();
-    let at = format!("--store=dir:{}", store.display());
-    let flags = [at.clone(), "--probe-interval=1".to_owned()];
-    let node = NodeUnderTest::start(one, folder.path(), &flags);
+    store.put("subnets/10.5.200.0-24", &lease);
+    let node = store.start(one, &["--probe-interval=1"]);
     let own = node.env.unwrap().subnet;
-    let key = own.to_string().replace('/', "-");
-    let ours: Value =
-        serde_json::from_slice(&std::fs::read(store.join("subnets").join(key)).unwrap()).unwrap();
+    let ours: Value = serde_json::from_slice(&std::fs::read(store.lease(&node)).unwrap()).unwrap();
     let mac = ours["BackendData"]["VtepMAC"].as_str().unwrap();
     let flannel = KernelVxlan::start(two, Vni::DEFAULT, DEFAULT_PORT, subnet, MAC).unwrap();
     flannel
@@ -68,7 +56,7 @@ fn a_peer_of_the_kernel_has_a_round_trip_and_its_silence_is_named() {
         let peer = peer_of(&node);
         peer["state"] == "ok" && peer["rtt_us"].is_u64() && peer["path_mtu"] == 1450
     });
-    let look = || examine(&node, &[&at]);
+    let look = || examine(&node, &[&store.flag()]);
     until_healthy("a node beside the kernel's vxlan", look);
     iptables(two, "-I");
     eventually("its silence is noticed", || {

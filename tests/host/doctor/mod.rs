@@ -7,58 +7,30 @@ mod kernel_peer;
 mod peers;
 mod report;
 
-use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use uvxlan::testbed::{DaemonProcess, Topology};
+use uvxlan::testbed::DaemonProcess;
 
-use crate::support::nodes::{self, NodeUnderTest, PROGRAM, eventually};
+use crate::support::directory::NodePair;
+use crate::support::nodes::{self, NodeUnderTest, PROGRAM};
 
-/// Two nodes with a directory store that reach each other.
-struct Lab {
-    _topology: Topology,
-    folder: tempfile::TempDir,
-    a: NodeUnderTest,
-    b: NodeUnderTest,
+type Lab = NodePair;
+
+fn lab() -> Lab {
+    NodePair::start(2, &["--probe-interval=1"])
 }
 
 impl Lab {
-    fn new() -> Self {
-        let topology = Topology::two_hosts().unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let store = folder.path().join("store");
-        std::fs::create_dir_all(store.join("subnets")).unwrap();
-        std::fs::write(store.join("config"), nodes::CONFIG).unwrap();
-        let flags = [
-            format!("--store=dir:{}", store.display()),
-            "--probe-interval=1".to_owned(),
-        ];
-        let (one, two) = topology.pair().unwrap();
-        let a = NodeUnderTest::start(one, folder.path(), &flags);
-        let b = NodeUnderTest::start(two, folder.path(), &flags);
-        eventually("the containers reach each other", || a.reaches(&b));
-        Self {
-            _topology: topology,
-            folder,
-            a,
-            b,
-        }
-    }
-
-    fn store(&self) -> PathBuf {
-        self.folder.path().join("store")
-    }
-
     /// The doctor's report on node `a`.
     fn examine(&self) -> Findings {
         self.examine_with(&[])
     }
 
     fn examine_with(&self, flags: &[&str]) -> Findings {
-        let store = format!("--store=dir:{}", self.store().display());
+        let store = self.store.flag();
         let mut arguments = vec![store.as_str()];
         arguments.extend(flags);
         examine(&self.a, &arguments)
@@ -72,7 +44,6 @@ impl Lab {
             &self.a
         };
         let (own, peer) = (on.env.unwrap().subnet, other.env.unwrap().subnet);
-        let key = own.to_string().replace('/', "-");
         let mut command = Command::new("sh");
         command
             .args(["-ec", script])
@@ -81,8 +52,8 @@ impl Lab {
             .env("PEER_NET", peer.network().to_string())
             .env("OWN_IP", on.host.address().to_string())
             .env("PEER_IP", other.host.address().to_string())
-            .env("STORE", self.store())
-            .env("LEASE", self.store().join("subnets").join(key))
+            .env("STORE", self.store.path())
+            .env("LEASE", self.store.lease(on))
             .env("FOLDER", &on.folder);
         let output = on.host.namespace().command(command).output().unwrap();
         assert!(output.status.success(), "{script}: {output:?}");

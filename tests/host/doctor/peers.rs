@@ -1,6 +1,6 @@
 //! Peers that are down, reachable in one direction only, or behind a path with a smaller MTU.
 
-use super::{Lab, Paused, until_healthy};
+use super::{Paused, lab, until_healthy};
 
 use crate::support::need;
 use crate::support::nodes::possible;
@@ -8,7 +8,7 @@ use crate::support::nodes::possible;
 #[test]
 fn faults_on_the_path_to_a_peer_are_named() {
     need!(possible(&["ip", "iptables"]));
-    let lab = Lab::new();
+    let lab = lab();
     until_healthy("a healthy pair", || lab.examine());
 
     // Large packets are lost: 1,400 bytes are 1,350 plus the encapsulation.

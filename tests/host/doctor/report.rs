@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-use super::{Lab, doctor};
+use super::{doctor, lab};
 
 use crate::support::need;
 use crate::support::nodes::{PROGRAM, possible};
@@ -11,8 +11,8 @@ use crate::support::nodes::{PROGRAM, possible};
 #[test]
 fn the_report_has_the_findings_and_no_password() {
     need!(possible(&["ip", "iptables"]));
-    let lab = Lab::new();
-    let file = lab.folder.path().join("report.txt");
+    let lab = lab();
+    let file = lab.store.folder.path().join("report.txt");
     let run = |arguments: &[&str]| {
         let flags = doctor(&lab.a, arguments);
         let mut command = Command::new(PROGRAM);
@@ -29,7 +29,7 @@ fn the_report_has_the_findings_and_no_password() {
         assert!(output.status.success(), "{output:?}");
         std::fs::read_to_string(&file).unwrap()
     };
-    let store = format!("--store=dir:{}", lab.store().display());
+    let store = lab.store.flag();
     let text = run(&[&store]);
     let subnet = lab.a.env.unwrap().subnet.to_string();
     for part in [
@@ -55,7 +55,7 @@ fn the_report_has_the_findings_and_no_password() {
     assert!(!text.contains("hunter2"), "{text}");
 
     // Another backend's config and lease, with the keys that flannel keeps there.
-    let store = lab.store();
+    let store = lab.store.path();
     let keys =
         r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "ipsec", "PSK": "hunter2hunter2"}}"#;
     std::fs::write(store.join("config"), keys).unwrap();

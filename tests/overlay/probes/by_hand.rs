@@ -11,10 +11,11 @@ use uvxlan::wire::probe::{Kind, Message, Seen};
 use uvxlan::wire::vxlan::{DEFAULT_PORT, ENCAP_LEN};
 use uvxlan::wire::{MacAddr, Vni};
 
-use super::{Store, counter, peer, shell, status, write_flannels_lease};
+use super::{counter, peer, shell, write_flannels_lease};
 
+use crate::support::directory::DirectoryStore;
 use crate::support::need;
-use crate::support::nodes::{NodeUnderTest, eventually, possible};
+use crate::support::nodes::{CONFIG, NodeUnderTest, eventually, possible};
 
 const MAC: MacAddr = MacAddr([2, 0x11, 0x22, 0x33, 0x44, 0x55]);
 const UNKNOWN: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 77);
@@ -30,7 +31,7 @@ struct Hand {
 
 impl Hand {
     fn new(host: &Host, node: &NodeUnderTest) -> Self {
-        let mac = status(node)["node"]["vtep_mac"]
+        let mac = node.status()["node"]["vtep_mac"]
             .as_str()
             .unwrap()
             .to_owned();
@@ -111,7 +112,7 @@ fn request(number: u32) -> Message {
     }
 }
 
-fn write_lease(store: &Store, host: &Host) {
+fn write_lease(store: &DirectoryStore, host: &Host) {
     let value = format!(
         "{{\"PublicIP\":\"{}\",\"BackendType\":\"vxlan\",\
          \"BackendData\":{{\"VNI\":1,\"VtepMAC\":\"{MAC}\"}},\"Probe\":1,\"More\":[]}}",
@@ -145,7 +146,7 @@ fn only_valid_probes_are_answered() {
     need!(possible(&["ip"]));
     let topology = Topology::two_hosts().unwrap();
     let (one, two) = topology.pair().unwrap();
-    let store = Store::new();
+    let store = DirectoryStore::new(CONFIG);
     write_lease(&store, two);
     // Unknown sources must reach the packet loop, which has one thread.
     let flags = ["--probe-interval=1", "--socket-filter=off", "--workers=1"];
@@ -309,7 +310,7 @@ fn only_valid_probes_are_answered() {
     assert!(answered, "no correct reply was counted");
 
     // Everything that was read is counted under a name.
-    let totals = status(&node);
+    let totals = node.status();
     let sum = |wanted: &dyn Fn(&str, &str) -> bool| -> u64 {
         let counters = totals["counters"].as_array().unwrap().iter();
         let wanted = counters.filter(|counter| {

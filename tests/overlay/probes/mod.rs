@@ -2,7 +2,7 @@
 
 mod by_hand;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -11,8 +11,9 @@ use uvxlan::testbed::{Host, KernelVxlan, Topology, kernel_has_vxlan};
 use uvxlan::wire::vxlan::DEFAULT_PORT;
 use uvxlan::wire::{MacAddr, Vni};
 
+use crate::support::directory::DirectoryStore;
 use crate::support::need;
-use crate::support::nodes::{self, NodeUnderTest, PROGRAM, eventually, possible};
+use crate::support::nodes::{self, NodeUnderTest, eventually, possible};
 
 const KERNEL_MAC: MacAddr = MacAddr([0x0e, 0x11, 0x22, 0x33, 0x44, 0x55]);
 
@@ -22,49 +23,9 @@ const COUNT_PROBES: &str = "nft add table ip t; \
     nft add chain ip t c '{ type filter hook input priority -300; }'; \
     nft add rule ip t c udp dport 8472 @th,224,16 0x88b5 counter";
 
-/// A folder with a directory store, empty but for the config.
-struct Store {
-    folder: tempfile::TempDir,
-}
-
-impl Store {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let this = Self { folder };
-        std::fs::create_dir_all(this.path().join("subnets")).unwrap();
-        std::fs::write(this.path().join("config"), nodes::CONFIG).unwrap();
-        this
-    }
-
-    fn path(&self) -> PathBuf {
-        self.folder.path().join("store")
-    }
-
-    fn start(&self, host: &Host, flags: &[&str]) -> NodeUnderTest {
-        let mut all = vec![format!("--store=dir:{}", self.path().display())];
-        all.extend(flags.iter().map(|flag| (*flag).to_owned()));
-        NodeUnderTest::start(host, self.folder.path(), &all)
-    }
-
-    fn lease_file(&self, node: &NodeUnderTest) -> PathBuf {
-        let subnet = node.env.unwrap().subnet;
-        let name = format!("{}-{}", subnet.network(), subnet.prefix_len());
-        self.path().join("subnets").join(name)
-    }
-}
-
-fn status(node: &NodeUnderTest) -> Value {
-    let mut command = Command::new(PROGRAM);
-    command
-        .args(["status", "--json", "--control-socket"])
-        .arg(node.folder.join("control"));
-    let output = node.host.namespace().command(command).output().unwrap();
-    serde_json::from_slice(&output.stdout).unwrap_or_default()
-}
-
 /// Null if there is no reply or no peer yet.
 fn peer(node: &NodeUnderTest) -> Value {
-    status(node)["peers"][0].clone()
+    node.status()["peers"][0].clone()
 }
 
 /// The peer, which must exist.
@@ -75,7 +36,7 @@ fn known_peer(node: &NodeUnderTest) -> Value {
 }
 
 fn counter(node: &NodeUnderTest, name: &str) -> u64 {
-    let status = status(node);
+    let status = node.status();
     let counters = status["counters"].as_array().unwrap();
     let found = counters.iter().find(|counter| counter["name"] == name);
     found.unwrap()["value"].as_u64().unwrap()
@@ -123,7 +84,7 @@ fn nodes_of_ours_probe_each_other_inside_of_the_tunnel() {
     let topology = Topology::two_hosts().unwrap();
     let (one, two) = topology.pair().unwrap();
     shell(two, COUNT_PROBES);
-    let store = Store::new();
+    let store = DirectoryStore::new(nodes::CONFIG);
     let (a, b) = (
         store.start(one, &["--probe-interval=1"]),
         store.start(two, &["--probe-interval=1"]),
@@ -159,7 +120,7 @@ fn nodes_of_ours_probe_each_other_inside_of_the_tunnel() {
 }
 
 /// Two nodes that probe each other, once the loss is zero.
-fn without_loss(store: &Store, topology: &Topology) -> [NodeUnderTest; 2] {
+fn without_loss(store: &DirectoryStore, topology: &Topology) -> [NodeUnderTest; 2] {
     let (one, two) = topology.pair().unwrap();
     let nodes = [one, two].map(|host| store.start(host, &["--probe-interval=1"]));
     within_minutes("nothing is lost", || {
@@ -175,7 +136,10 @@ fn percent(node: &NodeUnderTest, which: &str) -> Option<u64> {
 #[test]
 fn loss_is_measured_by_direction() {
     need!(possible(&["ip", "iptables"]));
-    let (topology, store) = (Topology::two_hosts().unwrap(), Store::new());
+    let (topology, store) = (
+        Topology::two_hosts().unwrap(),
+        DirectoryStore::new(nodes::CONFIG),
+    );
     let [a, b] = without_loss(&store, &topology);
     // Half of one's packets do not reach the other.
     let half = "iptables -I INPUT -p udp --dport 8472 -m statistic --mode random --probability 0.5 -j DROP";
@@ -195,7 +159,10 @@ fn loss_is_measured_by_direction() {
 #[test]
 fn only_the_side_that_still_receives_reports_one_way_loss() {
     need!(possible(&["ip", "iptables"]));
-    let (topology, store) = (Topology::two_hosts().unwrap(), Store::new());
+    let (topology, store) = (
+        Topology::two_hosts().unwrap(),
+        DirectoryStore::new(nodes::CONFIG),
+    );
     let [a, b] = without_loss(&store, &topology);
     // Nothing reaches it any more: the side that still receives can tell.
     shell(&b.host, "iptables -I INPUT -p udp --dport 8472 -j DROP");
@@ -220,7 +187,7 @@ fn a_path_that_narrows_is_found_by_halving() {
     need!(possible(&["ip", "iptables"]));
     let topology = Topology::two_hosts().unwrap();
     let (one, two) = topology.pair().unwrap();
-    let store = Store::new();
+    let store = DirectoryStore::new(nodes::CONFIG);
     let (a, _b) = (
         store.start(one, &["--probe-interval=1"]),
         store.start(two, &["--probe-interval=1"]),
@@ -248,14 +215,14 @@ fn a_kernel_peer_never_gets_a_probe_of_ours() {
     need!(kernel_has_vxlan());
     let topology = Topology::two_hosts().unwrap();
     let (ours, kernel) = topology.pair().unwrap();
-    let store = Store::new();
+    let store = DirectoryStore::new(nodes::CONFIG);
     let subnet = ipnet::Ipv4Net::new_assert([10, 5, 200, 0].into(), 24);
     write_flannels_lease(&store.path().join("subnets/10.5.200.0-24"), kernel);
     shell(kernel, COUNT_PROBES);
     let vxlan = KernelVxlan::start(kernel, Vni::DEFAULT, DEFAULT_PORT, subnet, KERNEL_MAC);
     let vxlan = vxlan.unwrap();
     let node = store.start(ours, &["--probe-interval=1"]);
-    let mac = status(&node)["node"]["vtep_mac"]
+    let mac = node.status()["node"]["vtep_mac"]
         .as_str()
         .unwrap()
         .to_owned();
@@ -282,18 +249,18 @@ fn probes_end_when_flannel_takes_over_a_node() {
     need!(kernel_has_vxlan());
     let topology = Topology::two_hosts().unwrap();
     let (one, two) = topology.pair().unwrap();
-    let store = Store::new();
+    let store = DirectoryStore::new(nodes::CONFIG);
     let a = store.start(one, &["--probe-interval=1"]);
     let mut b = store.start(two, &["--probe-interval=1"]);
     eventually("a probe was answered", || {
         let peer = peer(&a);
         peer["probe"] == "in-band" && peer["rtt_us"].as_u64().is_some()
     });
-    let mac = status(&a)["node"]["vtep_mac"].as_str().unwrap().to_owned();
+    let mac = a.status()["node"]["vtep_mac"].as_str().unwrap().to_owned();
     let (subnet, peers) = (b.env.unwrap().subnet, a.env.unwrap().subnet);
     b.stop_daemon();
     // flannel: the lease, then the device.
-    write_flannels_lease(&store.lease_file(&b), two);
+    write_flannels_lease(&store.lease(&b), two);
     eventually("the lease is read", || peer(&a)["probe"] == "icmp");
     shell(two, COUNT_PROBES);
     let vxlan = KernelVxlan::start(two, Vni::DEFAULT, DEFAULT_PORT, subnet, KERNEL_MAC).unwrap();
@@ -317,12 +284,12 @@ fn without_probes_nothing_is_promised_asked_or_answered() {
     for host in [one, two] {
         shell(host, COUNT_PROBES);
     }
-    let store = Store::new();
+    let store = DirectoryStore::new(nodes::CONFIG);
     let (a, b) = (
         store.start(one, &["--probe-interval=0"]),
         store.start(two, &["--probe-interval=1"]),
     );
-    let lease = |node| std::fs::read_to_string(store.lease_file(node)).unwrap();
+    let lease = |node| std::fs::read_to_string(store.lease(node)).unwrap();
     assert!(!lease(&a).contains("Probe"), "{}", lease(&a));
     assert!(lease(&b).contains(",\"Probe\":1}"), "{}", lease(&b));
     eventually("the other probes by ICMP", || {
@@ -351,7 +318,7 @@ fn thousands_of_peers_are_probed_at_a_bounded_rate() {
     // They are all behind the other host, which knows none of them.
     let away = format!("ip route add 172.16.0.0/12 via {}", two.address());
     shell(one, &away);
-    let store = Store::new();
+    let store = DirectoryStore::new(nodes::CONFIG);
     let config = r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan"}}"#;
     std::fs::write(store.path().join("config"), config).unwrap();
     for number in 0..PEERS {
@@ -376,7 +343,7 @@ fn thousands_of_peers_are_probed_at_a_bounded_rate() {
         );
         asked > 2 * PEERS
     });
-    let peers = status(&node)["peers"].as_array().unwrap().clone();
+    let peers = node.status()["peers"].as_array().unwrap().clone();
     assert_eq!(peers.len() as u64, PEERS);
     let asked = peers.iter().filter(|peer| !peer["loss_percent"].is_null());
     assert!(asked.count() as u64 > PEERS / 2);
@@ -387,7 +354,7 @@ fn probes_follow_an_address_that_changes() {
     need!(possible(&["ip"]));
     let topology = Topology::two_hosts().unwrap();
     let (one, two) = topology.pair().unwrap();
-    let store = Store::new();
+    let store = DirectoryStore::new(nodes::CONFIG);
     let (a, b) = (
         store.start(one, &["--probe-interval=1"]),
         store.start(two, &["--probe-interval=1"]),
@@ -423,7 +390,7 @@ fn peers_reached_without_the_tunnel_are_probed_by_icmp() {
     let topology = Topology::two_hosts().unwrap();
     let (one, two) = topology.pair().unwrap();
     shell(two, COUNT_PROBES);
-    let store = Store::new();
+    let store = DirectoryStore::new(nodes::CONFIG);
     let config =
         r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "DirectRouting": true}}"#;
     std::fs::write(store.path().join("config"), config).unwrap();

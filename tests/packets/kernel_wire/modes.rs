@@ -38,6 +38,15 @@ enum Sent {
 use Sent::*;
 
 impl Sent {
+    const ALL: [Self; 6] = [
+        Good,
+        FromOutside,
+        ForeignSource,
+        ToClusterIp,
+        ByUnknown,
+        OtherVni,
+    ];
+
     fn frame(self, receiving: &Receiving) -> (Option<Ipv4Addr>, Vec<u8>) {
         let mut frame = receiving.frame(7, 0);
         let mut from = None;
@@ -175,15 +184,7 @@ fn each_mode_and_exception_accepts_what_it_should() {
             policy.socket_filter = false;
             change(policy);
         });
-        let sent = [
-            Good,
-            FromOutside,
-            ForeignSource,
-            ToClusterIp,
-            ByUnknown,
-            OtherVni,
-        ];
-        for (sent, end) in sent.into_iter().zip(ends) {
+        for (sent, end) in Sent::ALL.into_iter().zip(ends) {
             judge(&receiving, name, sent, end);
         }
     }
