@@ -26,7 +26,7 @@ pub struct OutOfSubnets {
 ///
 /// # Errors
 /// [`OutOfSubnets`] when none is free.
-pub fn allocate(
+pub(crate) fn allocate(
     config: &NetworkConfig,
     taken: &[Ipv4Net],
     rng: &mut impl rand::Rng,

@@ -113,7 +113,7 @@ impl NodeId {
     /// The number of a machine by its `/etc/machine-id`, hashed: the id itself is not to
     /// be published (machine-id(5)). Below 2^53, so that every JSON reader keeps it.
     #[must_use]
-    pub fn of_machine(machine_id: &str) -> Option<Self> {
+    pub(crate) fn of_machine(machine_id: &str) -> Option<Self> {
         let machine_id = machine_id.trim();
         let known = machine_id.len() == 32 && machine_id.bytes().all(|b| b.is_ascii_hexdigit());
         known.then(|| Self::digest(&format!("uvxlan {machine_id}")))
@@ -133,7 +133,7 @@ impl NodeId {
 
     /// Any number, good for asking.
     #[must_use]
-    pub const fn of_bits(bits: u64) -> Self {
+    pub(crate) const fn of_bits(bits: u64) -> Self {
         Self(bits >> 11)
     }
 
@@ -181,7 +181,7 @@ impl LeaseAttrs {
 
     /// The same, naming the machine that writes it.
     #[must_use]
-    pub const fn with_node(mut self, node: NodeId) -> Self {
+    pub(crate) const fn with_node(mut self, node: NodeId) -> Self {
         self.node = Some(node);
         self
     }
@@ -195,21 +195,21 @@ impl LeaseAttrs {
 
     /// The same, asking its holder whether it lives.
     #[must_use]
-    pub const fn with_challenge(mut self, challenge: NodeId) -> Self {
+    pub(crate) const fn with_challenge(mut self, challenge: NodeId) -> Self {
         self.challenge = Some(challenge);
         self
     }
 
     /// The same, promising to answer probes.
     #[must_use]
-    pub fn with_probe(mut self) -> Self {
+    pub(crate) fn with_probe(mut self) -> Self {
         self.probe = Some(probe::VERSION.into());
         self
     }
 
     /// Whether its holder answers the probes that we send.
     #[must_use]
-    pub fn answers_probes(&self) -> bool {
+    pub(crate) fn answers_probes(&self) -> bool {
         self.probe == Some(probe::VERSION.into())
     }
 
@@ -292,7 +292,7 @@ impl VxlanData {
     ///
     /// # Errors
     /// When it is no JSON object with these fields, or one is out of range.
-    pub fn decode(data: &RawValue) -> serde_json::Result<Self> {
+    pub(crate) fn decode(data: &RawValue) -> serde_json::Result<Self> {
         object(data.get().as_bytes())
     }
 }

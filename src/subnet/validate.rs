@@ -16,10 +16,10 @@ use super::lease::{BACKEND_TYPE, LeaseAttrs, VxlanData};
 use crate::wire::Vni;
 
 /// Largest value that is parsed.
-pub const MAX_VALUE_LEN: usize = 64 * 1024;
+pub(crate) const MAX_VALUE_LEN: usize = 64 * 1024;
 
 /// Deepest nesting that is parsed; a lease has two levels.
-pub const MAX_DEPTH: usize = 16;
+pub(crate) const MAX_DEPTH: usize = 16;
 
 /// What a record is checked against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,12 +50,9 @@ macro_rules! rejections {
         pub enum Rejection { $($(#[$doc])* $name,)* }
 
         impl Rejection {
-            /// All reasons.
-            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
-
             /// The stable name, for machines.
             #[must_use]
-            pub const fn label(self) -> &'static str {
+            pub(crate) const fn label(self) -> &'static str {
                 match self { $(Self::$name => $label,)* }
             }
 

@@ -57,7 +57,7 @@ impl LeaseCounters {
 
     /// Reads all counters.
     #[must_use]
-    pub fn read(&self) -> LeaseCounts {
+    pub(crate) fn read(&self) -> LeaseCounts {
         let expiry = *self.expiry.lock().unwrap_or_else(PoisonError::into_inner);
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         LeaseCounts {

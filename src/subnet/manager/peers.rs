@@ -166,7 +166,7 @@ impl PeerSet {
     }
 
     /// The accepted peer whose subnet begins with this address.
-    pub fn peer(&self, network: Ipv4Addr) -> Option<&PeerRecord> {
+    pub(crate) fn peer(&self, network: Ipv4Addr) -> Option<&PeerRecord> {
         self.by_network.get(&network).map(|accepted| &accepted.peer)
     }
 
@@ -219,7 +219,7 @@ impl PeerSet {
     }
 
     /// Refusals since the last call, for the log.
-    pub fn take_news(&mut self) -> Vec<Refused> {
+    pub(crate) fn take_news(&mut self) -> Vec<Refused> {
         self.refusals.take_news()
     }
 

@@ -28,7 +28,7 @@ impl StoreConfig {
     ///
     /// # Errors
     /// When the etcd options cannot work, with the remedy.
-    pub fn open(&self) -> Result<Arc<dyn Store>, EtcdOptionsError> {
+    pub(crate) fn open(&self) -> Result<Arc<dyn Store>, EtcdOptionsError> {
         Ok(match &self.directory {
             Some(path) => Arc::new(DirStore::new(path)),
             None => Arc::new(EtcdAutoStore::new(self.etcd.clone(), self.etcd_api)?),
@@ -37,7 +37,7 @@ impl StoreConfig {
 
     /// Which store this is, without how it is reached.
     #[must_use]
-    pub fn identity(&self) -> StoreIdentity {
+    pub(crate) fn identity(&self) -> StoreIdentity {
         match &self.directory {
             Some(path) => StoreIdentity::Directory(path.clone()),
             None => StoreIdentity::Etcd {
@@ -48,7 +48,7 @@ impl StoreConfig {
     }
 
     /// IPv4 addresses of the store's servers, where endpoints name addresses.
-    pub fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
         let endpoints = match self.directory {
             Some(_) => &[],
             None => self.etcd.endpoints.as_slice(),
@@ -61,7 +61,7 @@ impl StoreConfig {
     }
 
     /// Resolves relative paths against `base`.
-    pub fn make_absolute(&mut self, base: &Path) {
+    pub(crate) fn make_absolute(&mut self, base: &Path) {
         let Self {
             directory, etcd, ..
         } = self;
@@ -96,7 +96,7 @@ impl StoreIdentity {
     /// Whether both are the same store. Members of a cluster are replaced one by one, so one
     /// endpoint in common is enough.
     #[must_use]
-    pub fn is_same(&self, other: &Self) -> bool {
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (
                 Self::Etcd { prefix, endpoints },

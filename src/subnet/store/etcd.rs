@@ -11,14 +11,15 @@ use std::time::Duration;
 pub(super) use self::failures::Failures;
 pub(super) use self::keys::{clean_path, join};
 pub(super) use self::login::RefusedLogin;
+pub use self::tls::TlsFileError;
 pub(super) use self::tls::TlsFiles;
-pub use self::tls::{TlsFileError, trusting_nobody};
+pub(crate) use self::tls::trusting_nobody;
 use super::secret::Secret;
 
 /// flannel's default of `--etcd-endpoints`.
-pub const DEFAULT_ENDPOINTS: &str = "http://127.0.0.1:4001,http://127.0.0.1:2379";
+pub(crate) const DEFAULT_ENDPOINTS: &str = "http://127.0.0.1:4001,http://127.0.0.1:2379";
 /// flannel's default of `--etcd-prefix`.
-pub const DEFAULT_PREFIX: &str = "/coreos.com/network";
+pub(crate) const DEFAULT_PREFIX: &str = "/coreos.com/network";
 
 /// How to reach etcd.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,7 +114,7 @@ pub enum EtcdOptionsError {
 impl EtcdOptionsError {
     /// Whether the files of TLS are at fault.
     #[must_use]
-    pub const fn is_about_tls(&self) -> bool {
+    pub(crate) const fn is_about_tls(&self) -> bool {
         matches!(self, Self::HalfCertificate { .. } | Self::Tls(_))
     }
 }
@@ -128,7 +129,7 @@ impl EtcdOptions {
     ///
     /// # Errors
     /// When an option can't be meant, or a TLS file can't be read.
-    pub fn members(&self) -> Result<Vec<String>, EtcdOptionsError> {
+    pub(crate) fn members(&self) -> Result<Vec<String>, EtcdOptionsError> {
         Ok(self.clone().check()?.endpoints)
     }
 
@@ -136,7 +137,7 @@ impl EtcdOptions {
     ///
     /// # Errors
     /// When the TLS files can't be used.
-    pub fn client_tls(
+    pub(crate) fn client_tls(
         &self,
         endpoint: &str,
     ) -> Result<Option<rustls::ClientConfig>, Box<dyn std::error::Error + Send + Sync>> {

@@ -116,7 +116,7 @@ impl EtcdV2Store {
     ///
     /// # Errors
     /// When none could be asked.
-    pub async fn server_version(&self) -> Result<String, StoreError> {
+    pub(crate) async fn server_version(&self) -> Result<String, StoreError> {
         let call = Call {
             method: Method::GET,
             path: "/version".into(),

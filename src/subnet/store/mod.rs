@@ -82,7 +82,7 @@ fn cut(value: &[u8]) -> &[u8] {
 }
 
 /// How long the holder of a lease takes to respond to a challenge if events arrive at once.
-pub const CHALLENGE_TIMEOUT: Duration = Duration::from_secs(3);
+pub(crate) const CHALLENGE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A store of the network config and the subnet leases, laid out as flannel's
 /// (`<prefix>/config`, `<prefix>/subnets/<a.b.c.d>-<len>`).

@@ -9,7 +9,7 @@ pub struct Secret(String);
 impl Secret {
     /// The text itself, for the code that sends it.
     #[must_use]
-    pub fn expose(&self) -> &str {
+    pub(crate) fn expose(&self) -> &str {
         &self.0
     }
 }

@@ -105,7 +105,7 @@ impl TlsFiles {
 
 /// A TLS client that trusts no server: whoever answers it speaks TLS, and no more is learnt.
 #[must_use]
-pub fn trusting_nobody() -> ClientConfig {
+pub(crate) fn trusting_nobody() -> ClientConfig {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider);
     match config.with_safe_default_protocol_versions() {
