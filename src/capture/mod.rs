@@ -56,30 +56,26 @@ impl Encoder {
     /// Writes the head of the stream.
     pub fn begin(&self, out: &mut Vec<u8>) {
         pcapng::section_header(out, &self.names.program);
+        let mut interface = |name: &str, description| {
+            let interface = Interface {
+                name,
+                description,
+                link_type: LINKTYPE_RAW,
+            };
+            pcapng::interface(out, &interface);
+        };
         if self.outer.is_some() {
-            let description = "VXLAN frames at the daemon's socket; IPv4 and UDP headers are \
-                               made up from the socket's addresses";
-            let name = &self.names.interface;
-            pcapng::interface(
-                out,
-                &Interface {
-                    name,
-                    description,
-                    link_type: LINKTYPE_RAW,
-                },
+            interface(
+                &self.names.interface,
+                "VXLAN frames at the daemon's socket; the IPv4 and UDP headers are reconstructed \
+                 from the socket's addresses",
             );
         }
         if self.inner.is_some() {
-            let description = "packets at the overlay device; outgoing ones may be super-packets \
-                               that are segmented later";
-            let name = &self.names.device;
-            pcapng::interface(
-                out,
-                &Interface {
-                    name,
-                    description,
-                    link_type: LINKTYPE_RAW,
-                },
+            interface(
+                &self.names.device,
+                "packets at the overlay device; outgoing ones may be super-packets that are \
+                 segmented later",
             );
         }
     }

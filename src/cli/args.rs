@@ -40,32 +40,32 @@ When called as flanneld, the program behaves as 'uvxlan run' and takes flannel's
 /// The commands that clap reads; `run` is read by [`flannel_args`].
 #[derive(Subcommand, Debug)]
 pub(super) enum CliCommand {
-    /// Write Docker's options from the subnet file
-    DockerOpts(DockerOptsArgs),
-    /// Set up a network of two nodes on this machine and show it at work
-    Demo(DemoArgs),
-    /// Compare this program with the kernel's vxlan on this machine
-    Bench(BenchArgs),
-    /// Remove the device flannel.N that a stopped daemon left, with its routes
-    Down(DownArgs),
     /// Show the running daemon's node, datastore, peers and drops
     Status(StatusArgs),
-    /// Find out what keeps the overlay from working, and how to fix it
-    Doctor(Box<DoctorArgs>),
-    /// Collect what somebody needs to help you, without secrets
-    Report(Box<ReportArgs>),
-    /// Trace a packet to a container, step by step, without sending it
-    Trace(TraceArgs),
     /// Watch traffic, peers, drops and packet threads live
     Top(TopArgs),
+    /// Find out what keeps the overlay from working, and how to fix it
+    Doctor(Box<DoctorArgs>),
+    /// Trace a packet to a container, step by step, without sending it
+    Trace(TraceArgs),
     /// Ping a peer or a container over the overlay, with small and large packets
     Ping(PingArgs),
     /// Capture packets for Wireshark, dropped ones with the reason
     Capture(CaptureArgs),
+    /// Collect what somebody needs to help you, without secrets
+    Report(Box<ReportArgs>),
     /// List, show, reserve and release leases
     Lease(Box<LeaseArgs>),
     /// Check, show and write the network config
     Config(Box<ConfigArgs>),
+    /// Write Docker's options from the subnet file
+    DockerOpts(DockerOptsArgs),
+    /// Remove the device flannel.N that a stopped daemon left, with its routes
+    Down(DownArgs),
+    /// Set up a network of two nodes on this machine and show it at work
+    Demo(DemoArgs),
+    /// Compare this program with the kernel's vxlan on this machine
+    Bench(BenchArgs),
     /// Write the manual pages
     #[command(hide = true)]
     Man(ManArgs),
@@ -150,19 +150,19 @@ pub(super) fn execute(action: Action) -> ExitCode {
 
 fn execute_command(chosen: &CliCommand) -> ExitCode {
     match chosen {
-        CliCommand::DockerOpts(args) => docker_opts::run(args),
-        CliCommand::Demo(args) => demo::run(args),
-        CliCommand::Bench(args) => bench::run(args),
-        CliCommand::Down(args) => down::run(args),
         CliCommand::Status(args) => status::run(args),
-        CliCommand::Doctor(args) => doctor::run(args),
-        CliCommand::Report(args) => report::run(args),
-        CliCommand::Trace(args) => trace::run(args),
         CliCommand::Top(args) => top::run(args),
+        CliCommand::Doctor(args) => doctor::run(args),
+        CliCommand::Trace(args) => trace::run(args),
         CliCommand::Ping(args) => ping::run(args),
         CliCommand::Capture(args) => capture::run(args),
+        CliCommand::Report(args) => report::run(args),
         CliCommand::Lease(args) => lease::run(args),
         CliCommand::Config(args) => config::run(args),
+        CliCommand::DockerOpts(args) => docker_opts::run(args),
+        CliCommand::Down(args) => down::run(args),
+        CliCommand::Demo(args) => demo::run(args),
+        CliCommand::Bench(args) => bench::run(args),
         CliCommand::Man(args) => manuals::man(args, command()),
         CliCommand::Flags => manuals::flags(),
         CliCommand::Completions(args) => manuals::completions(args, command()),

@@ -19,7 +19,8 @@ use super::facts::{
     DaemonFacts, Facts, FileFacts, FirewallFacts, HostFacts, MachineFacts, OptionsRefused,
     StoreFacts,
 };
-use crate::control::{self, Response, Status, client};
+use crate::control::client::{self, ClientError};
+use crate::control::{self, Response, Status};
 use crate::daemon::instance;
 use crate::daemon::state::state_file;
 use crate::dataplane::offloads;
@@ -154,6 +155,7 @@ fn status(socket: &Path) -> Result<Status, String> {
     match client::send_within(socket, control::Request::Status, REPLY_TIMEOUT) {
         Ok(Response::Status(status)) => Ok(*status),
         Ok(_) => Err("the daemon responded to another request than was sent".into()),
+        Err(ClientError::NoDaemon { path, source }) => Err(format!("{}: {source}", path.display())),
         Err(error) => Err(error.to_string()),
     }
 }

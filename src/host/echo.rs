@@ -9,13 +9,13 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::wire::icmp::echo::{self, Received, Verdict};
 
 /// IPv4 and ICMP headers, in bytes.
-pub const HEADERS: usize = 20 + echo::HEADER_LEN;
+pub(crate) const HEADERS: usize = 20 + echo::HEADER_LEN;
 /// Payload of a small request, in bytes, as ping's.
-pub const SMALL: usize = 56;
+pub(crate) const SMALL: usize = 56;
 
 /// What became of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Answer {
+pub(crate) enum Answer {
     /// It came back whole, after so long.
     Reply(Duration),
     /// It came back with another payload.
@@ -30,7 +30,7 @@ pub enum Answer {
 
 /// A raw socket for ICMP. Needs `CAP_NET_RAW`.
 #[derive(Debug)]
-pub struct EchoSocket {
+pub(crate) struct EchoSocket {
     socket: Socket,
     identifier: u16,
     sequence: u16,
@@ -42,7 +42,7 @@ impl EchoSocket {
     ///
     /// # Errors
     /// The kernel's, most often for want of `CAP_NET_RAW` or of the address.
-    pub fn open(own: Ipv4Addr) -> io::Result<Self> {
+    pub(crate) fn open(own: Ipv4Addr) -> io::Result<Self> {
         Ok(Self {
             socket: raw(own)?,
             identifier: rand::random(),
@@ -55,7 +55,12 @@ impl EchoSocket {
     ///
     /// # Errors
     /// The kernel's, where a timeout cannot be set.
-    pub fn ask(&mut self, to: Ipv4Addr, length: usize, patience: Duration) -> io::Result<Answer> {
+    pub(crate) fn ask(
+        &mut self,
+        to: Ipv4Addr,
+        length: usize,
+        patience: Duration,
+    ) -> io::Result<Answer> {
         self.sequence = self.sequence.wrapping_add(1);
         let payload: Vec<u8> = (0..length.saturating_sub(HEADERS))
             .map(|at| (at % 251) as u8)
@@ -103,7 +108,7 @@ impl EchoSocket {
 ///
 /// # Errors
 /// The kernel's.
-pub fn raw(own: Ipv4Addr) -> io::Result<Socket> {
+pub(crate) fn raw(own: Ipv4Addr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))?;
     socket.bind(&SocketAddrV4::new(own, 0).into())?;
     Ok(socket)

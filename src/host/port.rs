@@ -50,7 +50,7 @@ pub(crate) fn is_taken(address: Ipv4Addr, port: u16) -> io::Result<bool> {
 
 /// The owner of a socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Holder {
+pub(crate) struct Holder {
     /// None if the process is not visible from here, or is the kernel.
     pub pid: Option<u32>,
     /// Program name, if known.

@@ -45,7 +45,7 @@ pub(super) enum NotIp {
 impl<'a> IpPacket<'a> {
     /// Reads the IP headers at the front of `bytes`.
     #[inline]
-    pub fn parse(bytes: &'a [u8]) -> Result<Self, NotIp> {
+    pub(super) fn parse(bytes: &'a [u8]) -> Result<Self, NotIp> {
         match bytes.first().map(|first| first >> 4) {
             Some(4) => Self::parse_v4(bytes).ok_or(NotIp::Length),
             Some(6) => Self::parse_v6(bytes).ok_or(NotIp::Length),
@@ -88,19 +88,19 @@ impl<'a> IpPacket<'a> {
 
     /// The bytes of the IP headers.
     #[inline]
-    pub fn ip_headers(&self) -> &'a [u8] {
+    pub(super) fn ip_headers(&self) -> &'a [u8] {
         self.bytes.get(..self.transport).unwrap_or_default()
     }
 
     /// Transport header and payload.
     #[inline]
-    pub fn transport_bytes(&self) -> &'a [u8] {
+    pub(super) fn transport_bytes(&self) -> &'a [u8] {
         self.bytes.get(self.transport..).unwrap_or_default()
     }
 
     /// Source and destination address as they lie: 8 bytes, or 32 of IPv6.
     #[inline]
-    pub fn addresses(&self) -> &'a [u8] {
+    pub(super) fn addresses(&self) -> &'a [u8] {
         let range = if self.v6 {
             8..ipv6::HEADER_LEN
         } else {
@@ -111,20 +111,20 @@ impl<'a> IpPacket<'a> {
 
     /// The pseudo-header sum but for the length.
     #[inline]
-    pub fn pseudo_sum(&self) -> Sum {
+    pub(super) fn pseudo_sum(&self) -> Sum {
         Sum::of(self.addresses()) + Sum::of_u16(u16::from(self.protocol))
     }
 
     /// The transport header as TCP, if it is that.
     #[inline]
-    pub fn tcp(&self) -> Option<TcpSegment<'a>> {
+    pub(super) fn tcp(&self) -> Option<TcpSegment<'a>> {
         (self.protocol == TCP && !self.fragment)
             .then(|| TcpSegment::parse(self.transport_bytes()))?
     }
 
     /// The transport header as UDP, if it is that and ends where the packet ends.
     #[inline]
-    pub fn udp(&self) -> Option<UdpDatagram<'a>> {
+    pub(super) fn udp(&self) -> Option<UdpDatagram<'a>> {
         if self.protocol != UDP || self.fragment {
             return None;
         }

@@ -12,14 +12,14 @@ pub const PROTOCOL_TCP: u8 = 6;
 pub const PROTOCOL_UDP: u8 = 17;
 
 mod field {
-    pub const TOS: usize = 1;
-    pub const TOTAL_LENGTH: usize = 2;
-    pub const FRAGMENT: usize = 6;
-    pub const TTL: usize = 8;
-    pub const PROTOCOL: usize = 9;
-    pub const CHECKSUM: usize = 10;
-    pub const SOURCE: usize = 12;
-    pub const DESTINATION: usize = 16;
+    pub(super) const TOS: usize = 1;
+    pub(super) const TOTAL_LENGTH: usize = 2;
+    pub(super) const FRAGMENT: usize = 6;
+    pub(super) const TTL: usize = 8;
+    pub(super) const PROTOCOL: usize = 9;
+    pub(super) const CHECKSUM: usize = 10;
+    pub(super) const SOURCE: usize = 12;
+    pub(super) const DESTINATION: usize = 16;
 }
 
 /// A view of a packet whose IPv4 header is whole: version 4, header length at least 20 and

@@ -198,7 +198,7 @@ fn drops_have_reasons_and_unknown_sources_are_seen() {
     let peer = lab.b.host.address();
     for expected in [
         format!("flannel.1|{container}|dropped: out_no_route: No lease covers the destination."),
-        format!("eth0|{unknown}|dropped: in_unknown_peer: From an address that no lease names"),
+        format!("eth0|{unknown}|dropped: in_unknown_peer: From an address that has no lease"),
         format!("eth0|{peer}|dropped: in_short: Shorter than VXLAN, Ethernet and IP headers."),
     ] {
         let found = all.iter().any(|line| line.starts_with(&expected));

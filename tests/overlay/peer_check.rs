@@ -45,7 +45,7 @@ fn in_log_mode_the_log_names_sender_and_rule_and_not_each_packet() {
             .iter()
             .all(|rule| !told(&log, rule).is_empty())
     });
-    eventually("all packets are read", || a.reaches(&b));
+    eventually("all packets are read", || a.reaches(b));
     let log = b.stop_daemon();
     let peer = a.host.address().to_string();
     for (rule, source) in [

@@ -33,7 +33,7 @@ pub(crate) struct BenchArgs {
     /// Workloads: tcp1, tcp4, udp64, udp1400, pingpong
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_parser = workload::parse, default_values = ["tcp1", "tcp4", "udp64", "udp1400", "pingpong"])]
     workload: Vec<Workload>,
-    /// Add a contender: this program, or another build of it, with flags of `uvxlan run`
+    /// Add a contender: this program, or another build of it, with flags of 'uvxlan run'
     #[arg(long, value_name = "NAME=[PROGRAM] [FLAGS]", value_parser = contender::parse_variant)]
     variant: Vec<Variant>,
     /// Skip the kernel's vxlan

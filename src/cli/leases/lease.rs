@@ -47,6 +47,7 @@ enum LeaseCommand {
     /// Reserve a subnet for a host, with a lease that does not expire
     Reserve {
         /// Subnet (10.3.7.0/24)
+        #[arg(value_parser = subnet)]
         subnet: Ipv4Net,
         /// The host's public address
         public_ip: Ipv4Addr,
@@ -60,6 +61,11 @@ enum LeaseCommand {
         #[command(flatten)]
         store: StoreArgs,
     },
+}
+
+fn subnet(text: &str) -> Result<Ipv4Net, &'static str> {
+    text.parse()
+        .map_err(|_| "expected a subnet such as 10.3.7.0/24")
 }
 
 /// One record, for the table and for JSON.

@@ -21,18 +21,18 @@ use crate::subnet::store::{Store, StoreConfig, StoreError};
 /// Longest time for one operation: a person waits.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(5);
 
-const HEADING: &str = "Datastore (without any of these: as the daemon that runs here)";
+const HEADING: &str = "Datastore (default: that of the daemon running here)";
 
 /// Which store. Where neither a flag nor the environment says so, it is that of the daemon that
 /// runs here; without one, etcd at flannel's defaults.
 #[derive(Debug, Clone)]
-pub struct StoreArgs(Option<StoreConfig>);
+pub(crate) struct StoreArgs(Option<StoreConfig>);
 
 impl Args for StoreArgs {
     fn augment_args(command: Command) -> Command {
         command.args(STORE_FLAGS.iter().map(|flag| {
             help::plain_argument(flag)
-                .help(flag.summary)
+                .help(flag.headline())
                 .help_heading(HEADING)
                 .env(flag.variable(flag.name))
                 .hide_env_values(flag.secret)
@@ -95,7 +95,7 @@ impl StoreArgs {
 
 /// Why a command failed. Each message names the remedy.
 #[derive(Debug, thiserror::Error)]
-pub enum CommandError {
+pub(crate) enum CommandError {
     /// Options of etcd that cannot work.
     #[error(transparent)]
     Options(#[from] EtcdOptionsError),

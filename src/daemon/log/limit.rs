@@ -26,7 +26,7 @@ const PAIRS: usize = 4096;
 
 /// What a line is about: the event's name, and the peer, subnet or record, if it has one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub struct Subject {
+pub(super) struct Subject {
     event: String,
     peer: String,
 }
@@ -56,7 +56,7 @@ impl Subject {
 
 /// The books of the current minute. Pure: the time is handed in.
 #[derive(Debug, Default)]
-pub struct Books {
+pub(super) struct Books {
     begun: Option<Instant>,
     pairs: HashMap<Subject, u32>,
     events: HashMap<String, u32>,
@@ -65,7 +65,7 @@ pub struct Books {
 
 impl Books {
     /// Whether a line about this may be written now.
-    pub fn admit(&mut self, subject: Subject, level: Level, now: Instant) -> bool {
+    pub(super) fn admit(&mut self, subject: Subject, level: Level, now: Instant) -> bool {
         let (of_a_peer, of_an_event) = match subject.peer.as_str() {
             _ if ALWAYS.contains(&subject.event.as_str()) => return true,
             _ if level >= Level::DEBUG => (OF_DEBUGGING, OF_DEBUGGING),
@@ -93,7 +93,7 @@ impl Books {
     }
 
     /// What was left out since the last call, by event.
-    pub fn take_left_out(&mut self) -> Vec<(String, u64)> {
+    pub(super) fn take_left_out(&mut self) -> Vec<(String, u64)> {
         let mut all: Vec<_> = self.left_out.drain().collect();
         all.sort();
         all
@@ -102,11 +102,11 @@ impl Books {
 
 /// The books as a filter of a log; clones are the same.
 #[derive(Debug, Clone, Default)]
-pub struct Limit(Arc<Mutex<Books>>);
+pub(crate) struct Limit(Arc<Mutex<Books>>);
 
 impl Limit {
     /// What was left out since the last call, by event.
-    pub fn take_left_out(&self) -> Vec<(String, u64)> {
+    pub(crate) fn take_left_out(&self) -> Vec<(String, u64)> {
         let mut books = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         books.take_left_out()
     }

@@ -68,7 +68,7 @@ pub(crate) fn life(facts: &Facts) -> Finding {
             ),
             _ => Finding::skipped(
                 CHECK,
-                format!("not running, and it has never run here: {tried}"),
+                format!("not running ({tried}), and it has never run here"),
             ),
         },
     }

@@ -240,62 +240,51 @@ pub(crate) fn clock(facts: &Facts) -> Finding {
 
 /// Whether there is a network config, and whether it is usable.
 pub(crate) fn config(facts: &Facts) -> Finding {
-    const CHECK: &str = "config";
     let store = &facts.store;
     let text = match &store.config {
         None | Some(Err(_)) => {
-            return Finding::skipped(CHECK, "the datastore could not be read");
+            return Finding::skipped(CONFIG, "the datastore could not be read");
         }
         Some(Ok(None)) => {
-            return Finding::error(
-                CHECK,
-                format!("{} holds no network config", store.place),
-                store
-                    .elsewhere
-                    .unwrap_or("it was never written, or under another prefix than --etcd-prefix"),
-                "uvxlan config put FILE; the file contains {\"Network\": \"10.5.0.0/16\", \"Backend\": \
-                 {\"Type\": \"vxlan\"}}, with your network",
-            );
+            let cause = store
+                .elsewhere
+                .unwrap_or("it was never written, or under another prefix than --etcd-prefix");
+            let seen = format!("{} holds no network config", store.place);
+            return Finding::error(CONFIG, seen, cause, PUT_CONFIG);
         }
         Some(Ok(Some(text))) => text,
     };
     match NetworkConfig::parse(text, None) {
         Ok(config) => Finding::ok(
-            CHECK,
+            CONFIG,
             format!(
                 "{}, subnets of /{}, VNI {}, port {}",
                 config.network, config.subnet_len, config.backend.vni, config.backend.port
             ),
         ),
-        // With --backend-default the daemon accepts it.
-        Err(error @ ConfigError::BackendUnclear { .. })
-            if facts.status().is_some_and(|status| status.node.is_some()) =>
-        {
-            Finding::warning(
-                CHECK,
-                error.to_string(),
-                "the daemon runs with --backend-default",
-                PUT,
-            )
-        }
-        Err(error) => {
-            let cause = match &error {
-                ConfigError::Json(_) => "it is not JSON, or a value has the wrong type",
-                ConfigError::Check(_) => "a value is out of range, or contradicts another one",
-                ConfigError::BackendUnclear { .. } => "flannel would use its udp backend",
-                ConfigError::Backend { .. } => "the other nodes use another backend than vxlan",
-            };
-            Finding::error(
-                CHECK,
-                format!("the config in {}: {error}", store.place),
-                cause,
-                PUT,
-            )
-        }
+        Err(error) => unusable(facts, &error),
     }
 }
 
-const PUT: &str = "uvxlan config show; correct it, then uvxlan config put FILE";
+fn unusable(facts: &Facts, error: &ConfigError) -> Finding {
+    let serves = facts.status().is_some_and(|status| status.node.is_some());
+    let cause = match error {
+        ConfigError::BackendUnclear { .. } if serves => {
+            let cause = "the daemon runs with --backend-default";
+            return Finding::warning(CONFIG, error.to_string(), cause, CORRECT_CONFIG);
+        }
+        ConfigError::BackendUnclear { .. } => "flannel would use its udp backend",
+        ConfigError::Backend { .. } => "the other nodes use another backend than vxlan",
+        ConfigError::Json(_) => "it is not JSON, or a value has the wrong type",
+        ConfigError::Check(_) => "a value is out of range, or contradicts another one",
+    };
+    let seen = format!("the config in {}: {error}", facts.store.place);
+    Finding::error(CONFIG, seen, cause, CORRECT_CONFIG)
+}
+
+const CONFIG: &str = "config";
+const PUT_CONFIG: &str = r#"uvxlan config put FILE; the file contains {"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}, with your network"#;
+const CORRECT_CONFIG: &str = "uvxlan config show; correct it, then uvxlan config put FILE";
 
 #[cfg(test)]
 mod tests {

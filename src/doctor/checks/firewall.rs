@@ -316,6 +316,18 @@ mod tests {
     use crate::doctor::facts::DaemonFacts;
     use crate::doctor::{FindingStatus, samples};
 
+    /// A tunnel packet from a peer.
+    pub(super) fn tunnel() -> Packet {
+        Packet {
+            hook: Hook::Input,
+            source: Some("192.0.2.2".parse().unwrap()),
+            destination: Some("192.0.2.1".parse().unwrap()),
+            input: Some("eth0".into()),
+            output: None,
+            udp_port: Some(8472),
+        }
+    }
+
     fn with_iptables(rules: &str) -> Facts {
         let mut facts = samples::healthy();
         facts.firewall.iptables = Some(Ok(format!("*filter\n{rules}COMMIT\n")));

@@ -163,7 +163,7 @@ pub(crate) fn forwarding(facts: &Facts) -> Finding {
 pub(crate) fn rp_filter(facts: &Facts) -> Finding {
     const CHECK: &str = "rp-filter";
     let Some(device) = facts.device() else {
-        return Finding::skipped(CHECK, format!("there is no device {}", facts.device_name()));
+        return Finding::skipped(CHECK, format!("{} does not exist", facts.device_name()));
     };
     let value = |interface: &str| {
         let text = facts.sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"))?;

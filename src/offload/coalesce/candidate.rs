@@ -155,7 +155,7 @@ fn candidate(packet: &IpPacket<'_>, key: FlowKey, header: usize, payload: usize)
 impl Candidate {
     /// The sequence number that follows this segment; 0 with UDP, which has none.
     #[inline]
-    pub const fn next_seq(&self) -> u32 {
+    pub(super) const fn next_seq(&self) -> u32 {
         if self.key.protocol == ip::TCP {
             self.seq.wrapping_add(self.payload_len as u32)
         } else {
@@ -165,7 +165,7 @@ impl Candidate {
 
     /// The packet without bytes behind its end.
     #[inline]
-    pub fn cut<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+    pub(super) fn cut<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
         let len = usize::from(self.header_len) + usize::from(self.payload_len);
         bytes.get(..len).unwrap_or_default()
     }
@@ -174,7 +174,7 @@ impl Candidate {
     /// that segments of one super-packet may differ in: lengths, identification, sequence
     /// number, checksums and PSH.
     #[inline]
-    pub fn same_headers(&self, mine: &[u8], other: &Self, theirs: &[u8]) -> bool {
+    pub(super) fn same_headers(&self, mine: &[u8], other: &Self, theirs: &[u8]) -> bool {
         if self.header_len != other.header_len {
             return false;
         }
@@ -199,7 +199,7 @@ impl Candidate {
 
     /// Sum of the pseudo-header but for the length.
     #[inline]
-    pub fn pseudo_sum(&self) -> Sum {
+    pub(super) fn pseudo_sum(&self) -> Sum {
         Sum::of(&self.key.addresses) + Sum::of_u16(u16::from(self.key.protocol))
     }
 
@@ -207,7 +207,7 @@ impl Candidate {
     /// the packet would not leave the machine (see [`super::classify_partial`]). Merged
     /// packets are not verified by anybody behind us.
     #[inline]
-    pub fn is_undamaged(&self, bytes: &[u8], csum: Checksummer) -> bool {
+    pub(super) fn is_undamaged(&self, bytes: &[u8], csum: Checksummer) -> bool {
         let Some(transport) = self.cut(bytes).get(usize::from(self.transport)..) else {
             return false;
         };

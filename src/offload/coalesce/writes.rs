@@ -24,7 +24,7 @@ pub(super) struct Member {
 }
 
 impl Member {
-    pub const fn new(packet: PacketRef, payload_len: u16) -> Self {
+    pub(super) const fn new(packet: PacketRef, payload_len: u16) -> Self {
         Self {
             packet,
             payload_len,
@@ -54,7 +54,7 @@ pub(super) struct Entry {
 
 impl Entry {
     /// An entry of one packet, with the vnet header to write it with if that is known.
-    pub fn new(member: u32, given: Option<VnetHdr>) -> Self {
+    pub(super) fn new(member: u32, given: Option<VnetHdr>) -> Self {
         Self {
             chain: (member, member),
             count: 1,
@@ -69,7 +69,7 @@ impl Entry {
 
     /// Makes the entry one that others can be appended to.
     #[inline]
-    pub fn begin_group(&mut self, first: Candidate) {
+    pub(super) fn begin_group(&mut self, first: Candidate) {
         self.first = Some(first);
         self.payload_len = u32::from(first.payload_len);
     }
@@ -77,7 +77,12 @@ impl Entry {
     /// Whether `candidate` fits by its size: not above the first packet's, the whole not
     /// above 65535 bytes, and not too many packets.
     #[inline]
-    pub fn has_room(&self, first: &Candidate, candidate: &Candidate, policy: &Policy) -> bool {
+    pub(super) fn has_room(
+        &self,
+        first: &Candidate,
+        candidate: &Candidate,
+        policy: &Policy,
+    ) -> bool {
         let most = if first.key.protocol == ip::UDP {
             policy.udp_max_segments.min(MAX_MEMBERS)
         } else {
@@ -91,7 +96,12 @@ impl Entry {
 
     /// Appends a packet for which all rules hold.
     #[inline]
-    pub fn append(&mut self, members: &mut Vec<Member>, packet: PacketRef, candidate: &Candidate) {
+    pub(super) fn append(
+        &mut self,
+        members: &mut Vec<Member>,
+        packet: PacketRef,
+        candidate: &Candidate,
+    ) {
         let next = members.len() as u32;
         members.push(Member::new(packet, candidate.payload_len));
         if let Some(last) = members.get_mut(self.chain.1 as usize) {
@@ -105,7 +115,7 @@ impl Entry {
 
     /// Fixes the vnet header and, if packets were merged, appends the header block to
     /// `headers`. `packet` is the first one.
-    pub fn complete(&mut self, packet: &[u8], policy: &Policy, headers: &mut Vec<u8>) {
+    pub(super) fn complete(&mut self, packet: &[u8], policy: &Policy, headers: &mut Vec<u8>) {
         let start = headers.len();
         match self.merged() {
             Some(first) => {
@@ -128,7 +138,7 @@ impl Entry {
     }
 
     /// The first member.
-    pub const fn first_member(&self) -> u32 {
+    pub(super) const fn first_member(&self) -> u32 {
         self.chain.0
     }
 

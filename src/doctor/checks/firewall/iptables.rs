@@ -231,18 +231,8 @@ fn is_among(port: u16, ports: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::tunnel;
     use super::*;
-
-    fn tunnel() -> Packet {
-        Packet {
-            hook: Hook::Input,
-            source: Some("192.0.2.2".parse().unwrap()),
-            destination: Some("192.0.2.1".parse().unwrap()),
-            input: Some("eth0".into()),
-            output: None,
-            udp_port: Some(8472),
-        }
-    }
 
     /// Whether a tunnel packet is certainly dropped.
     fn drops(rules: &str) -> bool {

@@ -338,19 +338,8 @@ fn compare(value: &Field, right: &Value) -> Match {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Hook;
+    use super::super::tests::tunnel;
     use super::*;
-
-    fn tunnel() -> Packet {
-        Packet {
-            hook: Hook::Input,
-            source: Some("192.0.2.2".parse().unwrap()),
-            destination: Some("192.0.2.1".parse().unwrap()),
-            input: Some("eth0".into()),
-            output: None,
-            udp_port: Some(8472),
-        }
-    }
 
     const BASE: &str = r#"{"chain":{"family":"inet","table":"filter","name":"input","handle":1,"type":"filter","hook":"input","prio":0,"policy":"POLICY"}}"#;
 
