@@ -89,7 +89,7 @@ fuzz_target!(|bytes: &[u8]| {
         assert!(tap.next().is_none());
     }
     encoder.end(&mut stream, u64::MAX, tap.missed());
-    assert_eq!((encoder.packets(), tap.missed()), (packets, 0));
+    assert_eq!(tap.missed(), 0);
     walk(&stream, packets);
 });
 
@@ -153,6 +153,6 @@ fn walk(stream: &[u8], packets: u64) {
     assert_eq!(at, stream.len());
     assert_eq!(found, packets);
     if packets > 0 {
-        assert!(pcapng::totals(stream).is_some());
+        assert_eq!(pcapng::totals(stream), Some((packets, 0)));
     }
 }
