@@ -30,6 +30,28 @@ pub(crate) fn possible(programs: &[&str]) -> Result<(), String> {
     Ok(())
 }
 
+/// Runs promtool, if it is installed.
+pub(crate) fn promtool(arguments: &[&str], stdin: &str) {
+    if super::etcd::program("promtool").is_none() {
+        return;
+    }
+    let mut check = Command::new("promtool")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = check.stdin.take().unwrap();
+    input.write_all(stdin.as_bytes()).unwrap();
+    drop(input);
+    let output = check.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    // Mere recommendations do not change its exit status.
+    assert!(!said.contains("should"), "{said}");
+}
+
 /// Waits until a condition becomes true.
 pub(crate) fn eventually(what: &str, mut check: impl FnMut() -> bool) {
     let deadline = Instant::now() + TIMEOUT;

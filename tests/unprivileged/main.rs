@@ -5,6 +5,7 @@ mod support;
 
 mod cli;
 mod events;
+mod metrics;
 mod mk_docker_opts;
 mod models;
 mod offload_differential;
