@@ -42,6 +42,12 @@ wrong=$(
 )
 [ -z "$wrong" ] || complain "$wrong"
 
+# A folder is a concern: more files in one want grouping.
+found=$(find src tests benches examples fuzz/fuzz_targets scripts -name '*.rs' -o -name '*.sh' -o -name '*.awk' |
+    sed 's|/[^/]*$||' | sort | uniq -c | awk '$1 > 12 { print $2 ": " $1 " files" }')
+[ -z "$found" ] || complain "more than 12 files in a folder:
+$found"
+
 # What the guides name is there.
 for path in $(grep -ohE '`(\.ci|\.github|benches|docs|examples|fuzz|monitoring|scripts|src|systemd|tests)/[^` ]*`' \
     ARCHITECTURE.md CONTRIBUTING.md 2>/dev/null | tr -d '`' | sort -u); do

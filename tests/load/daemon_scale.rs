@@ -2,7 +2,7 @@
 //! followed without load on etcd, and a ping at the same time loses nothing. For speed, see
 //! `cargo bench --bench lease`.
 
-use crate::support::alone::alone;
+use crate::alone::alone;
 use crate::support::need;
 use crate::support::nodes::{self, losing_nothing, possible};
 use crate::support::scale::{Scale, memory};

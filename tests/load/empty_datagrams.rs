@@ -11,7 +11,7 @@ use uvxlan::sys::udp::{MessageHead, SendBatch, UdpSocket};
 use uvxlan::testbed::{Host, available};
 use uvxlan::wire::vxlan::DEFAULT_PORT;
 
-use crate::support::alone::alone;
+use crate::alone::alone;
 use crate::support::need;
 use crate::support::receiving::Receiving;
 

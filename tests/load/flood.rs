@@ -12,7 +12,7 @@ use uvxlan::testbed::Host;
 use uvxlan::wire::vxlan::{DEFAULT_PORT, EncapTemplate};
 use uvxlan::wire::{MacAddr, Vni};
 
-use crate::support::alone::alone;
+use crate::alone::alone;
 use crate::support::directory::NodePair;
 use crate::support::need;
 use crate::support::nodes::{NodeUnderTest, counter, possible, spoofed};

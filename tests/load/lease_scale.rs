@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use uvxlan::subnet::manager::PeerChange;
 
-use crate::support::alone::alone;
+use crate::alone::alone;
 use crate::support::etcd::Etcd;
 use crate::support::fleet::{follow, key, put_all, value};
 

@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod alone;
 mod daemon_scale;
 mod empty_datagrams;
 mod flood;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use uvxlan::testbed::Topology;
 use uvxlan::testbed::traffic::{StreamRequest, tcp_streams};
 
-use crate::support::alone::alone;
+use crate::alone::alone;
 use crate::support::need;
 use crate::support::nodes::{NodeUnderTest, eventually, possible};
 

@@ -6,7 +6,6 @@
     reason = "no test program uses all of it"
 )]
 
-pub(crate) mod alone;
 pub(crate) mod contract;
 pub(crate) mod directory;
 pub(crate) mod etcd;
