@@ -1,4 +1,38 @@
-//! uvxlan: a drop-in for flannel's vxlan backend that needs no vxlan in the kernel.
+//! uvxlan: flannel's vxlan backend in userspace, for kernels without VXLAN.
+//!
+//! # A tour of the house
+//!
+//! The packet side needs no feature; it has no async runtime and takes no locks.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`wire`] | headers as checked views over bytes: Ethernet, IP, TCP, UDP, ICMP, VXLAN |
+//! | [`offload`] | pure: cuts super-packets into segments, coalesces segments of a flow |
+//! | [`route`] | the lock-free table from a destination's subnet to its peer |
+//! | [`sys`] | the kernel edge, and the only `unsafe`: TUN, batched UDP, namespaces, privileges |
+//! | [`dataplane`] | the packet loop: one thread per TUN queue |
+//!
+//! The feature `daemon`, on by default, adds the control side: `subnet` (leases and their
+//! datastores), `host` and `firewall` (what is set up on the host), `daemon` (start, main loop,
+//! status, probes), `control` (the control protocol), `doctor`, `capture`, `cli`, and `testbed`
+//! (hosts in network namespaces for demo, benchmark and tests).
+//!
+//! # The path of a packet
+//!
+//! Outbound: [`dataplane::outbound::encap`] reads a packet from the device, looks up the peer in
+//! [`route::table`], and puts the encapsulation before it; [`dataplane::outbound::batch`] groups
+//! datagrams that one system call can send, and [`dataplane::outbound::transmit`] sends them.
+//!
+//! Inbound: [`dataplane::inbound::decap`] receives a batch, [`dataplane::inbound::header_checks`]
+//! and [`dataplane::ingress_policy`] decide what may pass, and [`dataplane::inbound::deliver`]
+//! merges segments and writes to the device. Every packet that does not pass is counted under
+//! one of [`dataplane::counters::Counter`].
+//!
+//! # The path of a lease
+//!
+//! An event from `subnet::store` is checked by `subnet::validate` and becomes a change to the
+//! set of peers in `subnet::manager`. The daemon publishes a new [`route`] snapshot to the
+//! packet threads and then sets the kernel's routes.
 
 #[cfg(feature = "daemon")]
 pub mod capture;

@@ -17,11 +17,6 @@ use crate::wire::vnet_hdr::{
     CSUM_OFFSET_TCP, CSUM_OFFSET_UDP, GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, VnetHdr,
 };
 
-/// Bytes of the longest header block that [`SegmentPlan::write_header`] writes for TCP over
-/// IPv4 (60 of IP, 60 of TCP) or over plain IPv6. Only IPv6 extension headers can exceed
-/// it; [`SegmentPlan::header_len`] tells.
-pub const USUAL_MAX_HEADER_LEN: usize = 120;
-
 /// Why a packet off the TUN cannot be segmented. None of these comes from a sound kernel;
 /// the packet is to be dropped and counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

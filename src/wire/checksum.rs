@@ -73,25 +73,6 @@ impl Sum {
         self.fold_native() == 0xffff
     }
 
-    /// The sum of the same bytes when they lie at an odd offset of the whole: the two
-    /// bytes of the folded sum change places (RFC 1071 section 2(B)).
-    #[inline]
-    #[must_use]
-    pub const fn at_odd_offset(self) -> Self {
-        Self(self.fold_native().swap_bytes() as u64)
-    }
-
-    /// The sum of `self`, which covered `len` bytes, followed by `next`.
-    #[inline]
-    #[must_use]
-    pub fn followed_by(self, len: usize, next: Self) -> Self {
-        if len.is_multiple_of(2) {
-            self + next
-        } else {
-            self + next.at_odd_offset()
-        }
-    }
-
     const fn fold_native(self) -> u16 {
         let mut sum = reduce(self.0);
         sum = (sum & 0xffff) + (sum >> 16);
@@ -196,25 +177,6 @@ fn sum_short(bytes: &[u8]) -> u64 {
     sum
 }
 
-/// The pseudo-header sum of IPv4 (RFC 793, RFC 768): addresses, protocol and the length
-/// of transport header and payload in bytes.
-#[inline]
-#[must_use]
-pub fn pseudo_v4(src: [u8; 4], dst: [u8; 4], protocol: u8, len: u16) -> Sum {
-    Sum::of_u32(u32::from_be_bytes(src))
-        + Sum::of_u32(u32::from_be_bytes(dst))
-        + Sum::of_u16(u16::from(protocol))
-        + Sum::of_u16(len)
-}
-
-/// The pseudo-header sum of IPv6 (RFC 8200 section 8.1): addresses, the upper-layer
-/// protocol and the length of its header and payload in bytes.
-#[inline]
-#[must_use]
-pub fn pseudo_v6(src: &[u8; 16], dst: &[u8; 16], protocol: u8, len: u32) -> Sum {
-    Sum::of(src) + Sum::of(dst) + Sum::of_u16(u16::from(protocol)) + Sum::of_u32(len)
-}
-
 /// The checksum after one 16-bit word under it changed from `old` to `new`, all three
 /// as bytes of their fields (RFC 1624, equation 3).
 #[inline]
@@ -278,22 +240,6 @@ mod tests {
         }
 
         #[test]
-        fn parts_combine_at_any_cut(
-            bytes in prop::collection::vec(any::<u8>(), 0..300),
-            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..5),
-        ) {
-            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
-            cuts.extend([0, bytes.len()]);
-            cuts.sort_unstable();
-            let (mut sum, mut len) = (Sum::ZERO, 0);
-            for cut in cuts.windows(2) {
-                sum = sum.followed_by(len, Sum::of(&bytes[cut[0]..cut[1]]));
-                len = cut[1];
-            }
-            prop_assert_eq!(sum.fold(), naive(&bytes).to_be_bytes());
-        }
-
-        #[test]
         fn update_equals_a_new_sum(
             mut bytes in prop::collection::vec(any::<u8>(), 4..64),
             at in any::<prop::sample::Index>(),
@@ -309,29 +255,6 @@ mod tests {
             let old = [bytes[at], bytes[at + 1]];
             bytes[at..at + 2].copy_from_slice(&new);
             prop_assert_eq!(update(before, old, new), Sum::of(&bytes).finish());
-        }
-
-        #[test]
-        fn pseudo_sums_equal_their_bytes(
-            v4 in any::<([u8; 4], [u8; 4])>(),
-            v6 in any::<([u8; 16], [u8; 16])>(),
-            protocol in any::<u8>(),
-            len in any::<u16>(),
-        ) {
-            let mut bytes = [v4.0, v4.1].concat();
-            bytes.extend([0, protocol]);
-            bytes.extend(len.to_be_bytes());
-            prop_assert_eq!(
-                pseudo_v4(v4.0, v4.1, protocol, len).fold(),
-                naive(&bytes).to_be_bytes()
-            );
-            let mut bytes = [v6.0, v6.1].concat();
-            bytes.extend((u32::from(len) * 3).to_be_bytes());
-            bytes.extend([0, 0, 0, protocol]);
-            prop_assert_eq!(
-                pseudo_v6(&v6.0, &v6.1, protocol, u32::from(len) * 3).fold(),
-                naive(&bytes).to_be_bytes()
-            );
         }
 
         #[test]

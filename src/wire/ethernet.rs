@@ -8,8 +8,6 @@ use super::MacAddr;
 pub const HEADER_LEN: usize = 14;
 /// Ethertype of IPv4.
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
-/// Ethertype of IPv6.
-pub const ETHERTYPE_IPV6: u16 = 0x86dd;
 
 /// Ethertype for local experiments (IEEE 802): our probes'.
 pub const ETHERTYPE_EXPERIMENTAL: u16 = 0x88b5;

@@ -1,25 +1,20 @@
-//! ICMP and ICMPv6 messages that this program writes.
+//! ICMP errors about a container's packet.
 //!
-//! Each function answers one offending packet, given from its IP header on, with a whole
-//! IP packet from `source` to the offender's source, written to the front of `out`. None
-//! answers what must not be answered (RFC 1122 section 3.2.2, RFC 1812 section 4.3.2.7,
-//! RFC 4443 section 2.4 e). How often to answer is the caller's matter.
+//! Each function takes the offending packet from its IP header on, and writes a whole IP packet
+//! from `source` to the offender's source to the front of `out`. Packets that must not be
+//! answered are refused (RFC 1122 section 3.2.2, RFC 1812 section 4.3.2.7). The caller limits
+//! the rate.
 
 pub mod echo;
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::Ipv4Addr;
 
-use super::checksum::{Sum, pseudo_v6};
-use super::ipv6::{self, Ipv6Packet};
+use super::checksum::Sum;
 
 /// Longest ICMPv4 message in bytes, IP header included (RFC 1812 section 4.3.2.3).
 pub const V4_MAX_LEN: usize = 576;
 
-/// Longest ICMPv6 error in bytes, IP header included: the minimum MTU (RFC 4443 section
-/// 2.4 c).
-pub const V6_MAX_LEN: usize = 1280;
-
-/// Bytes of ICMP header before the quoted packet, in both versions.
+/// Bytes of ICMP header before the quoted packet.
 const HEADER_LEN: usize = 8;
 const V4_HEADER_LEN: usize = 20;
 const V4_PROTOCOL: u8 = 1;
@@ -64,38 +59,6 @@ pub fn fragmentation_needed(
     write_v4([3, 4, 0, 0, 0, 0, high, low], offender, source, out)
 }
 
-/// Writes "net unreachable" (type 3, code 0, RFC 792); returns the length.
-///
-/// # Errors
-/// See [`NoIcmp`].
-pub fn net_unreachable(offender: &[u8], source: Ipv4Addr, out: &mut [u8]) -> Result<usize, NoIcmp> {
-    write_v4([3, 0, 0, 0, 0, 0, 0, 0], offender, source, out)
-}
-
-/// Writes "packet too big" (type 2) with the MTU in bytes that the next hop takes (RFC
-/// 4443 section 3.2); returns the length. It alone may answer a packet to a group.
-///
-/// # Errors
-/// See [`NoIcmp`].
-pub fn packet_too_big(
-    offender: &[u8],
-    source: Ipv6Addr,
-    next_hop_mtu: u32,
-    out: &mut [u8],
-) -> Result<usize, NoIcmp> {
-    let [a, b, c, d] = next_hop_mtu.to_be_bytes();
-    write_v6([2, 0, 0, 0, a, b, c, d], offender, source, out)
-}
-
-/// Writes "no route to destination" (type 1, code 0, RFC 4443 section 3.1); returns the
-/// length.
-///
-/// # Errors
-/// See [`NoIcmp`].
-pub fn no_route(offender: &[u8], source: Ipv6Addr, out: &mut [u8]) -> Result<usize, NoIcmp> {
-    write_v6([1, 0, 0, 0, 0, 0, 0, 0], offender, source, out)
-}
-
 fn write_v4(
     icmp: [u8; HEADER_LEN],
     offender: &[u8],
@@ -117,28 +80,6 @@ fn write_v4(
     let check = Sum::of(header).finish();
     header[10..12].copy_from_slice(&check);
     write_message(message, icmp, quote, Sum::ZERO);
-    Ok(total)
-}
-
-fn write_v6(
-    icmp: [u8; HEADER_LEN],
-    offender: &[u8],
-    source: Ipv6Addr,
-    out: &mut [u8],
-) -> Result<usize, NoIcmp> {
-    let too_big = icmp[0] == 2;
-    let (quote, to) = answerable_v6(offender, too_big)?;
-    let quote = quote
-        .get(..V6_MAX_LEN - ipv6::HEADER_LEN - HEADER_LEN)
-        .unwrap_or(quote);
-    let total = ipv6::HEADER_LEN + HEADER_LEN + quote.len();
-    let (header, message) = split_space(out, ipv6::HEADER_LEN, total)?;
-    let [high, low] = (message.len() as u16).to_be_bytes();
-    header[..8].copy_from_slice(&[0x60, 0, 0, 0, high, low, ipv6::ICMPV6, 64]);
-    header[8..24].copy_from_slice(&source.octets());
-    header[24..].copy_from_slice(&to);
-    let pseudo = pseudo_v6(&source.octets(), &to, ipv6::ICMPV6, message.len() as u32);
-    write_message(message, icmp, quote, pseudo);
     Ok(total)
 }
 
@@ -190,29 +131,6 @@ fn answerable_v4(bytes: &[u8]) -> Result<(&[u8], [u8; 4]), NoIcmp> {
         return Err(NoIcmp::Error);
     }
     Ok((packet, src.octets()))
-}
-
-/// The packet to quote and the address to answer to.
-fn answerable_v6(bytes: &[u8], to_groups: bool) -> Result<(&[u8], [u8; 16]), NoIcmp> {
-    let packet = Ipv6Packet::parse(bytes).ok_or(NoIcmp::NotIp)?;
-    let whole = bytes.get(..packet.total_len()).ok_or(NoIcmp::NotIp)?;
-    let (src, dst) = (Ipv6Addr::from(packet.src()), Ipv6Addr::from(packet.dst()));
-    if src.is_unspecified() || src.is_multicast() || src.is_loopback() {
-        return Err(NoIcmp::Group);
-    }
-    if dst.is_multicast() && !to_groups {
-        return Err(NoIcmp::Group);
-    }
-    let transport = packet.transport().ok_or(NoIcmp::NotIp)?;
-    if transport.fragment.is_some_and(|(offset, _)| offset > 0) {
-        return Err(NoIcmp::LaterFragment);
-    }
-    // Types below 128 are errors; 137 is redirect.
-    let kind = whole.get(transport.offset);
-    if transport.protocol == ipv6::ICMPV6 && matches!(kind, None | Some(0..128 | 137)) {
-        return Err(NoIcmp::Error);
-    }
-    Ok((whole, src.octets()))
 }
 
 #[cfg(test)]

@@ -4,8 +4,6 @@ use std::net::Ipv4Addr;
 
 /// Length of a header without options, in bytes.
 pub const MIN_HEADER_LEN: usize = 20;
-/// Protocol number of ICMP.
-pub const PROTOCOL_ICMP: u8 = 1;
 /// Protocol number of TCP.
 pub const PROTOCOL_TCP: u8 = 6;
 /// Protocol number of UDP.

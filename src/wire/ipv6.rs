@@ -9,8 +9,6 @@ pub const HOP_BY_HOP: u8 = 0;
 pub const ROUTING: u8 = 43;
 /// Next header: fragment.
 pub const FRAGMENT: u8 = 44;
-/// Next header: ICMPv6.
-pub const ICMPV6: u8 = 58;
 /// Next header: destination options.
 pub const DESTINATION_OPTIONS: u8 = 60;
 
@@ -54,25 +52,6 @@ impl<'a> Ipv6Packet<'a> {
         })
     }
 
-    /// The traffic class byte: DSCP and ECN.
-    #[inline]
-    #[must_use]
-    pub const fn traffic_class(&self) -> u8 {
-        (self.header[0] << 4) | (self.header[1] >> 4)
-    }
-
-    /// The first four bytes: version, traffic class, flow label.
-    #[inline]
-    #[must_use]
-    pub const fn first_word(&self) -> [u8; 4] {
-        [
-            self.header[0],
-            self.header[1],
-            self.header[2],
-            self.header[3],
-        ]
-    }
-
     /// Bytes of the whole packet.
     #[inline]
     #[must_use]
@@ -85,13 +64,6 @@ impl<'a> Ipv6Packet<'a> {
     #[must_use]
     pub const fn next_header(&self) -> u8 {
         self.header[6]
-    }
-
-    /// Hop limit.
-    #[inline]
-    #[must_use]
-    pub const fn hop_limit(&self) -> u8 {
-        self.header[7]
     }
 
     /// Source address.
@@ -198,11 +170,7 @@ mod tests {
         let mut bytes = packet(17, &[9; 12]);
         bytes.push(0xff);
         let ip = Ipv6Packet::parse(&bytes).unwrap();
-        assert_eq!(
-            (ip.traffic_class(), ip.next_header(), ip.hop_limit()),
-            (0xab, 17, 63)
-        );
-        assert_eq!(ip.first_word(), [0x6a, 0xb1, 0x23, 0x45]);
+        assert_eq!(ip.next_header(), 17);
         assert_eq!((ip.src()[0], ip.dst()[0], ip.dst()[15]), (1, 17, 32));
         assert_eq!((ip.total_len(), ip.payload()), (52, &[9; 12][..]));
         let plain = Transport {

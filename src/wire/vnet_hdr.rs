@@ -9,8 +9,6 @@ pub const LEN: usize = 10;
 /// `flags`: the checksum from `csum_start` on is still to be computed; its field holds
 /// the folded pseudo-header sum.
 pub const F_NEEDS_CSUM: u8 = 1;
-/// `flags`: somebody has verified the checksum already.
-pub const F_DATA_VALID: u8 = 2;
 
 /// `gso_type`: one ordinary packet.
 pub const GSO_NONE: u8 = 0;

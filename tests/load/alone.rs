@@ -2,12 +2,9 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// One test has the machine to itself until this is dropped.
-#[must_use]
-pub(crate) struct Alone(MutexGuard<'static, ()>);
-
-/// For a test that loads the machine, or measures: other tests at the same time would distort it.
-pub(crate) fn alone() -> Alone {
+/// For a test that loads the machine, or measures: other tests at the same time would distort
+/// it. The test has the machine to itself until the guard is dropped.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
     static MACHINE: Mutex<()> = Mutex::new(());
-    Alone(MACHINE.lock().unwrap_or_else(PoisonError::into_inner))
+    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,6 +1,5 @@
-//! Bounds what is logged in a minute: ten lines of an event, or ten about each peer where it
-//! is about peers. What is left out is counted, and told once a minute. What is said once, at
-//! the start, is said whole.
+//! Limits the log: ten lines a minute for each event, or for each event and peer. Suppressed
+//! lines are counted and reported once a minute. What is logged once at the start is not limited.
 
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
@@ -11,20 +10,21 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Filter};
 
-/// The time for which lines are counted together.
+/// How long lines count against a limit.
 const WINDOW: Duration = Duration::from_secs(60);
-/// Events of the start, and of this module: each has its own bound.
-const ALWAYS: &[&str] = &["start", "setting", "argument", "log_left_out"];
-/// Lines of one event about one peer, or about none.
-const OF_A_PEER: u32 = 10;
-/// Lines of one event about peers. A network that comes up is told, a flood of records is not.
-const OF_PEERS: u32 = 100;
-/// Lines of one event that only who looks for a fault wants.
-const OF_DEBUGGING: u32 = 1000;
-/// Pairs of event and peer that are kept apart; what is beyond shares the event's bound.
+/// Events that are never suppressed: those of the start, and the report of suppressed lines.
+const UNLIMITED: &[&str] = &["start", "setting", "argument", "log_left_out"];
+/// Lines of one event about one peer, or about no peer.
+const PER_PEER: u32 = 10;
+/// Lines of one event about any peer: enough for a network that comes up.
+const PER_EVENT: u32 = 100;
+/// Lines of one debug event.
+const PER_DEBUG_EVENT: u32 = 1000;
+/// Pairs of event and peer that are counted separately; any further pair counts against its
+/// event alone.
 const PAIRS: usize = 4096;
 
-/// What a line is about: the event's name, and the peer, subnet or record, if it has one.
+/// The event of a line, and the peer, subnet or record that it names.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(super) struct Subject {
     event: String,
@@ -43,72 +43,74 @@ impl Visit for Subject {
 
 impl Subject {
     fn put(&mut self, name: &str, value: fmt::Arguments<'_>) {
-        let place = match name {
+        let field = match name {
             "event" => &mut self.event,
             "subnet" | "peer" | "name" | "record" => &mut self.peer,
             _ => return,
         };
-        place.clear();
+        field.clear();
         // Writing to a String does not fail.
-        let _ = place.write_fmt(value);
+        let _ = field.write_fmt(value);
     }
 }
 
-/// The books of the current minute. Pure: the time is handed in.
+/// Lines of the current minute. Pure: the time is a parameter.
 #[derive(Debug, Default)]
-pub(super) struct Books {
-    begun: Option<Instant>,
+pub(super) struct LineCounts {
+    started: Option<Instant>,
     pairs: HashMap<Subject, u32>,
     events: HashMap<String, u32>,
-    left_out: HashMap<String, u64>,
+    suppressed: HashMap<String, u64>,
 }
 
-impl Books {
-    /// Whether a line about this may be written now.
+impl LineCounts {
+    /// Counts a line, and tells whether it may be written.
     pub(super) fn admit(&mut self, subject: Subject, level: Level, now: Instant) -> bool {
-        let (of_a_peer, of_an_event) = match subject.peer.as_str() {
-            _ if ALWAYS.contains(&subject.event.as_str()) => return true,
-            _ if level >= Level::DEBUG => (OF_DEBUGGING, OF_DEBUGGING),
-            "" => (OF_A_PEER, OF_A_PEER),
-            _ => (OF_A_PEER, OF_PEERS),
+        let (per_peer, per_event) = match subject.peer.as_str() {
+            _ if UNLIMITED.contains(&subject.event.as_str()) => return true,
+            _ if level >= Level::DEBUG => (PER_DEBUG_EVENT, PER_DEBUG_EVENT),
+            // Anybody who can write to the datastore can invent records.
+            _ if subject.event == "record_refused" => (PER_PEER, PER_PEER),
+            "" => (PER_PEER, PER_PEER),
+            _ => (PER_PEER, PER_EVENT),
         };
-        if self.begun.is_none_or(|begun| now - begun >= WINDOW) {
-            self.begun = Some(now);
+        if self.started.is_none_or(|started| now - started >= WINDOW) {
+            self.started = Some(now);
             self.pairs.clear();
             self.events.clear();
         }
-        let of_event = self.events.entry(subject.event.clone()).or_default();
-        let mut admitted = *of_event < of_an_event;
+        let event_lines = self.events.entry(subject.event.clone()).or_default();
+        let mut admitted = *event_lines < per_event;
         let name = subject.event.clone();
         if admitted && (self.pairs.len() < PAIRS || self.pairs.contains_key(&subject)) {
-            let of_peer = self.pairs.entry(subject).or_default();
-            admitted = *of_peer < of_a_peer;
-            *of_peer += u32::from(admitted);
+            let peer_lines = self.pairs.entry(subject).or_default();
+            admitted = *peer_lines < per_peer;
+            *peer_lines += u32::from(admitted);
         }
-        *of_event += u32::from(admitted);
+        *event_lines += u32::from(admitted);
         if !admitted {
-            *self.left_out.entry(name).or_default() += 1;
+            *self.suppressed.entry(name).or_default() += 1;
         }
         admitted
     }
 
-    /// What was left out since the last call, by event.
-    pub(super) fn take_left_out(&mut self) -> Vec<(String, u64)> {
-        let mut all: Vec<_> = self.left_out.drain().collect();
+    /// Lines suppressed since the last call, by event.
+    pub(super) fn take_suppressed(&mut self) -> Vec<(String, u64)> {
+        let mut all: Vec<_> = self.suppressed.drain().collect();
         all.sort();
         all
     }
 }
 
-/// The books as a filter of a log; clones are the same.
+/// The limit as a filter of the log. Clones share their counts.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Limit(Arc<Mutex<Books>>);
+pub(crate) struct Limit(Arc<Mutex<LineCounts>>);
 
 impl Limit {
-    /// What was left out since the last call, by event.
-    pub(crate) fn take_left_out(&self) -> Vec<(String, u64)> {
-        let mut books = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        books.take_left_out()
+    /// Lines suppressed since the last call, by event.
+    pub(crate) fn take_suppressed(&self) -> Vec<(String, u64)> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.take_suppressed()
     }
 }
 
@@ -121,11 +123,11 @@ impl<S: Subscriber> Filter<S> for Limit {
         let mut subject = Subject::default();
         event.record(&mut subject);
         if subject.event.is_empty() {
-            // Of a library: the place it comes from stands for a name.
+            // A library's event has no name: its source location serves as one.
             subject.event = event.metadata().name().to_owned();
         }
-        let mut books = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        books.admit(subject, *event.metadata().level(), Instant::now())
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.admit(subject, *event.metadata().level(), Instant::now())
     }
 }
 
@@ -141,51 +143,64 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_comes_and_goes_is_told_ten_times_a_minute() {
-        let mut books = Books::default();
+    fn a_flapping_peer_is_logged_ten_times_a_minute() {
+        let mut counts = LineCounts::default();
         let start = Instant::now();
-        let mut told = |peer, at| {
+        let mut logged = |peer, at| {
             (0..25)
-                .filter(|_| books.admit(about("peer_added", peer), Level::INFO, at))
+                .filter(|_| counts.admit(about("peer_added", peer), Level::INFO, at))
                 .count()
         };
-        assert_eq!(told("10.5.1.0/24", start), 10);
-        assert_eq!(told("10.5.2.0/24", start), 10, "another peer has its own");
-        assert_eq!(told("10.5.1.0/24", start + WINDOW), 10);
-        assert_eq!(books.take_left_out(), [("peer_added".into(), 45)]);
-        assert_eq!(books.take_left_out(), []);
+        assert_eq!(logged("10.5.1.0/24", start), 10);
+        assert_eq!(logged("10.5.2.0/24", start), 10, "another peer has its own");
+        assert_eq!(logged("10.5.1.0/24", start + WINDOW), 10);
+        assert_eq!(counts.take_suppressed(), [("peer_added".into(), 45)]);
+        assert_eq!(counts.take_suppressed(), []);
     }
 
     #[test]
-    fn an_event_about_many_is_bounded_and_the_others_are_not_hurt() {
-        let mut books = Books::default();
+    fn an_event_about_many_peers_is_limited_and_others_are_not_affected() {
+        let mut counts = LineCounts::default();
         let now = Instant::now();
-        let told = (0..20_000)
+        let logged = (0..20_000)
             .filter(|number| {
                 let record = number.to_string();
-                books.admit(about("record_refused", &record), Level::WARN, now)
+                counts.admit(about("peer_added", &record), Level::WARN, now)
             })
             .count();
-        assert_eq!(told, OF_PEERS as usize);
-        assert!(books.admit(about("etcd_lost", ""), Level::WARN, now));
-        assert!(books.pairs.len() <= PAIRS);
-        assert_eq!(books.take_left_out(), [("record_refused".into(), 19_900)]);
+        assert_eq!(logged, PER_EVENT as usize);
+        assert!(counts.admit(about("etcd_lost", ""), Level::WARN, now));
+        assert!(counts.pairs.len() <= PAIRS);
+        assert_eq!(counts.take_suppressed(), [("peer_added".into(), 19_900)]);
     }
 
     #[test]
-    fn an_event_about_nobody_is_told_ten_times_and_those_of_the_start_always() {
-        let mut books = Books::default();
+    fn an_event_about_no_peer_is_logged_ten_times_and_those_of_the_start_always() {
+        let mut counts = LineCounts::default();
         let now = Instant::now();
-        let mut told = |event, level| {
+        let mut logged = |event, level| {
             (0..2000)
-                .filter(|_| books.admit(about(event, ""), level, now))
+                .filter(|_| counts.admit(about(event, ""), level, now))
                 .count()
         };
-        assert_eq!(told("etcd_lost", Level::WARN), 10);
-        assert_eq!(told("serving", Level::INFO), 10);
-        assert_eq!(told("frame", Level::DEBUG), 1000);
-        for event in ALWAYS {
-            assert_eq!(told(event, Level::INFO), 2000, "{event}");
+        assert_eq!(logged("etcd_lost", Level::WARN), 10);
+        assert_eq!(logged("serving", Level::INFO), 10);
+        assert_eq!(logged("frame", Level::DEBUG), 1000);
+        for event in UNLIMITED {
+            assert_eq!(logged(event, Level::INFO), 2000, "{event}");
         }
+    }
+
+    #[test]
+    fn refused_records_share_one_limit() {
+        let mut counts = LineCounts::default();
+        let now = Instant::now();
+        let logged = (0..10_000)
+            .filter(|number| {
+                let record = number.to_string();
+                counts.admit(about("record_refused", &record), Level::WARN, now)
+            })
+            .count();
+        assert_eq!(logged, PER_PEER as usize);
     }
 }

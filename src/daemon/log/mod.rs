@@ -51,7 +51,7 @@ pub(crate) fn start(format: LogFormat, level: Level) -> Limit {
 pub(crate) async fn report_suppressed(limit: Limit) {
     loop {
         tokio::time::sleep(REPORT_EVERY).await;
-        for (of, lines) in limit.take_left_out() {
+        for (of, lines) in limit.take_suppressed() {
             tracing::warn!(
                 event = "log_left_out",
                 of,

@@ -209,7 +209,7 @@ fn a_partial_checksum_is_finished_in_place() {
         2,
     ];
     packet.extend([0x10, 0, 0, 53, 0, 11, 0, 0, b'h', b'i', b'!']);
-    let pseudo = crate::wire::checksum::pseudo_v4([10, 0, 0, 1], [10, 0, 1, 2], ip::UDP, 11);
+    let pseudo = Sum::of(&[10, 0, 0, 1, 10, 0, 1, 2, 0, ip::UDP, 0, 11]);
     packet[26..28].copy_from_slice(&pseudo.fold());
     let vnet = VnetHdr {
         flags: F_NEEDS_CSUM,

@@ -17,7 +17,6 @@ mod request;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -37,10 +36,6 @@ pub use self::request::AcquireRequest;
 use super::lease::LeaseAttrs;
 use super::store::{Listing, Store, WatchEvent};
 
-/// Lines about refused records in one [`LOG_WINDOW`]; further ones are only counted.
-const LOG_LINES: usize = 10;
-/// See [`LOG_LINES`].
-const LOG_WINDOW: Duration = Duration::from_secs(60);
 /// Between two tries to list the leases, or to watch them again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// Events processed in a second. Further ones wait, and the store's flow control applies.
@@ -141,7 +136,6 @@ pub fn spawn(
         relist_at: None,
         watch_again_at: None,
         contact,
-        logged: VecDeque::new(),
         pace: (Instant::now(), 0),
     };
     let task = tokio::spawn(async move {
@@ -176,8 +170,6 @@ struct Manager {
     /// When the store is watched again because its watch ended.
     watch_again_at: Option<Instant>,
     contact: watch::Sender<Instant>,
-    /// Times of the latest log lines about refused records.
-    logged: VecDeque<Instant>,
     /// Start of the current second of events, and their number.
     pace: (Instant, u32),
 }
@@ -362,31 +354,18 @@ impl Manager {
             let mut peers = self.peers.lock();
             (peers.take_news(), peers.refused_total())
         };
-        let now = Instant::now();
-        while self
-            .logged
-            .front()
-            .is_some_and(|line| now - *line >= LOG_WINDOW)
-        {
-            self.logged.pop_front();
-        }
         for Refused {
             name,
             reason,
             rival,
         } in news
         {
-            if self.logged.len() >= LOG_LINES {
-                return;
-            }
-            self.logged.push_back(now);
-            let refused = total;
             warn!(
                 event = "record_refused",
                 name,
                 reason = reason.text(),
                 rival,
-                refused,
+                refused = total,
                 "lease record refused"
             );
         }

@@ -1,26 +1,13 @@
 use super::*;
-use etherparse::{Icmpv4Slice, Icmpv4Type, Icmpv6Slice, Icmpv6Type, NetSlice, SlicedPacket};
-use etherparse::{TransportSlice, icmpv4, icmpv6};
+use etherparse::{Icmpv4Slice, Icmpv4Type, NetSlice, SlicedPacket, TransportSlice, icmpv4};
 use proptest::prelude::*;
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 0);
-const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, 0);
 
 fn udp4(payload: usize) -> Vec<u8> {
     let mut packet = vec![0x45, 0];
     packet.extend((28 + payload as u16).to_be_bytes());
     packet.extend([0, 1, 0x40, 0, 63, 17, 0, 0, 10, 244, 1, 7, 10, 244, 2, 9]);
-    packet.extend([0x10, 0, 0, 53, 0, 0, 0, 0]);
-    packet.extend((0..payload).map(|i| i as u8));
-    packet
-}
-
-fn udp6(payload: usize) -> Vec<u8> {
-    let mut packet = vec![0x60, 0, 0, 0];
-    packet.extend((8 + payload as u16).to_be_bytes());
-    packet.extend([17, 63]);
-    packet.extend(Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, 7).octets());
-    packet.extend(Ipv6Addr::new(0xfd00, 0, 0, 2, 0, 0, 0, 9).octets());
     packet.extend([0x10, 0, 0, 53, 0, 0, 0, 0]);
     packet.extend((0..payload).map(|i| i as u8));
     packet
@@ -45,20 +32,6 @@ fn icmpv4(message: &[u8]) -> Icmpv4Slice<'_> {
     icmp
 }
 
-fn icmpv6(message: &[u8]) -> Icmpv6Slice<'_> {
-    let parsed = SlicedPacket::from_ip(message).unwrap();
-    let Some(NetSlice::Ipv6(ip)) = &parsed.net else {
-        panic!("no IPv6")
-    };
-    let (src, dst) = (ip.header().source(), ip.header().destination());
-    assert_eq!((src, dst[15]), (GATEWAY6.octets(), 7));
-    let Some(TransportSlice::Icmpv6(icmp)) = parsed.transport else {
-        panic!("no ICMPv6")
-    };
-    assert!(icmp.is_checksum_valid(src, dst));
-    icmp
-}
-
 #[test]
 fn fragmentation_needed_tells_the_mtu_and_quotes_the_packet() {
     let mut out = [0; 600];
@@ -75,29 +48,13 @@ fn fragmentation_needed_tells_the_mtu_and_quotes_the_packet() {
 }
 
 #[test]
-fn net_unreachable_quotes_short_packets_whole() {
+fn a_short_packet_is_quoted_whole_without_what_follows_it() {
     let mut out = [0; 600];
     let mut offender = udp4(3);
     let whole = offender.clone();
     offender.extend([0xee; 9]);
-    let len = net_unreachable(&offender, GATEWAY, &mut out).unwrap();
-    let icmp = icmpv4(&out[..len]);
-    let expected = Icmpv4Type::DestinationUnreachable(icmpv4::DestUnreachableHeader::Network);
-    assert_eq!((icmp.icmp_type(), icmp.payload()), (expected, &whole[..]));
-}
-
-#[test]
-fn packet_too_big_stays_within_the_minimum_mtu() {
-    let mut out = [0; 1500];
-    let offender = udp6(1400);
-    let len = packet_too_big(&offender, GATEWAY6, 1378, &mut out).unwrap();
-    assert_eq!(len, V6_MAX_LEN);
-    let icmp = icmpv6(&out[..len]);
-    assert_eq!(icmp.icmp_type(), Icmpv6Type::PacketTooBig { mtu: 1378 });
-    assert_eq!(icmp.payload(), &offender[..1232]);
-    let len = no_route(&udp6(5), GATEWAY6, &mut out).unwrap();
-    let expected = Icmpv6Type::DestinationUnreachable(icmpv6::DestUnreachableCode::NoRoute);
-    assert_eq!(icmpv6(&out[..len]).icmp_type(), expected);
+    let len = fragmentation_needed(&offender, GATEWAY, 600, &mut out).unwrap();
+    assert_eq!(icmpv4(&out[..len]).payload(), &whole[..]);
 }
 
 /// `udp4(20)` with bytes set at offsets.
@@ -110,7 +67,7 @@ fn changed4(changes: &[(usize, u8)]) -> Vec<u8> {
 }
 
 #[test]
-fn what_must_not_be_answered_over_ipv4_is_not() {
+fn what_must_not_be_answered_is_not() {
     let mut out = [0; 600];
     for (changes, expected) in [
         (&[(9, 1), (20, 3)][..], NoIcmp::Error),
@@ -129,7 +86,7 @@ fn what_must_not_be_answered_over_ipv4_is_not() {
     ] {
         let offender = changed4(changes);
         assert_eq!(
-            net_unreachable(&offender, GATEWAY, &mut out),
+            fragmentation_needed(&offender, GATEWAY, 600, &mut out),
             Err(expected),
             "{changes:?}"
         );
@@ -137,44 +94,15 @@ fn what_must_not_be_answered_over_ipv4_is_not() {
     // An echo request and a first fragment are answered.
     for changes in [&[(9, 1), (20, 8)][..], &[(6, 0x20)]] {
         assert_eq!(
-            net_unreachable(&changed4(changes), GATEWAY, &mut out),
+            fragmentation_needed(&changed4(changes), GATEWAY, 600, &mut out),
             Ok(76)
         );
     }
     let short = NoIcmp::Space { need: 76, have: 75 };
     assert_eq!(
-        net_unreachable(&udp4(20), GATEWAY, &mut out[..75]),
+        fragmentation_needed(&udp4(20), GATEWAY, 600, &mut out[..75]),
         Err(short)
     );
-}
-
-#[test]
-fn what_must_not_be_answered_over_ipv6_is_not() {
-    let mut out = [0; 1500];
-    let changed = |changes: &[(usize, u8)]| {
-        let mut packet = udp6(20);
-        for (at, byte) in changes {
-            packet[*at] = *byte;
-        }
-        packet
-    };
-    for (changes, expected) in [
-        (&[(6, 58), (40, 1)][..], NoIcmp::Error),
-        (&[(6, 58), (40, 137)], NoIcmp::Error),
-        (&[(6, 44), (40, 17), (43, 8)], NoIcmp::LaterFragment),
-        (&[(8, 0xff)], NoIcmp::Group),
-        (&[(24, 0xff)], NoIcmp::Group),
-        (&[(0, 0x45)], NoIcmp::NotIp),
-        (&[(4, 0xff)], NoIcmp::NotIp),
-    ] {
-        assert_eq!(
-            no_route(&changed(changes), GATEWAY6, &mut out),
-            Err(expected),
-            "{changes:?}"
-        );
-    }
-    assert!(no_route(&changed(&[(6, 58), (40, 128)]), GATEWAY6, &mut out).is_ok());
-    assert!(packet_too_big(&changed(&[(24, 0xff)]), GATEWAY6, 1280, &mut out).is_ok());
 }
 
 proptest! {
@@ -188,11 +116,7 @@ proptest! {
             *byte = first;
         }
         let mut out = vec![0; space];
-        for written in [
-            fragmentation_needed(&bytes, GATEWAY, 1400, &mut out),
-            packet_too_big(&bytes, GATEWAY6, 1400, &mut out),
-        ] {
-            prop_assert!(written.is_err() || written.is_ok_and(|len| len <= space));
-        }
+        let written = fragmentation_needed(&bytes, GATEWAY, 1400, &mut out);
+        prop_assert!(written.is_err() || written.is_ok_and(|len| len <= space));
     }
 }

@@ -132,7 +132,7 @@ fn status_shows_node_peers_and_drops() {
 
     // For users: a packet without a lease, and a record that is refused.
     lab.store.put(
-        "10.5.251.0-24",
+        "subnets/10.5.251.0-24",
         r#"{"PublicIP":"127.0.0.1","BackendType":"vxlan"}"#,
     );
     let nowhere = "10.5.252.9";
@@ -248,7 +248,7 @@ fn trace_shows_where_a_packet_goes_and_where_it_ends() {
         "{said}"
     );
     lab.store.put(
-        "10.5.251.0-24",
+        "subnets/10.5.251.0-24",
         r#"{"PublicIP":"127.0.0.1","BackendType":"vxlan"}"#,
     );
     eventually("the refused record is named", || {
