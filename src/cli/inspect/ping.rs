@@ -11,7 +11,7 @@ use ipnet::Ipv4Net;
 use super::socket::{Socket, unanswered};
 use crate::cli::{FAILURE, OK, fail, print_out, seconds};
 use crate::control::Status;
-use crate::host::echo::{Answer, EchoSocket, HEADERS, SMALL};
+use crate::host::echo::{EchoResult, EchoSocket, HEADERS, SMALL};
 
 const REPLY_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -126,11 +126,11 @@ fn exchange(
             _ => usize::from(mtu).max(small),
         };
         let begin = Instant::now();
-        let answer = socket.ask(*address, size, REPLY_TIMEOUT)?;
-        if let Answer::Reply(time) = answer {
-            times.push(time);
+        let result = socket.ping(*address, size, REPLY_TIMEOUT)?;
+        if let EchoResult::Reply { round_trip, .. } = result {
+            times.push(round_trip);
         }
-        print_out(&line(size, answer));
+        print_out(&line(size, result));
         if sequence + 1 < args.count {
             let pause = Duration::from_secs_f64(args.interval);
             std::thread::sleep(pause.saturating_sub(begin.elapsed()));
@@ -155,17 +155,19 @@ fn summary(sent: usize, times: &[Duration]) -> String {
     )
 }
 
-fn line(size: usize, answer: Answer) -> String {
-    match answer {
-        Answer::Reply(time) => format!(
+fn line(size: usize, result: EchoResult) -> String {
+    match result {
+        EchoResult::Reply { round_trip, .. } => format!(
             "{size:>5} bytes: reply in {:.3} ms\n",
-            time.as_secs_f64() * 1e3
+            round_trip.as_secs_f64() * 1e3
         ),
-        Answer::Corrupted => format!("{size:>5} bytes: reply with a different payload\n"),
-        Answer::Error(_, 3, 4) => {
+        EchoResult::Corrupted => format!("{size:>5} bytes: reply with a different payload\n"),
+        EchoResult::Error {
+            kind: 3, code: 4, ..
+        } => {
             format!("{size:>5} bytes: too large for the path (fragmentation needed)\n")
         }
-        Answer::Error(from, kind, code) => {
+        EchoResult::Error { from, kind, code } => {
             let meaning = match (kind, code) {
                 (3, 0) => " (network unreachable)",
                 (3, 1) => " (host unreachable)",
@@ -176,11 +178,11 @@ fn line(size: usize, answer: Answer) -> String {
             };
             format!("{size:>5} bytes: {from} replied with ICMP type {kind}, code {code}{meaning}\n")
         }
-        Answer::NotSent(number) => {
+        EchoResult::NotSent(number) => {
             let error = io::Error::from_raw_os_error(number);
             format!("{size:>5} bytes: not sent: {error}\n")
         }
-        Answer::Nothing => format!(
+        EchoResult::TimedOut => format!(
             "{size:>5} bytes: no reply within {} s\n",
             REPLY_TIMEOUT.as_secs()
         ),

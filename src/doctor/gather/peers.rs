@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::status;
 use crate::control::{PeerState, PeerStatus, Status};
 use crate::doctor::facts::{EchoSize, Facts, Reachability};
-use crate::host::echo::{Answer, EchoSocket, HEADERS, SMALL};
+use crate::host::echo::{EchoResult, EchoSocket, HEADERS, SMALL};
 
 /// Most peers to ping, all at once.
 const MAX_PEERS: usize = 32;
@@ -83,7 +83,7 @@ fn ping_peer(own: Ipv4Addr, mtu: u32, peer: &PeerStatus) -> io::Result<Reachabil
 fn passes(socket: &mut EchoSocket, to: Ipv4Addr, bytes: u32) -> io::Result<bool> {
     let length = usize::try_from(bytes).unwrap_or(usize::MAX);
     for _ in 0..TRIES {
-        if let Answer::Reply(_) = socket.ask(to, length, REPLY_TIMEOUT)? {
+        if let EchoResult::Reply { .. } = socket.ping(to, length, REPLY_TIMEOUT)? {
             return Ok(true);
         }
     }

@@ -1,19 +1,17 @@
 //! ICMP echo, with the payload compared byte by byte.
 
-use std::io::{self, Read};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::io;
+use std::net::Ipv4Addr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Protocol, Socket, Type};
-
-use super::{content, failed, is_timeout};
+use super::failed;
+use crate::host::echo::{EchoResult, EchoSocket, HEADERS};
 use crate::sys::netns::Namespace;
 use crate::testbed::namespace::TestbedError;
-use crate::wire::icmp::echo::{self, Received, Verdict};
 
-/// What fits into the largest IPv4 packet with a header of 20 bytes.
-const MAX_PAYLOAD: usize = 65_535 - 20 - echo::HEADER_LEN;
+/// What fits into the largest IPv4 packet.
+const MAX_PAYLOAD: usize = 65_535 - HEADERS;
 
 /// What to send.
 #[derive(Debug, Clone, Copy)]
@@ -86,78 +84,34 @@ pub fn ping(namespace: &Namespace, request: PingRequest) -> Result<PingReport, T
         )));
     }
     namespace
-        .try_run(|| Pinger::open(request)?.send_all())
+        .try_run(|| exchange(request))
         .map_err(|source| failed(format!("ping {}", request.destination), source))
 }
 
-struct Pinger {
-    socket: Socket,
-    request: PingRequest,
-    identifier: u16,
-    buffer: Vec<u8>,
-    report: PingReport,
-}
-
-impl Pinger {
-    fn open(request: PingRequest) -> io::Result<Self> {
-        Ok(Self {
-            socket: Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))?,
-            request,
-            identifier: rand::random(),
-            buffer: vec![0; usize::from(u16::MAX)],
-            report: PingReport::default(),
-        })
-    }
-
-    fn send_all(mut self) -> io::Result<PingReport> {
-        let destination = SocketAddrV4::new(self.request.destination, 0).into();
-        for sequence in 0..self.request.count {
-            let payload = content::bytes(u64::from(sequence), self.request.payload_len);
-            let packet = echo::request(self.identifier, sequence, &payload);
-            let start = Instant::now();
-            self.report.sent += 1;
-            match self.socket.send_to(&packet, &destination) {
-                Ok(_) => self.await_reply(sequence, &payload, start)?,
-                Err(error) => self.report.send_error = Some(error.to_string()),
+fn exchange(request: PingRequest) -> io::Result<PingReport> {
+    let mut socket = EchoSocket::open(Ipv4Addr::UNSPECIFIED)?;
+    let length = HEADERS + request.payload_len;
+    let mut report = PingReport::default();
+    for sequence in 0..request.count {
+        let start = Instant::now();
+        report.sent += 1;
+        match socket.ping(request.destination, length, request.timeout)? {
+            EchoResult::Reply { round_trip, ttl } => {
+                report.received += 1;
+                report.rtts.push(round_trip);
+                report.ttls.push(ttl);
             }
-            if sequence + 1 < self.request.count {
-                thread::sleep(self.request.interval.saturating_sub(start.elapsed()));
+            EchoResult::Corrupted => report.corrupted += 1,
+            EchoResult::Error { kind, code, .. } => report.icmp_errors.push((kind, code)),
+            EchoResult::NotSent(number) => {
+                let error = io::Error::from_raw_os_error(number);
+                report.send_error = Some(error.to_string());
             }
+            EchoResult::TimedOut => {}
         }
-        Ok(self.report)
-    }
-
-    fn await_reply(&mut self, sequence: u16, payload: &[u8], start: Instant) -> io::Result<()> {
-        loop {
-            let left = self.request.timeout.saturating_sub(start.elapsed());
-            if left.is_zero() {
-                return Ok(());
-            }
-            self.socket.set_read_timeout(Some(left))?;
-            let length = match self.socket.read(&mut self.buffer) {
-                Ok(length) => length,
-                Err(error) if is_timeout(&error) => continue,
-                Err(error) => return Err(error),
-            };
-            let rtt = start.elapsed();
-            let received = self.buffer.get(..length).and_then(Received::parse);
-            let Some(message) = received else {
-                continue;
-            };
-            match message.verdict(self.identifier, sequence, payload) {
-                Verdict::Reply => {
-                    self.report.received += 1;
-                    self.report.rtts.push(rtt);
-                    self.report.ttls.push(message.ttl);
-                    return Ok(());
-                }
-                Verdict::Corrupted => {
-                    self.report.corrupted += 1;
-                    return Ok(());
-                }
-                Verdict::Error(kind, code) => self.report.icmp_errors.push((kind, code)),
-                Verdict::NotOurs => {}
-            }
+        if sequence + 1 < request.count {
+            thread::sleep(request.interval.saturating_sub(start.elapsed()));
         }
     }
+    Ok(report)
 }

@@ -1,4 +1,4 @@
-//! ICMP echo (RFC 792): requests made, and what a raw socket hands over read.
+//! ICMP echo (RFC 792): builds requests, and parses what a raw socket receives.
 
 use crate::wire::checksum::Sum;
 
@@ -20,10 +20,10 @@ pub fn request(identifier: u16, sequence: u16, payload: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// An ICMP message as a raw socket hands it over, the IPv4 header first (`raw(7)`).
+/// An ICMP message as a raw socket receives it, with the IPv4 header (`raw(7)`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Received<'a> {
-    /// Where it came from.
+    /// Source address.
     pub source: [u8; 4],
     /// TTL on arrival.
     pub ttl: u8,
@@ -34,21 +34,21 @@ pub struct Received<'a> {
     body: &'a [u8],
 }
 
-/// What a message is to who sent a request.
+/// How a message relates to an echo request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Relation {
     /// The reply, unchanged.
     Reply,
     /// A reply with another payload.
     Corrupted,
-    /// An error, type and code, about a request of ours.
+    /// An error, with type and code, about a request with the same identifier.
     Error(u8, u8),
-    /// Something else.
-    NotOurs,
+    /// Any other message.
+    Unrelated,
 }
 
 impl<'a> Received<'a> {
-    /// Reads a packet; `None` where it is too short.
+    /// Parses a packet; `None` if it is too short.
     #[must_use]
     pub fn parse(packet: &'a [u8]) -> Option<Self> {
         let ttl = *packet.get(8)?;
@@ -79,20 +79,20 @@ impl<'a> Received<'a> {
             .then_some((self.sequence, self.body))
     }
 
-    /// What it is to who sent this request.
+    /// How it relates to a request.
     #[must_use]
-    pub fn verdict(&self, identifier: u16, sequence: u16, payload: &[u8]) -> Verdict {
+    pub fn relation(&self, identifier: u16, sequence: u16, payload: &[u8]) -> Relation {
         let ours = (self.identifier, self.sequence) == (identifier, sequence);
         match self.kind {
-            ECHO_REPLY if ours && self.body == payload => Verdict::Reply,
-            ECHO_REPLY if ours => Verdict::Corrupted,
-            ECHO_REPLY | ECHO_REQUEST => Verdict::NotOurs,
-            // An error carries the packet it is about, ours being an echo request.
+            ECHO_REPLY if ours && self.body == payload => Relation::Reply,
+            ECHO_REPLY if ours => Relation::Corrupted,
+            ECHO_REPLY | ECHO_REQUEST => Relation::Unrelated,
+            // An error contains the packet that caused it, here an echo request.
             _ => match Self::parse(self.body) {
                 Some(about) if about.kind == ECHO_REQUEST && about.identifier == identifier => {
-                    Verdict::Error(self.kind, self.code)
+                    Relation::Error(self.kind, self.code)
                 }
-                _ => Verdict::NotOurs,
+                _ => Relation::Unrelated,
             },
         }
     }
@@ -115,8 +115,8 @@ mod tests {
         on_the_wire(62, &icmp)
     }
 
-    fn verdict(packet: &[u8]) -> Option<Verdict> {
-        Received::parse(packet).map(|message| message.verdict(7, 3, b"hello"))
+    fn relation(packet: &[u8]) -> Option<Relation> {
+        Received::parse(packet).map(|message| message.relation(7, 3, b"hello"))
     }
 
     #[test]
@@ -129,12 +129,12 @@ mod tests {
     #[test]
     fn replies_are_compared_whole() {
         let good = reply(b"hello");
-        assert_eq!(verdict(&good), Some(Verdict::Reply));
+        assert_eq!(relation(&good), Some(Relation::Reply));
         let read = Received::parse(&good).unwrap();
         assert_eq!((read.ttl, read.reply(7)), (62, Some((3, &b"hello"[..]))));
         assert_eq!(read.reply(8), None);
         for other in [&b"hellO"[..], b"hell", b"hello "] {
-            assert_eq!(verdict(&reply(other)), Some(Verdict::Corrupted));
+            assert_eq!(relation(&reply(other)), Some(Relation::Corrupted));
         }
     }
 
@@ -145,8 +145,8 @@ mod tests {
             icmp.extend(on_the_wire(63, &request(identifier, 3, b"hello")));
             on_the_wire(64, &icmp)
         };
-        assert_eq!(verdict(&error(7)), Some(Verdict::Error(3, 1)));
-        assert_eq!(verdict(&error(8)), Some(Verdict::NotOurs));
+        assert_eq!(relation(&error(7)), Some(Relation::Error(3, 1)));
+        assert_eq!(relation(&error(8)), Some(Relation::Unrelated));
     }
 
     #[test]
