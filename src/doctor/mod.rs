@@ -39,7 +39,6 @@ pub(crate) struct Finding {
     /// Name of the check.
     pub(crate) check: &'static str,
     pub(crate) status: FindingStatus,
-    /// What was seen.
     pub(crate) seen: String,
     /// Why that is a problem, or nothing.
     pub(crate) cause: String,

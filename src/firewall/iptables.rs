@@ -123,7 +123,6 @@ fn is_legacy(table: Table, all_prefixes: &[Prefixes], rule: &str) -> bool {
     })
 }
 
-/// Whether a rule names a prefix of this network.
 fn names_prefix_of(network: Ipv4Net, rule: &str) -> bool {
     rule.split(' ').any(|word| is_inside(network, word))
 }

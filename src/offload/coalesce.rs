@@ -359,7 +359,6 @@ impl Coalescer {
 
 /// What became of a packet that met an open group of its flow.
 enum Joined {
-    /// It is in.
     Yes,
     /// It differs, but may begin a group of its own.
     No,

@@ -66,24 +66,6 @@ impl<'a> Ipv6Packet<'a> {
         self.header[6]
     }
 
-    /// Source address.
-    #[inline]
-    #[must_use]
-    pub fn src(&self) -> [u8; 16] {
-        let mut address = [0; 16];
-        address.copy_from_slice(&self.header[8..24]);
-        address
-    }
-
-    /// Destination address.
-    #[inline]
-    #[must_use]
-    pub fn dst(&self) -> [u8; 16] {
-        let mut address = [0; 16];
-        address.copy_from_slice(&self.header[24..40]);
-        address
-    }
-
     /// Source and destination address, as they lie.
     #[inline]
     #[must_use]
@@ -171,7 +153,7 @@ mod tests {
         bytes.push(0xff);
         let ip = Ipv6Packet::parse(&bytes).unwrap();
         assert_eq!(ip.next_header(), 17);
-        assert_eq!((ip.src()[0], ip.dst()[0], ip.dst()[15]), (1, 17, 32));
+        assert!(ip.addresses().iter().copied().eq(1..=32));
         assert_eq!((ip.total_len(), ip.payload()), (52, &[9; 12][..]));
         let plain = Transport {
             protocol: 17,

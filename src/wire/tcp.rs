@@ -8,12 +8,10 @@ pub const MIN_HEADER_LEN: usize = 20;
 /// Where things are in the fixed header.
 mod field {
     pub(super) const SEQ: usize = 4;
-    pub(super) const ACK: usize = 8;
     pub(super) const OFFSET: usize = 12;
     pub(super) const FLAGS: usize = 13;
     pub(super) const WINDOW: usize = 14;
     pub(super) const CHECKSUM: usize = 16;
-    pub(super) const URGENT: usize = 18;
 }
 
 /// The eight flags of byte 13.
@@ -98,32 +96,11 @@ impl<'a> TcpSegment<'a> {
         })
     }
 
-    /// Source port.
-    #[inline]
-    #[must_use]
-    pub const fn src_port(&self) -> u16 {
-        u16::from_be_bytes([self.fixed[0], self.fixed[1]])
-    }
-
-    /// Destination port.
-    #[inline]
-    #[must_use]
-    pub const fn dst_port(&self) -> u16 {
-        u16::from_be_bytes([self.fixed[2], self.fixed[3]])
-    }
-
     /// Sequence number of the first payload byte.
     #[inline]
     #[must_use]
     pub fn seq(&self) -> u32 {
         self.word(field::SEQ)
-    }
-
-    /// Acknowledgment number.
-    #[inline]
-    #[must_use]
-    pub fn ack(&self) -> u32 {
-        self.word(field::ACK)
     }
 
     /// Bytes of header and options, 20 to 60.
@@ -159,13 +136,6 @@ impl<'a> TcpSegment<'a> {
     #[must_use]
     pub const fn checksum(&self) -> [u8; 2] {
         [self.fixed[field::CHECKSUM], self.fixed[field::CHECKSUM + 1]]
-    }
-
-    /// Urgent pointer.
-    #[inline]
-    #[must_use]
-    pub const fn urgent(&self) -> u16 {
-        u16::from_be_bytes([self.fixed[field::URGENT], self.fixed[field::URGENT + 1]])
     }
 
     /// The options, padding included.
@@ -233,11 +203,10 @@ mod tests {
     #[test]
     fn fields_are_where_rfc_9293_puts_them() {
         let tcp = TcpSegment::parse(&SEGMENT).unwrap();
-        assert_eq!((tcp.src_port(), tcp.dst_port()), (8080, 0xc001));
-        assert_eq!((tcp.seq(), tcp.ack()), (0x0102_0304, 0x0506_0708));
+        assert_eq!(tcp.seq(), 0x0102_0304);
         assert_eq!((tcp.header_len(), tcp.reserved()), (24, 1));
         assert_eq!(tcp.flags(), Flags::ACK.with(Flags::PSH));
-        assert_eq!((tcp.window(), tcp.urgent()), (0x1020, 9));
+        assert_eq!(tcp.window(), 0x1020);
         assert_eq!(tcp.checksum(), [0xab, 0xcd]);
         assert_eq!(
             (tcp.options(), tcp.payload()),

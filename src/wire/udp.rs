@@ -22,13 +22,6 @@ impl<'a> UdpDatagram<'a> {
         Some(Self { header, payload })
     }
 
-    /// Source port.
-    #[inline]
-    #[must_use]
-    pub const fn src_port(&self) -> u16 {
-        u16::from_be_bytes([self.header[0], self.header[1]])
-    }
-
     /// Destination port.
     #[inline]
     #[must_use]
@@ -92,7 +85,7 @@ mod tests {
     #[test]
     fn fields_are_where_rfc_768_puts_them() {
         let udp = UdpDatagram::parse(&DATAGRAM).unwrap();
-        assert_eq!((udp.src_port(), udp.dst_port()), (8472, 53));
+        assert_eq!(udp.dst_port(), 53);
         assert_eq!((udp.len_field(), udp.checksum()), (10, [0xab, 0xcd]));
         assert_eq!(
             udp.payload(),

@@ -77,7 +77,6 @@ impl Group {
 
 type Setter = fn(&mut RunOptions, &str) -> Result<(), Invalid>;
 
-/// One flag.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Flag {
     /// Name without dashes.

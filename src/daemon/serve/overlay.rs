@@ -39,7 +39,6 @@ pub(crate) struct Settings {
     pub(crate) device: String,
     /// The overlay network.
     pub(crate) network: Ipv4Net,
-    /// Our subnet.
     pub(crate) subnet: Ipv4Net,
     /// Packet threads; by default one per processor, at most four.
     pub(crate) workers: Option<NonZeroUsize>,

@@ -29,7 +29,6 @@ pub(super) struct KnownIdentity<'a> {
     pub(super) kernel_device: Option<MacAddr>,
     /// The lease that the store holds for our public address.
     pub(super) own_lease: Option<&'a PeerRecord>,
-    /// The subnet in the subnet file.
     pub(super) subnet_file: Option<Ipv4Net>,
 }
 

@@ -45,7 +45,6 @@ pub(crate) struct OfflineCache {
     confirmed: u64,
     /// The network config, as found.
     pub(crate) config: String,
-    /// Our subnet.
     pub(crate) subnet: Ipv4Net,
     /// The address that we published.
     pub(crate) public_ip: Ipv4Addr,

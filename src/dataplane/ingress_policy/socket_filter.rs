@@ -14,7 +14,6 @@ use crate::sys::udp::{Instruction, UdpSocket};
 enum Attached {
     /// Nothing: the workers check every sender.
     Nothing,
-    /// This program.
     Program(Vec<Instruction>),
 }
 

@@ -58,7 +58,6 @@ struct Packet {
     input: Option<String>,
     /// Interface through which it leaves.
     output: Option<String>,
-    /// It is UDP, to this port.
     udp_port: Option<u16>,
 }
 

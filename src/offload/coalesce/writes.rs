@@ -137,7 +137,6 @@ impl Entry {
         self.header = (start as u32, headers.len() as u32);
     }
 
-    /// The first member.
     pub(super) const fn first_member(&self) -> u32 {
         self.chain.0
     }

@@ -369,7 +369,7 @@ fn what_keeps_a_daemon_from_starting_is_named() {
     on_kernel("6.6.45").expect("kernel", "warning", "Linux 6.6.45");
     let found = on_kernel("7.1.2");
     found.expect("kernel", "warning", "Linux 7.1.2");
-    found.expect("offloads", "warning", "mangles datagrams");
+    found.expect("offloads", "warning", "corrupts datagrams");
     let without = "--bounding-set=-net_admin,-net_raw";
     through(
         "setpriv",
