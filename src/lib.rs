@@ -19,11 +19,11 @@
 //!
 //! # The path of a packet
 //!
-//! Outbound: [`dataplane::outbound::encap`] reads a packet from the device, looks up the peer in
+//! [`dataplane::outbound`]: `encap` reads a packet from the device, looks up the peer in
 //! [`route::table`], and puts the encapsulation before it; [`dataplane::outbound::batch`] groups
-//! datagrams that one system call can send, and [`dataplane::outbound::transmit`] sends them.
+//! datagrams that one system call can send, and `transmit` sends them.
 //!
-//! Inbound: [`dataplane::inbound::decap`] receives a batch, [`dataplane::inbound::header_checks`]
+//! [`dataplane::inbound`]: [`dataplane::inbound::decap`] receives a batch, [`dataplane::inbound::header_checks`]
 //! and [`dataplane::ingress_policy`] decide what may pass, and [`dataplane::inbound::deliver`]
 //! merges segments and writes to the device. Every packet that does not pass is counted under
 //! one of [`dataplane::counters::Counter`].

@@ -1,5 +1,5 @@
-//! Finds what keeps the daemon from working. Checks are pure functions of [`facts::Facts`]; only
-//! [`gather`] reads the machine and the datastore.
+//! Finds what keeps the daemon from working. Checks are pure functions of `facts::Facts`; only
+//! `gather` reads the machine and the datastore.
 #![forbid(unsafe_code)]
 
 mod checks;

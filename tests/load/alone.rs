@@ -2,9 +2,16 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// For a test that loads the machine, or measures: other tests at the same time would distort
-/// it. The test has the machine to itself until the guard is dropped.
-pub(crate) fn alone() -> MutexGuard<'static, ()> {
+/// One test has the machine to itself until this is dropped.
+#[must_use]
+pub(crate) struct Alone {
+    _guard: MutexGuard<'static, ()>,
+}
+
+/// For a test that loads the machine, or measures: other tests at the same time would distort it.
+pub(crate) fn alone() -> Alone {
     static MACHINE: Mutex<()> = Mutex::new(());
-    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
+    Alone {
+        _guard: MACHINE.lock().unwrap_or_else(PoisonError::into_inner),
+    }
 }

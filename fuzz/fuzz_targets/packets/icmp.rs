@@ -42,5 +42,5 @@ fn hears(bytes: &[u8]) {
     if let Some((_, body)) = message.reply(7) {
         assert!(body.len() + 28 <= bytes.len());
     }
-    let _ = message.verdict(7, 1, b"nonce");
+    let _ = message.relation(7, 1, b"nonce");
 }

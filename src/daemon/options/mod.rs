@@ -1,4 +1,4 @@
-//! The settings of `uvxlan run`, typed. [`parse`] turns the text of a flag into a value.
+//! The settings of `uvxlan run`, typed. `parse` turns the text of a flag into a value.
 
 pub(crate) mod parse;
 

@@ -124,7 +124,7 @@ fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
 /// a free one. Our own earlier record is written again even if it is equal, so that it lives as
 /// long as this process and not the earlier one.
 ///
-/// [`ownership`](super::ownership) decides whether a lease with our public IP is ours.
+/// `ownership` decides whether a lease with our public IP is ours.
 ///
 /// # Errors
 /// See [`AcquireError`]. After [`AcquireError::Renumber`] and
