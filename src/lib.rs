@@ -23,7 +23,7 @@
 //! [`route::table`], and puts the encapsulation before it; [`dataplane::outbound::batch`] groups
 //! datagrams that one system call can send, and `transmit` sends them.
 //!
-//! [`dataplane::inbound`]: [`dataplane::inbound::decap`] receives a batch, [`dataplane::inbound::header_checks`]
+//! [`dataplane::inbound`]: `decap` receives a batch, [`dataplane::inbound::header_checks`]
 //! and [`dataplane::ingress_policy`] decide what may pass, and [`dataplane::inbound::deliver`]
 //! merges segments and writes to the device. Every packet that does not pass is counted under
 //! one of [`dataplane::counters::Counter`].
