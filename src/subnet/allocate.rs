@@ -1,11 +1,11 @@
-//! Which subnet a new node gets: flannel's rule (`allocateSubnet` in its etcd manager).
+//! Allocation of a subnet for a new node, as flannel's `allocateSubnet`.
 
 use ipnet::Ipv4Net;
 use rand::seq::IteratorRandom;
 
 use super::config::NetworkConfig;
 
-/// flannel chooses among this many free subnets at most, the lowest.
+/// flannel chooses among at most this many free subnets, the lowest ones.
 const CANDIDATES: usize = 100;
 
 /// No subnet is free.
@@ -21,11 +21,11 @@ pub struct OutOfSubnets {
     pub taken: usize,
 }
 
-/// Chooses a subnet that overlaps no taken prefix of any length: uniformly out of the
-/// first hundred free ones from `SubnetMin` on.
+/// Chooses a subnet that overlaps no taken prefix of any length: uniformly among the first hundred
+/// free ones from `SubnetMin` on.
 ///
 /// # Errors
-/// [`OutOfSubnets`] when none is free.
+/// [`OutOfSubnets`] if none is free.
 pub(crate) fn allocate(
     config: &NetworkConfig,
     taken: &[Ipv4Net],
@@ -57,15 +57,14 @@ pub(crate) fn allocate(
     })
 }
 
-/// Whether a lease of an earlier life can be used under this config: flannel's
-/// `isSubnetConfigCompat`.
+/// Whether the config allows this subnet: flannel's `isSubnetConfigCompat`.
 #[must_use]
 pub fn compatible(config: &NetworkConfig, subnet: Ipv4Net) -> bool {
     subnet.prefix_len() == config.subnet_len
         && (config.subnet_min..=config.subnet_max).contains(&subnet.network())
 }
 
-/// Walks candidates and blocked ranges side by side, both ascending.
+/// The free subnets: walks candidates and blocked ranges in parallel, both ascending.
 struct Free<'a> {
     /// Ranges not yet passed, sorted by start.
     blocked: &'a [(u32, u32)],

@@ -1,21 +1,22 @@
 //! flannel's network config: `<prefix>/config`.
 //!
-//! Read as Go's `encoding/json` reads it (keys match in any case, the last duplicate wins,
-//! unknown keys are ignored, `null` leaves the default, a wrong type is an error), checked
-//! as newest flannel's `CheckNetworkConfig` does, with its texts, and beyond that where
-//! flannel leaves the refusal to the kernel (VNI, port, MTU).
+//! Parsed as Go's `encoding/json` does (keys match in any case, the last duplicate wins, unknown
+//! keys are ignored, `null` leaves the default, a wrong type is an error). Checked as the newest
+//! flannel's `CheckNetworkConfig` does, with its messages, and also where flannel leaves the check
+//! to the kernel (VNI, port, MTU).
 
 mod json;
 
+use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
-use self::json::Fields;
+use self::json::Field;
 use crate::wire::Vni;
 use crate::wire::vxlan::DEFAULT_PORT;
 
-/// Backend types of flannel, for the answer to a type that is not ours.
+/// Other backend types of flannel, for the error message.
 const OTHER_BACKENDS: [&str; 9] = [
     "udp",
     "host-gw",
@@ -39,7 +40,7 @@ pub struct NetworkConfig {
     pub subnet_min: Ipv4Addr,
     /// Last subnet that may be leased.
     pub subnet_max: Ipv4Addr,
-    /// The IPv6 side, where enabled. Checked; the packet loop does not carry it yet.
+    /// The IPv6 part, if enabled. Checked, but not forwarded yet.
     pub ipv6: Option<Ipv6Config>,
     /// nftables instead of iptables.
     pub enable_nftables: bool,
@@ -47,7 +48,7 @@ pub struct NetworkConfig {
     pub backend: VxlanConfig,
 }
 
-/// The IPv6 side of a dual stack network.
+/// The IPv6 part of a dual stack network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ipv6Config {
     /// The overlay network.
@@ -83,34 +84,34 @@ pub enum ConfigError {
     /// Not JSON, or a value of the wrong type.
     #[error("error decoding: {0}")]
     Json(String),
-    /// A check of flannel failed; its text.
+    /// A check of flannel failed; its message.
     #[error("{0}")]
     Check(String),
     /// No backend type is given, or flannel's `udp`.
     #[error(
-        "the config {found}, which does not mix with vxlan nodes; put \"Backend\": {{\"Type\": \
+        "the config {found}, which does not interoperate with vxlan nodes; put \"Backend\": {{\"Type\": \
          \"vxlan\"}} into the config, or start with --backend-default vxlan"
     )]
     BackendUnclear {
         /// What the config says.
         found: &'static str,
     },
-    /// A backend of flannel's that this program is not.
+    /// Another backend.
     #[error("backend type {found:?} is not supported; supported is: vxlan{hint}")]
     Backend {
         /// The type, in lower case.
         found: String,
-        /// More, where the type is one of flannel's.
+        /// A hint, if the type is one of flannel's.
         hint: &'static str,
     },
 }
 
 impl NetworkConfig {
-    /// Parses and checks. `backend_default` is the type to take where the config names
-    /// none, or `udp`.
+    /// Parses and checks. `backend_default` is the type to assume if the config names none, or
+    /// `udp`.
     ///
     /// # Errors
-    /// [`ConfigError`] with flannel's text where flannel has one.
+    /// [`ConfigError`], with flannel's message if flannel has one.
     pub fn parse(text: &[u8], backend_default: Option<&str>) -> Result<Self, ConfigError> {
         let mut raw = Raw::default();
         json::for_each_field(text, |key, field| raw.set(key, field))?;
@@ -138,7 +139,7 @@ impl NetworkConfig {
         })
     }
 
-    /// Keys of the config that are understood and have no effect yet, for one warning each.
+    /// Keys in the config that have no effect yet, for one warning each.
     #[must_use]
     pub fn without_effect(&self) -> Vec<&'static str> {
         let keys = [
@@ -157,7 +158,7 @@ fn check(text: impl Into<String>) -> ConfigError {
     ConfigError::Check(text.into())
 }
 
-/// The config as written, before checks.
+/// The config before checks.
 #[derive(Debug)]
 struct Raw {
     network: Option<Ipv4Net>,
@@ -194,8 +195,8 @@ impl Default for Raw {
 }
 
 impl Raw {
-    /// `key` comes in lower case.
-    fn set(&mut self, key: &str, field: &Fields<'_>) -> Result<(), ConfigError> {
+    /// `key` is in lower case.
+    fn set(&mut self, key: &str, field: &Field<'_>) -> Result<(), ConfigError> {
         match key {
             "network" => self.network = Some(field.parsed::<Ipv4Net>()?.trunc()),
             "subnetlen" => self.subnet_len = field.unsigned()?,
@@ -221,30 +222,10 @@ impl Raw {
             .ok_or_else(|| {
                 check("please define a correct Network parameter in the flannel config")
             })?;
-        let prefix_len = network.prefix_len();
-        let subnet_len = subnet_len(self.subnet_len, prefix_len, 32)?;
-        let size = 1u32 << (32 - subnet_len);
-        let base = network.network().to_bits();
-        let end = network.broadcast().to_bits();
-        let unset = |address: &Ipv4Addr| !address.is_unspecified();
-        let min = self
-            .subnet_min
-            .filter(unset)
-            .unwrap_or(Ipv4Addr::from_bits(base + size));
-        let max = self
-            .subnet_max
-            .filter(unset)
-            .unwrap_or(Ipv4Addr::from_bits(end - (size - 1)));
-        for (name, address) in [("SubnetMin", min), ("SubnetMax", max)] {
-            if !network.contains(&address) {
-                return Err(check(format!("{name} is not in the range of the Network")));
-            }
-            if address.to_bits() & (size - 1) != 0 {
-                return Err(check(format!(
-                    "{name} is not on a SubnetLen boundary: {address}"
-                )));
-            }
-        }
+        let subnet_len = subnet_len(self.subnet_len, network.prefix_len(), 32)?;
+        let ends = (network.network(), network.broadcast());
+        let given = (self.subnet_min, self.subnet_max);
+        let (min, max) = subnet_range("", ends, subnet_len, given)?;
         Ok((network, subnet_len, min, max))
     }
 
@@ -256,40 +237,81 @@ impl Raw {
                 check("please define a correct IPv6Network parameter in the flannel config")
             })?;
         let subnet_len = subnet_len(self.ipv6_subnet_len, network.prefix_len(), 128)?;
-        let size = 1u128 << (128 - subnet_len);
-        let base = network.network().to_bits();
-        let end = network.broadcast().to_bits();
-        let unset = |address: &Ipv6Addr| !address.is_unspecified();
-        let min = self
-            .ipv6_subnet_min
-            .filter(unset)
-            .unwrap_or(Ipv6Addr::from_bits(base + size));
-        let max = self
-            .ipv6_subnet_max
-            .filter(unset)
-            .unwrap_or(Ipv6Addr::from_bits(end - (size - 1)));
-        for (name, address) in [("IPv6SubnetMin", min), ("IPv6SubnetMax", max)] {
-            if !network.contains(&address) {
-                return Err(check(format!(
-                    "{name} is not in the range of the IPv6Network"
-                )));
-            }
-            if address.to_bits() & (size - 1) != 0 {
-                return Err(check(format!(
-                    "{name} is not on a SubnetLen boundary: {address}"
-                )));
-            }
-        }
+        let ends = (network.network(), network.broadcast());
+        let given = (self.ipv6_subnet_min, self.ipv6_subnet_max);
+        let (subnet_min, subnet_max) = subnet_range("IPv6", ends, subnet_len, given)?;
         Ok(Ipv6Config {
             network,
             subnet_len,
-            subnet_min: min,
-            subnet_max: max,
+            subnet_min,
+            subnet_max,
         })
     }
 }
 
-/// The subnet length: given and checked, or computed, for addresses of 32 or 128 bits.
+/// An address of either family, as a number.
+trait Address: Copy + fmt::Display {
+    const BITS: u8;
+    fn number(self) -> u128;
+    fn of_number(number: u128) -> Self;
+}
+
+impl Address for Ipv4Addr {
+    const BITS: u8 = 32;
+
+    fn number(self) -> u128 {
+        self.to_bits().into()
+    }
+
+    fn of_number(number: u128) -> Self {
+        Self::from_bits(u32::try_from(number).unwrap_or(u32::MAX))
+    }
+}
+
+impl Address for Ipv6Addr {
+    const BITS: u8 = 128;
+
+    fn number(self) -> u128 {
+        self.to_bits()
+    }
+
+    fn of_number(number: u128) -> Self {
+        Self::from_bits(number)
+    }
+}
+
+/// First and last subnet of a network with these first and last addresses: `given` and checked, or
+/// by default all but the first. `prefix` is that of the keys.
+fn subnet_range<A: Address>(
+    prefix: &str,
+    network: (A, A),
+    subnet_len: u8,
+    given: (Option<A>, Option<A>),
+) -> Result<(A, A), ConfigError> {
+    let size = 1u128 << (A::BITS - subnet_len);
+    let (first, last) = (network.0.number(), network.1.number());
+    let or = |given: Option<A>, default| {
+        let given = given.filter(|address| address.number() != 0);
+        given.unwrap_or(A::of_number(default))
+    };
+    let min = or(given.0, first + size);
+    let max = or(given.1, last - (size - 1));
+    for (name, address) in [("SubnetMin", min), ("SubnetMax", max)] {
+        if !(first..=last).contains(&address.number()) {
+            return Err(check(format!(
+                "{prefix}{name} is not in the range of the {prefix}Network"
+            )));
+        }
+        if address.number() & (size - 1) != 0 {
+            return Err(check(format!(
+                "{prefix}{name} is not on a SubnetLen boundary: {address}"
+            )));
+        }
+    }
+    Ok((min, max))
+}
+
+/// The subnet length for addresses of 32 or 128 bits: given and checked, or computed.
 fn subnet_len(given: u64, prefix_len: u8, bits: u8) -> Result<u8, ConfigError> {
     let (name, usual, smallest) = match bits {
         32 => ("network", 24, 28),
@@ -348,12 +370,12 @@ fn backend(text: Option<&str>, default: Option<&str>) -> Result<VxlanConfig, Con
         })?;
     }
     let unclear = match kind.as_deref() {
-        None if text.is_none() => Some(
-            "has no Backend: flannel's documentation says that this is vxlan, its code takes udp",
-        ),
+        None if text.is_none() => {
+            Some("has no Backend: by flannel's documentation this means vxlan, by its code udp")
+        }
         None | Some("") => Some(
-            "has a Backend without Type: flannel's documentation says that this is vxlan, its \
-             code takes udp",
+            "has a Backend without Type: by flannel's documentation this means vxlan, by its code \
+             udp",
         ),
         Some("udp") => Some("has flannel's backend type udp"),
         Some(_) => None,

@@ -8,8 +8,8 @@ use ipnet::{Ipv4Net, Ipv6Net};
 
 /// The name of a lease's record: its subnet, and an IPv6 subnet in dual stack networks.
 ///
-/// Stricter than flannel's regular expression (`ParseSubnetKey`): anchored at both ends,
-/// canonical addresses, no host bits, no leading zeros. What flannel writes passes.
+/// The parser is stricter than flannel's regular expression (`ParseSubnetKey`): anchored at both
+/// ends, canonical addresses, no host bits, no leading zeros. All keys that flannel writes pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SubnetKey {
     /// The IPv4 subnet.
@@ -18,16 +18,16 @@ pub struct SubnetKey {
     pub v6: Option<Ipv6Net>,
 }
 
-/// Why a name is no subnet key.
+/// Why a name is not a subnet key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// Not of the form `a.b.c.d-len`.
     #[error("not of the form a.b.c.d-len")]
     Form,
-    /// A prefix length that no subnet has: 0, or one that leaves no hosts.
+    /// The prefix length is 0, or leaves no hosts.
     #[error("impossible prefix length")]
     Length,
-    /// The address has bits behind the prefix, or is not written canonically.
+    /// The address has host bits, or is not written canonically.
     #[error("address is not the subnet's own, canonically written")]
     NotCanonical,
 }
@@ -77,12 +77,12 @@ fn parse_v6(text: &str) -> Result<Ipv6Net, KeyError> {
     Ipv6Net::new(address, prefix_len(length, 127)?).map_err(|_| KeyError::Length)
 }
 
-fn prefix_len(text: &str, most: u8) -> Result<u8, KeyError> {
+fn prefix_len(text: &str, longest: u8) -> Result<u8, KeyError> {
     if text.is_empty() || text.len() > 3 || !text.bytes().all(|b| b.is_ascii_digit()) {
         return Err(KeyError::Form);
     }
     match text.parse() {
-        Ok(length) if (1..=most).contains(&length) => Ok(length),
+        Ok(length) if (1..=longest).contains(&length) => Ok(length),
         _ => Err(KeyError::Length),
     }
 }

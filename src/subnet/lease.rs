@@ -1,26 +1,25 @@
-//! A lease as flannel writes it: who holds a subnet, and how to reach them.
+//! A lease as flannel writes it: who holds a subnet, and how to reach that host.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::Ipv4Net;
 use serde::de::{DeserializeOwned, Error as _};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use crate::wire::{MacAddr, Vni, probe};
 
-/// The only backend type that this program speaks, compared case-sensitively in leases
-/// as flannel does.
+/// The only backend type of this program. Like flannel, leases are compared case-sensitively.
 pub const BACKEND_TYPE: &str = "vxlan";
 
-/// The value stored under a subnet key, byte for byte as newest flannel writes it:
-/// fields in this order, no blanks, `PublicIPv6` always present; then fields of ours.
+/// The value of a subnet key, byte for byte as the newest flannel writes it: fields in this order,
+/// no blanks, `PublicIPv6` always present; then our own fields.
 ///
-/// v0.11 of flannel has no `PublicIPv6` and no `VNI`; both are optional when read.
+/// flannel v0.11 has no `PublicIPv6` and no `VNI`, so both are optional.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LeaseAttrs {
-    /// Address to which VXLAN datagrams for the subnet go.
+    /// Destination of VXLAN datagrams for the subnet.
     #[serde(rename = "PublicIP")]
     pub public_ip: Ipv4Addr,
     /// IPv6 counterpart, `null` when unset.
@@ -33,7 +32,7 @@ pub struct LeaseAttrs {
         skip_serializing_if = "String::is_empty"
     )]
     pub backend_type: String,
-    /// What the backend publishes, kept raw so that foreign backends round-trip.
+    /// The backend's data, kept raw so that other backends' data round-trips.
     #[serde(
         rename = "BackendData",
         default,
@@ -47,7 +46,7 @@ pub struct LeaseAttrs {
         skip_serializing_if = "Option::is_none"
     )]
     pub backend_v6_data: Option<Box<RawValue>>,
-    /// The machine that wrote it, where it was one of ours.
+    /// The machine that wrote it, if this program did.
     #[serde(
         rename = "Node",
         default,
@@ -55,7 +54,7 @@ pub struct LeaseAttrs {
         skip_serializing_if = "Option::is_none"
     )]
     pub node: Option<NodeId>,
-    /// The installation and boot that wrote it, where it was one of ours.
+    /// The installation and boot that wrote it, if this program did.
     #[serde(
         rename = "Instance",
         default,
@@ -63,7 +62,8 @@ pub struct LeaseAttrs {
         skip_serializing_if = "Option::is_none"
     )]
     pub instance: Option<NodeId>,
-    /// Somebody asks the holder whether it lives: it answers by writing its value anew.
+    /// Another host asks the holder whether it is alive: the holder answers by writing its value
+    /// again.
     #[serde(
         rename = "Challenge",
         default,
@@ -71,12 +71,12 @@ pub struct LeaseAttrs {
         skip_serializing_if = "Option::is_none"
     )]
     pub challenge: Option<NodeId>,
-    /// Version of the probes ([`crate::wire::probe`]) that its holder answers. A flannel that
-    /// takes the lease over writes it anew, without this.
+    /// Version of the probes ([`crate::wire::probe`]) that its holder answers. A flannel that takes
+    /// over the lease drops this field.
     #[serde(
         rename = "Probe",
         default,
-        deserialize_with = "lenient_version",
+        deserialize_with = "lenient",
         skip_serializing_if = "Option::is_none"
     )]
     pub probe: Option<u32>,
@@ -93,25 +93,31 @@ pub struct VxlanData {
     pub vtep_mac: MacAddr,
 }
 
-/// The shape of a lease's value.
+/// The format of a lease's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LeaseForm {
     /// As flannel since v0.15 writes it: with `PublicIPv6` and `VNI`.
     Newest,
-    /// As flannel v0.11 writes it: without both. Its readers would ignore them, but
-    /// people compare.
+    /// As flannel v0.11 writes it: without both. Its parser would ignore them, but people compare
+    /// values.
     V011,
 }
 
-/// Who wrote a lease: a number behind flannel's own fields, where every flannel ignores it.
-/// Not in `BackendData`, whose text flannel cuts apart to reuse a MAC.
+/// Who wrote a lease: a number after flannel's own fields, which every flannel ignores. It is not
+/// in `BackendData`, because flannel extracts its MAC from that text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct NodeId(u64);
 
+impl From<u64> for NodeId {
+    fn from(number: u64) -> Self {
+        Self(number)
+    }
+}
+
 impl NodeId {
-    /// The number of a machine by its `/etc/machine-id`, hashed: the id itself is not to
-    /// be published (machine-id(5)). Below 2^53, so that every JSON reader keeps it.
+    /// A hash of `/etc/machine-id`, because the id itself must not be published (machine-id(5)).
+    /// Below 2^53, so that every JSON parser keeps it.
     #[must_use]
     pub(crate) fn of_machine(machine_id: &str) -> Option<Self> {
         let machine_id = machine_id.trim();
@@ -119,9 +125,8 @@ impl NodeId {
         known.then(|| Self::digest(&format!("uvxlan {machine_id}")))
     }
 
-    /// The number of an installation, by a secret that lies in its state directory, in one
-    /// boot of its kernel. A clone of the machine has another boot, one without the state
-    /// directory another secret too.
+    /// A hash of a secret in the state directory and of the boot. A clone of the machine has
+    /// another boot id; one without the state directory also has another secret.
     #[must_use]
     pub fn of_instance(secret: &str, boot_id: &str) -> Self {
         Self::digest(&format!(
@@ -131,7 +136,7 @@ impl NodeId {
         ))
     }
 
-    /// Any number, good for asking.
+    /// A random number, for a challenge.
     #[must_use]
     pub(crate) const fn of_bits(bits: u64) -> Self {
         Self(bits >> 11)
@@ -147,16 +152,16 @@ impl NodeId {
     }
 }
 
-/// A subnet with what its holder published.
+/// Our own lease.
 #[derive(Debug, Clone)]
 pub struct Lease {
     /// The leased subnet.
     pub subnet: Ipv4Net,
     /// The published value.
     pub attrs: LeaseAttrs,
-    /// Store revision at which the record was last written: the base of a compare.
+    /// Store revision of the last write, for compare-and-swap.
     pub revision: i64,
-    /// A record without time to live: a reservation, kept so.
+    /// The record has no time to live: it is a reservation, and stays one.
     pub reserved: bool,
 }
 
@@ -164,7 +169,7 @@ impl LeaseAttrs {
     /// What a vxlan node publishes.
     ///
     /// # Errors
-    /// Never in practice: the data is plain.
+    /// Never in practice.
     pub fn vxlan(public_ip: Ipv4Addr, data: VxlanData) -> serde_json::Result<Self> {
         Ok(Self {
             public_ip,
@@ -179,28 +184,28 @@ impl LeaseAttrs {
         })
     }
 
-    /// The same, naming the machine that writes it.
+    /// Names the machine that writes it.
     #[must_use]
     pub(crate) const fn with_node(mut self, node: NodeId) -> Self {
         self.node = Some(node);
         self
     }
 
-    /// The same, naming the installation that writes it.
+    /// Names the installation that writes it.
     #[must_use]
     pub const fn with_instance(mut self, instance: NodeId) -> Self {
         self.instance = Some(instance);
         self
     }
 
-    /// The same, asking its holder whether it lives.
+    /// Asks its holder whether it is alive.
     #[must_use]
     pub(crate) const fn with_challenge(mut self, challenge: NodeId) -> Self {
         self.challenge = Some(challenge);
         self
     }
 
-    /// The same, promising to answer probes.
+    /// Announces that we answer probes.
     #[must_use]
     pub(crate) fn with_probe(mut self) -> Self {
         self.probe = Some(probe::VERSION.into());
@@ -213,10 +218,10 @@ impl LeaseAttrs {
         self.probe == Some(probe::VERSION.into())
     }
 
-    /// Reads a value.
+    /// Parses a value.
     ///
     /// # Errors
-    /// When the bytes are no JSON object with these fields.
+    /// If the bytes are not a JSON object with these fields.
     pub fn decode(value: &[u8]) -> serde_json::Result<Self> {
         object(value)
     }
@@ -224,15 +229,15 @@ impl LeaseAttrs {
     /// The value's bytes, in the newest form.
     ///
     /// # Errors
-    /// Never in practice: the fields are plain.
+    /// Never in practice.
     pub fn encode(&self) -> serde_json::Result<Vec<u8>> {
         serde_json::to_vec(self)
     }
 
-    /// The value's bytes in a form.
+    /// The value's bytes in this form.
     ///
     /// # Errors
-    /// Never in practice: the fields are plain.
+    /// Never in practice.
     pub fn encode_as(&self, form: LeaseForm) -> serde_json::Result<Vec<u8>> {
         if form == LeaseForm::Newest {
             return self.encode();
@@ -257,18 +262,13 @@ impl LeaseAttrs {
     }
 }
 
-/// A number of ours; what somebody else has under its name is not.
-fn lenient<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<NodeId>, D::Error> {
+/// One of our numbers; anything else under its name is ignored.
+fn lenient<'de, T: TryFrom<u64>, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
     let found = serde_json::Value::deserialize(from)?;
-    Ok(found.as_u64().map(NodeId))
+    Ok(found.as_u64().and_then(|number| T::try_from(number).ok()))
 }
 
-fn lenient_version<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
-    let found = serde_json::Value::deserialize(from)?;
-    Ok(found.as_u64().and_then(|number| u32::try_from(number).ok()))
-}
-
-/// [`LeaseForm::V011`], with our fields behind.
+/// [`LeaseForm::V011`], then our own fields.
 #[derive(Serialize)]
 struct V011<'a> {
     #[serde(rename = "PublicIP")]
@@ -288,17 +288,14 @@ struct V011<'a> {
 }
 
 impl VxlanData {
-    /// Reads a lease's `BackendData`.
-    ///
-    /// # Errors
-    /// When it is no JSON object with these fields, or one is out of range.
+    /// Parses a lease's `BackendData`.
     pub(crate) fn decode(data: &RawValue) -> serde_json::Result<Self> {
         object(data.get().as_bytes())
     }
 }
 
-/// Reads an object. serde's derived readers take an array of the fields too; flannel's do
-/// not, and a record must not be a lease to some nodes only.
+/// Parses an object. serde's derived parsers also accept an array of the fields; flannel's does
+/// not, and all nodes must agree on what is a lease.
 fn object<T: DeserializeOwned>(json: &[u8]) -> serde_json::Result<T> {
     if !json.trim_ascii_start().starts_with(b"{") {
         return Err(serde_json::Error::custom("expected a JSON object"));

@@ -1,7 +1,7 @@
-//! What of a record in the store is believed: outside input, each field checked.
+//! Validation of records: they are external input, so each field is checked.
 //!
-//! flannel checks next to nothing here; one writable prefix in etcd would be a route on
-//! every node. A record that fails costs itself alone.
+//! flannel checks next to nothing here, so anybody who can write to the prefix in etcd can set
+//! routes on every node. An invalid record affects only itself.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -21,7 +21,7 @@ pub(crate) const MAX_VALUE_LEN: usize = 64 * 1024;
 /// Deepest nesting that is parsed; a lease has two levels.
 pub(crate) const MAX_DEPTH: usize = 16;
 
-/// What a record is checked against.
+/// The network that a record must fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Context {
     /// The overlay network.
@@ -30,33 +30,33 @@ pub struct Context {
     pub vni: Vni,
 }
 
-/// A record that can be a vxlan node's.
+/// A valid record of a vxlan node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerRecord {
     /// The leased subnet.
     pub subnet: Ipv4Net,
-    /// Where its datagrams go.
+    /// Destination of its datagrams.
     pub public_ip: Ipv4Addr,
     /// Its VTEP.
     pub vxlan: VxlanData,
-    /// Whether it promises to answer our probes.
+    /// Whether it announces that it answers our probes.
     pub answers_probes: bool,
 }
 
 macro_rules! rejections {
     ($($(#[$doc:meta])* $name:ident => $label:literal, $text:literal;)*) => {
-        /// Why a record is not believed.
+        /// Why a record is refused.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Rejection { $($(#[$doc])* $name,)* }
 
         impl Rejection {
-            /// The stable name, for machines.
+            /// The stable name, for metrics and JSON.
             #[must_use]
             pub(crate) const fn label(self) -> &'static str {
                 match self { $(Self::$name => $label,)* }
             }
 
-            /// The reason, for people.
+            /// The reason, for logs.
             #[must_use]
             pub const fn text(self) -> &'static str {
                 match self { $(Self::$name => $text,)* }
@@ -66,19 +66,19 @@ macro_rules! rejections {
 }
 
 rejections! {
-    /// The key is no canonical subnet key.
+    /// The key is not a canonical subnet key.
     Key => "key", "the key is not of the form a.b.c.d-len, canonically written";
     /// The subnet lies outside the network.
     OutsideNetwork => "outside_network", "the subnet is not inside the network";
     /// The value is larger than any lease.
     TooLarge => "too_large", "the value is larger than 64 KiB";
-    /// The value is no lease.
+    /// The value is not a lease.
     Value => "value", "the value is not a lease in flannel's JSON";
     /// Another backend of flannel.
     OtherBackend => "other_backend", "the lease is of another backend type";
-    /// The public address cannot be a host's, or lies inside the overlay.
+    /// The public address is not a host's, or is inside the overlay.
     PublicIp => "public_ip", "PublicIP cannot be the address of a host outside the overlay";
-    /// The backend data is missing or no vxlan data.
+    /// The backend data is missing or is not vxlan data.
     BackendData => "backend_data", "BackendData is not {\"VNI\":…,\"VtepMAC\":\"…\"}";
     /// The MAC is multicast or zero.
     VtepMac => "vtep_mac", "VtepMAC is multicast or zero";
@@ -86,28 +86,28 @@ rejections! {
     OtherVni => "other_vni", "the VNI is not this network's";
     /// Our own public address, under a subnet that is not ours.
     OwnAddress => "own_address", "PublicIP is our own";
-    /// The subnet is not of the length that the network config hands out.
-    PrefixLen => "prefix_len", "the prefix length is not the network's SubnetLen (--mixed-lengths takes others)";
-    /// The JSON is nested deeper than any lease's.
+    /// The prefix length is not the network config's.
+    PrefixLen => "prefix_len", "the prefix length is not the network's SubnetLen (--mixed-lengths accepts others)";
+    /// The JSON is nested deeper than a lease.
     TooDeep => "too_deep", "the value is nested deeper than 16 levels";
-    /// The subnet holds an address that this host needs outside the overlay.
-    Protected => "protected", "the subnet holds an address that this host needs outside the overlay";
-    /// Another accepted lease has the same public address.
+    /// The subnet contains an address that this host needs outside the overlay.
+    Protected => "protected", "the subnet contains an address that this host needs outside the overlay";
+    /// An older lease has the same public address.
     DuplicateAddress => "duplicate_address", "PublicIP is that of an older lease";
     /// Our own MAC.
     OwnMac => "own_mac", "VtepMAC is our own";
-    /// Another accepted lease has the same MAC: noted only, the record is in force.
+    /// Another lease has the same MAC: logged only, the record is in force.
     DuplicateMac => "duplicate_mac", "VtepMAC is also another lease's; both are in force";
     /// More records than one network may have.
     TooMany => "too_many", "there are 65536 leases already";
-    /// The subnet overlaps an older record's.
+    /// The subnet overlaps that of an older lease, or our own.
     Overlap => "overlap", "the subnet overlaps that of an older lease, or our own";
 }
 
-/// Checks one record by itself.
+/// Checks one record on its own.
 ///
 /// # Errors
-/// The first check that failed.
+/// The first check that fails.
 pub fn check(name: &str, value: &[u8], context: &Context) -> Result<PeerRecord, Rejection> {
     let key: SubnetKey = name.parse().map_err(|_| Rejection::Key)?;
     let subnet = key.v4;
@@ -148,7 +148,7 @@ pub fn check(name: &str, value: &[u8], context: &Context) -> Result<PeerRecord, 
     })
 }
 
-/// No subnet may lie in these, whatever the network config says.
+/// No subnet may overlap these, whatever the network config says.
 const MARTIANS: [Ipv4Net; 4] = [
     Ipv4Net::new_assert(Ipv4Addr::new(0, 0, 0, 0), 8),
     Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8),
@@ -156,9 +156,9 @@ const MARTIANS: [Ipv4Net; 4] = [
     Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 3),
 ];
 
-/// Whether brackets outside strings nest deeper than `most`. Reads bytes only: it runs
-/// before anything is parsed.
-fn is_deeper_than(json: &[u8], most: usize) -> bool {
+/// Whether brackets outside strings nest deeper than `limit`. Runs on bytes, before anything is
+/// parsed.
+fn is_deeper_than(json: &[u8], limit: usize) -> bool {
     let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
     for byte in json {
         match byte {
@@ -170,16 +170,16 @@ fn is_deeper_than(json: &[u8], most: usize) -> bool {
             b'}' | b']' => depth = depth.saturating_sub(1),
             _ => {}
         }
-        if depth > most {
+        if depth > limit {
             return true;
         }
     }
     false
 }
 
-/// JSON in which no object has a member twice. flannel's reader (Go) takes the last of them,
-/// and does not tell upper from lower case, so `PublicIP` and `publicip` would be one to
-/// flannel's nodes and two to us.
+/// JSON in which no object has a member twice. flannel's parser (Go) takes the last one and
+/// ignores case, so `PublicIP` and `publicip` would be one member for flannel's nodes and two for
+/// us.
 struct Unambiguous;
 
 impl<'de> Deserialize<'de> for Unambiguous {
@@ -192,16 +192,16 @@ impl<'de> Visitor<'de> for Unambiguous {
     type Value = Self;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON without a member twice")
+        f.write_str("JSON without duplicate members")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self, A::Error> {
         let mut seen = HashSet::new();
         while let Some(key) = map.next_key::<String>()? {
-            // Go folds a few letters beyond ASCII too: the Kelvin sign, the long s.
+            // Go also folds a few letters beyond ASCII: the Kelvin sign, the long s.
             let folded = key.to_uppercase().to_lowercase();
             if !seen.insert(folded) {
-                return Err(A::Error::custom("a member twice"));
+                return Err(A::Error::custom("a duplicate member"));
             }
             map.next_value::<Self>()?;
         }
@@ -238,8 +238,8 @@ impl<'de> Visitor<'de> for Unambiguous {
     }
 }
 
-/// Whether an address can be a host's on a network: not 0/8, loopback, link-local,
-/// multicast, 240/4 or broadcast.
+/// Whether an address can be a host's: not 0/8, loopback, link-local, multicast, 240/4 or
+/// broadcast.
 fn is_host(address: Ipv4Addr) -> bool {
     let first = address.octets()[0];
     first != 0 && first < 224 && !address.is_loopback() && !address.is_link_local()
@@ -260,7 +260,7 @@ mod tests {
     const GOOD: &str = r#"{"PublicIP":"10.211.55.101","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"f6:df:b4:d0:5d:72"}}"#;
 
     #[test]
-    fn leases_of_every_flannel_are_believed() {
+    fn leases_of_every_flannel_are_accepted() {
         let v0_11 = r#"{"PublicIP":"10.211.55.101","BackendType":"vxlan","BackendData":{"VtepMAC":"f6:df:b4:d0:5d:72"}}"#;
         let extended = GOOD.replace("{\"VNI\"", "{\"Node\":\"x\",\"VNI\"");
         for value in [GOOD, v0_11, &extended] {
@@ -398,7 +398,7 @@ mod tests {
             let found = check("172.20.97.0-24", text.as_bytes(), &context());
             assert_eq!(found, Err(Rejection::Value), "{twin}");
         }
-        // Nodes of others are no business of ours.
+        // Unknown members of other programs are ignored.
         let foreign = GOOD.replacen('{', "{\"Node\":\"a-name\",\"unknown\":1,", 1);
         assert!(check("172.20.97.0-24", foreign.as_bytes(), &context()).is_ok());
     }

@@ -1,4 +1,4 @@
-//! JSON objects as Go's `encoding/json` reads them into a struct.
+//! Parses JSON objects as Go's `encoding/json` does for a struct.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,12 +10,12 @@ use super::{ConfigError, check};
 
 /// One value of an object, and its key for messages.
 #[derive(Debug)]
-pub(super) struct Fields<'a> {
+pub(super) struct Field<'a> {
     key: &'a str,
     value: &'a RawValue,
 }
 
-/// The members of an object in the order they are written, duplicates included.
+/// The members of an object in their order, with duplicates.
 struct Members<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
@@ -40,23 +40,23 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
     }
 }
 
-/// Calls `each` with every member that is not `null`, its key in lower case. A `null`
-/// where an object belongs has no members, as in Go.
+/// Calls `each` with every member that is not `null`, its key in lower case. `null` instead of an
+/// object has no members, as in Go.
 pub(super) fn for_each_field(
     text: &[u8],
-    mut each: impl FnMut(&str, &Fields<'_>) -> Result<(), ConfigError>,
+    mut each: impl FnMut(&str, &Field<'_>) -> Result<(), ConfigError>,
 ) -> Result<(), ConfigError> {
     let members: Option<Members<'_>> =
         serde_json::from_slice(text).map_err(|error| ConfigError::Json(error.to_string()))?;
     for (key, value) in members.map(|members| members.0).unwrap_or_default() {
         if value.get() != "null" {
-            each(&key.to_ascii_lowercase(), &Fields { key: &key, value })?;
+            each(&key.to_ascii_lowercase(), &Field { key: &key, value })?;
         }
     }
     Ok(())
 }
 
-impl<'a> Fields<'a> {
+impl<'a> Field<'a> {
     pub(super) fn raw(&self) -> &'a str {
         self.value.get()
     }
@@ -73,7 +73,7 @@ impl<'a> Fields<'a> {
         self.typed("true or false")
     }
 
-    /// A string that reads as `T`: an address or a prefix.
+    /// A string that parses as `T`: an address or a prefix.
     pub(super) fn parsed<T: FromStr<Err: fmt::Display>>(&self) -> Result<T, ConfigError> {
         let text = self.string()?;
         text.parse()
