@@ -13,6 +13,7 @@ use uvxlan::route::peer::{PeerId, RemoteVtep};
 use uvxlan::route::publish::Routes;
 use uvxlan::route::table::RouteTable;
 use uvxlan::sys::tun::{self, TunOffload, TunOptions};
+use uvxlan::testbed::traffic::{PingRequest, ping};
 use uvxlan::testbed::{
     Container, Host, KernelVxlan, Node, Topology, UNDERLAY_DEVICE, available, kernel_has_vxlan,
 };
@@ -191,6 +192,13 @@ impl Overlay {
         let mtu = u32::from(MTU);
         let in_kernel = kernel.add_container(kernel_subnet(), mtu).unwrap();
         let in_ours = ours.add_container(our_subnet(), mtu).unwrap();
+        // The first packets over new links may be lost, before anything that is tested here.
+        let request = PingRequest {
+            count: 1,
+            ..PingRequest::new(in_kernel.address())
+        };
+        let reached = (0..10).any(|_| ping(in_ours.namespace(), request).unwrap().is_complete());
+        assert!(reached, "the containers reach each other");
         Self {
             topology,
             vxlan,
